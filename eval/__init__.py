@@ -1,0 +1,1 @@
+"""Benchmarks and the data, training and reports behind every figure in the README."""

@@ -1,0 +1,141 @@
+"""What a pruned prompt really cost, beside what it would have cost unpruned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers.cache_utils import Cache
+
+from tokenprune.attach.forward import Forward
+from tokenprune.core.flops import LayerShape, field_flops, layer_flops
+
+if TYPE_CHECKING:
+    from tokenprune.attach.run import Run
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage: visual tokens of each batch row before and after it, and what its selection took."""
+
+    at: int
+    method: str
+    before: list[int]
+    after: list[int]
+    selection_ms: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last prompt. Token counts are visual tokens summed over the batch; FLOPs and bytes are of its prefill.
+
+    average_tokens: visual tokens that a decoder layer processes, mean over layers; final_tokens: in the last layer.
+    flops: this model's decoder layers, text included, causal attention. field_flops: the papers' image-only formula.
+    kv_bytes: keys and values in the cache after the prompt (None where no cache was used).
+    """
+
+    method: str
+    positions: str
+    stages: list[StageReport]
+    tokens: int
+    average_tokens: float
+    final_tokens: int
+    layer_tokens: list[int]
+    flops: int
+    dense_flops: int
+    field_flops: int
+    dense_field_flops: int
+    kv_bytes: int | None
+    dense_kv_bytes: int | None
+    selection_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        table = Table(title=f"{self.method}, positions {self.positions}")
+        for column in ("", "dense", "pruned", "kept"):
+            table.add_column(column, justify="right" if column else "left")
+        for stage in self.stages:
+            before, after = sum(stage.before), sum(stage.after)
+            place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
+            table.add_row(f"visual tokens {place} ({stage.method})", str(before), str(after), _share(after, before))
+        rows = [
+            ("visual tokens, average over layers", self.tokens, self.average_tokens, "{:.1f}"),
+            ("visual tokens, last layer", self.tokens, self.final_tokens, "{}"),
+            ("prefill GFLOPs, this model", self.dense_flops / 1e9, self.flops / 1e9, "{:.3f}"),
+            ("prefill GFLOPs, image-only formula", self.dense_field_flops / 1e9, self.field_flops / 1e9, "{:.3f}"),
+        ]
+        if self.kv_bytes is not None:
+            rows.append(("KV cache, KiB", self.dense_kv_bytes / 1024, self.kv_bytes / 1024, "{:.1f}"))
+        for name, dense, pruned, style in rows:
+            table.add_row(name, style.format(dense), style.format(pruned), _share(pruned, dense))
+        table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
+    linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return LayerShape(linear, config.num_attention_heads * head)
+
+
+def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
+    """Build the report of a finished prompt."""
+    config = run.text_model.config
+    layers = run.text_model.layers
+    visual = sum(span.count for span in forward.spans)
+    dense_rows = forward.first_counts
+    past = 0 if cache is None else cache.layers[0].get_seq_length() - forward.length
+    layer_rows = [forward.rows_before(i).counts for i in range(len(layers))]
+    tokens = [visual - sum(dense_rows) + sum(counts) for counts in layer_rows]
+    shapes = [_layer_shape(layer, config) for layer in layers]
+    sizes = (config.hidden_size, config.intermediate_size)
+    kv, dense_kv = _kv_bytes(cache, forward)
+    stages = [
+        StageReport(stage.at, stage.method.name, record.before, record.after, 1000 * record.seconds)
+        for stage, record in zip(run.stages, forward.records, strict=True)
+    ]
+    return Report(
+        method=" + ".join(dict.fromkeys(s.method for s in stages)),
+        positions=run.positions,
+        stages=stages,
+        tokens=visual,
+        average_tokens=sum(tokens) / len(tokens),
+        final_tokens=tokens[-1],
+        layer_tokens=tokens,
+        flops=sum(layer_flops(s, n, past) for s, counts in zip(shapes, layer_rows, strict=True) for n in counts),
+        dense_flops=sum(layer_flops(s, n, past) for s in shapes for n in dense_rows),
+        field_flops=field_flops(tokens, *sizes),
+        dense_field_flops=field_flops([visual] * len(layers), *sizes),
+        kv_bytes=kv,
+        dense_kv_bytes=dense_kv,
+        selection_ms=sum(s.selection_ms for s in stages),
+    )
+
+
+def _kv_bytes(cache: Cache | None, forward: Forward) -> tuple[int | None, int | None]:
+    """Bytes really held, and what the same cache would hold at the logical length."""
+    if cache is None:
+        return None, None
+    held = dense = 0
+    for layer in cache.layers:
+        size = layer.keys.nbytes + layer.values.nbytes
+        held += size
+        dense += size // layer.keys.shape[-2] * layer.get_seq_length()
+    return held, dense

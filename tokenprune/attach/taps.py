@@ -1,0 +1,106 @@
+"""Reads single rows of attention where the library computes it, whatever the kernel, without an L x L matrix.
+
+While a run that needs it is attached, every function of the attention table has a local override that looks for a
+listener on the module it serves and then calls the original. Listeners are per thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tokenprune.errors import Unsupported
+
+Listener = Callable[[Tensor, Tensor, float], None]
+
+_lock = threading.Lock()
+_users = 0
+_saved: dict[str, Callable] = {}
+_local = threading.local()
+
+
+def install() -> None:
+    """Put the overrides in place (counted: the last `uninstall` takes them out)."""
+    global _users
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        table = ALL_ATTENTION_FUNCTIONS
+        _saved.update(table._local_mapping)
+        for name in [*table, "eager"]:
+            table[name] = partial(_attention, table[name] if name in table else None)
+
+
+def uninstall() -> None:
+    """Give the table back as it was found once nobody listens any more."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
+            ALL_ATTENTION_FUNCTIONS._local_mapping.update(_saved)
+            _saved.clear()
+
+
+def listeners() -> dict[nn.Module, Listener]:
+    """This thread's listeners by attention module."""
+    if not hasattr(_local, "listeners"):
+        _local.listeners = {}
+    return _local.listeners
+
+
+def _attention(
+    original: Callable | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    listener = listeners().get(module)
+    if listener is not None:
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        bounds = kwargs.get("cu_seq_lens_q")  # several sequences in one call, as varlen kernels take them
+        lengths = [query.shape[2]] if bounds is None else bounds.diff().tolist()
+        with torch.no_grad():
+            for q, k in zip(query.split(lengths, 2), key.split(lengths, 2) if bounds is not None else [key], strict=True):
+                listener(q, k, scaling)
+    if original is None:
+        original = sys.modules[type(module).__module__].eager_attention_forward
+    return original(module, query, key, value, attention_mask, **kwargs)
+
+
+def row_attention(query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    """Softmax over the whole visible row for one query per batch row; float32 [B, H, keys].
+
+    query [B, H, L, e]; key [B, H', keys, e] with H a multiple of H'; rows int64 [B]; visible bool [B, keys].
+    """
+    batch, heads, _, width = query.shape
+    picked = query[torch.arange(batch, device=query.device), :, rows].float()
+    grouped = picked.view(batch, key.shape[1], -1, width)
+    scores = (grouped @ key.float().mT).view(batch, heads, -1) * scaling
+    return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float, chunk: int = 256) -> Tensor:
+    """Attention that each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys]."""
+    if key.shape[1] != query.shape[1]:
+        raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
+    total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
+    for piece in query.float().split(chunk, dim=2):
+        total += (piece @ key.float().mT * scaling).softmax(-1).sum((1, 2))
+    return total / (query.shape[1] * query.shape[2])
+
+
+def first_row_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention that the first position pays in a bidirectional layer, mean over heads; float32 [N, keys]."""
+    return (query[:, :, :1].float() @ key.float().mT * scaling).softmax(-1).mean(1).squeeze(1)

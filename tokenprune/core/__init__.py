@@ -1,0 +1,1 @@
+"""Pure tensor arithmetic: budgets, selections, positions, FLOPs. Knows no model and no method."""

@@ -1,0 +1,44 @@
+"""Finds families: every module of this folder, and the entry-point group `tokenprune.families` of other packages."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+from transformers import PreTrainedModel
+
+from tokenprune import families
+from tokenprune.errors import Unsupported
+from tokenprune.families.base import Family
+
+GROUP = "tokenprune.families"
+
+
+@lru_cache(maxsize=1)
+def all_families() -> dict[str, Family]:
+    """Every known family by the `model_type` it serves."""
+    found: dict[str, Family] = {}
+    classes = [
+        value
+        for module in pkgutil.iter_modules(families.__path__)
+        for value in vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
+        if isinstance(value, type) and issubclass(value, Family) and "model_types" in vars(value)
+    ]
+    classes += [entry.load() for entry in entry_points(group=GROUP)]
+    for cls in classes:
+        found |= dict.fromkeys(cls.model_types, cls())
+    return found
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family that serves this model, checked; raises `Unsupported` where there is none."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known = all_families()
+    if model_type not in known:
+        what = f"model type {model_type!r}" if model_type else f"an object of type {type(model).__name__}"
+        raise Unsupported(f"tokenprune cannot prune {what}. Supported model types: {', '.join(sorted(known))}.")
+    family = known[model_type]
+    family.check(model)
+    return family

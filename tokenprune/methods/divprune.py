@@ -1,0 +1,45 @@
+"""DivPrune: the most diverse subset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+
+from tokenprune.core.budget import Keep, n_keep
+from tokenprune.core.selection import Selection, max_min
+from tokenprune.methods.base import Method, Need, View, option
+
+
+@dataclass(frozen=True)
+class DivPrune(Method):
+    """DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): max-min diversity, before the LLM.
+
+    Distance of two tokens: 1 - cosine of their projected embeddings. First the token farthest from its nearest
+    neighbour, then greedily the token whose nearest chosen token is farthest (Algorithm 1). k = round(n * keep); the
+    paper's operating point on LLaVA-1.5 is 0.098.
+
+    The published code can choose a token again where duplicates make every distance 0, works in half precision, where
+    near-duplicates come in random order, and reads batch element 0. Here a token is chosen once, distances are taken
+    one precision above the input's, and every span is treated by itself.
+    """
+
+    name: ClassVar[str] = "divprune"
+    paper: ClassVar[str] = "arXiv 2503.02175"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "diversity"
+
+    keep: Keep = option(0.098, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("features"),)
+
+    def select(self, view: View) -> Selection:
+        x = view["features"]
+        x = x.double() if x.dtype == torch.float32 else x.float() if x.dtype != torch.float64 else x
+        unit = functional.normalize(x, dim=-1)
+        picks = max_min(1 - unit @ unit.mT, n_keep(self.keep, view.count))
+        return Selection(picks.sort(dim=-1).values)

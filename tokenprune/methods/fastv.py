@@ -1,0 +1,41 @@
+"""FastV: tokens that the last prompt token attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep, n_keep
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.methods.base import Method, Need, View, option
+
+
+@dataclass(frozen=True)
+class FastV(Method):
+    """FastV (Chen et al., ECCV 2024, arXiv 2403.06764), section 4.
+
+    Score of token j before layer K: the mean over heads of the attention that the last prompt token pays to j in layer
+    K-1, softmax over the whole causal row with RoPE. The k highest stay, k = round(n * keep), half to even. The paper's
+    default is K = 2 and half of the tokens.
+
+    The paper says that all other tokens' attention is averaged; the published code reads the last row only, and so do
+    we. The code prunes by batch element 0, ignores padding and, at K = 0, keeps a random subset: here each row
+    is scored by itself, and K = 0 is refused (use `random`).
+    """
+
+    name: ClassVar[str] = "fastv"
+    paper: ClassVar[str] = "arXiv 2403.06764"
+    year: ClassVar[int] = 2024
+    kind: ClassVar[str] = "attention"
+    default_at: ClassVar[int] = 2
+    first_at: ClassVar[int] = 1
+
+    keep: Keep = option(0.5, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("attention_row"),)
+
+    def select(self, view: View) -> Selection:
+        scores = view["attention_row"].float().mean(-2)
+        return Selection(top_k(scores, n_keep(self.keep, view.count)))

@@ -1,0 +1,32 @@
+"""Baseline: a random subset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tokenprune.core.budget import n_keep
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.methods.base import Method, View, option
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """Keeps a random subset, the same for every span of the same length.
+
+    The subset depends on `seed` and the span's length alone: the global random state is neither read nor moved, and a
+    row of a batch keeps what it would keep alone. Average over seeds to judge it.
+    """
+
+    name: ClassVar[str] = "random"
+    paper: ClassVar[str] = "baseline"
+    year: ClassVar[int] = 0
+    kind: ClassVar[str] = "baseline"
+
+    seed: int = option(0, "seed of the method's own generator")
+
+    def select(self, view: View) -> Selection:
+        scores = torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed))
+        return Selection(top_k(scores, n_keep(self.keep, view.count)).expand(view.spans, -1))

@@ -1,0 +1,27 @@
+"""Baseline: evenly spaced tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tokenprune.core.budget import n_keep
+from tokenprune.core.selection import Selection
+from tokenprune.methods.base import Method, View
+
+
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Keeps the middle token of each of k equal stretches of the span in raster order."""
+
+    name: ClassVar[str] = "uniform"
+    paper: ClassVar[str] = "baseline"
+    year: ClassVar[int] = 0
+    kind: ClassVar[str] = "baseline"
+
+    def select(self, view: View) -> Selection:
+        k = n_keep(self.keep, view.count)
+        index = (2 * torch.arange(k) + 1) * view.count // (2 * k)
+        return Selection(index.expand(view.spans, -1))
