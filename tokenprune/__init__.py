@@ -11,8 +11,9 @@ from tokenprune.methods.fopru import FoPru
 from tokenprune.methods.random import Random
 from tokenprune.methods.stage import Stage
 from tokenprune.methods.uniform import Uniform
+from tokenprune.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "BadInput",
     "DivPrune",

@@ -84,21 +84,20 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _place(rng: np.random.Generator, count: int) -> list[Thing]:
+    # Most scenes repeat one kind or one colour, so that neither names a thing by itself.
+    theme = str(rng.choice(["kind", "colour", "none"], p=[0.4, 0.4, 0.2]))
     theme_kind, theme_colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-    themed = rng.random() < 0.6
     things: list[Thing] = []
     tries = 0
     while len(things) < count:
         tries += 1
         if tries % 60 == 0:
             things.clear()  # the first ones may have left no room
-        digit = rng.random() < 0.3
-        kind = str(rng.choice(DIGITS if digit else SHAPES))
+        kind = str(rng.choice(DIGITS if rng.random() < 0.3 else SHAPES))
         colour = str(rng.choice(list(COLOURS)))
-        if themed and not digit and rng.random() < 0.6:
-            kind = theme_kind
-        elif themed and rng.random() < 0.3:
-            colour = theme_colour
+        if rng.random() < 0.6:
+            kind = theme_kind if theme == "kind" else kind
+            colour = theme_colour if theme == "colour" else colour
         radius = int(rng.integers(10, 13))
         x, y = (int(v) for v in rng.integers(radius + 1, SIZE - radius - 1, 2))
         thing = Thing(kind, colour, x, y, radius)

@@ -23,6 +23,7 @@ from tokenprune.families.registry import family_of
 from tokenprune.methods.stage import Stage
 
 POSITIONS = ("original", "compact")
+MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 
 
@@ -125,14 +126,14 @@ class Run:
         if torch.compiler.is_compiling():
             raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
         input_ids = args[0] if args else kwargs.get("input_ids")
-        self._local.runs = []
-        if input_ids is not None:
-            self._local.runs = placeholder_runs(input_ids, self.family.placeholders(self.model))
-        pixels = [k for k in ("pixel_values", "pixel_values_videos") if kwargs.get(k) is not None]
-        if input_ids is None and (pixels or kwargs.get("inputs_embeds") is not None and _is_new(kwargs)):
+        media = [k for k in MEDIA if _holds(kwargs.get(k))]
+        if input_ids is None and (media or _is_new(kwargs)):
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
-        if pixels and not self._local.runs:
-            raise BadInput(f"There is no image in the prompt: {pixels[0]} was given, but input_ids has no placeholder.")
+        # Without media a placeholder is a token that the model happened to generate.
+        placeholders = self.family.placeholders(self.model)
+        self._local.runs = placeholder_runs(input_ids, placeholders) if media else []
+        if media and not self._local.runs:
+            raise BadInput(f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder.")
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._local.__dict__.clear()
@@ -142,7 +143,7 @@ class Run:
         runs = getattr(self._local, "runs", None)
         if runs is None or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
-        if runs and cache is None and kwargs.get("use_cache", module.config.use_cache) and not _checkpointing(module):
+        if runs and cache is None and _uses_cache(module, kwargs):
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
         pruned = cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)
         if not runs and not pruned:
@@ -247,13 +248,20 @@ class Run:
         return output
 
 
+def _holds(media: Any) -> bool:
+    """Whether a media argument really brings something: generate() passes empty encoder outputs for text."""
+    return media is not None and (isinstance(media, Tensor) or any(v is not None for v in media.values()))
+
+
 def _is_new(kwargs: dict) -> bool:
     cache = kwargs.get("past_key_values")
     return cache is None or cache.get_seq_length() == 0
 
 
-def _checkpointing(module: nn.Module) -> bool:
-    return module.training and getattr(module, "gradient_checkpointing", False)
+def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:
+    asked = kwargs.get("use_cache")
+    checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
+    return (module.config.use_cache if asked is None else asked) and not checkpointing
 
 
 def _as_native(rows: Rows) -> Rows:

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from tests.tiny import FAMILIES
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """One model per family and attention kernel; tests must leave them as they found them."""
+    built = {}
+
+    def get(family, attention="sdpa"):
+        key = family.name, attention
+        if key not in built:
+            built[key] = family.build(attention)
+        return built[key]
+
+    return get

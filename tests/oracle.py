@@ -1,0 +1,96 @@
+"""What a pruned run must equal: the full-length, unpatched model with the dropped columns hidden from a layer on.
+
+Written without any code of the package, so that the two can disagree.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def oracle_logits(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    stages: dict[int, list[Tensor]],
+    placeholders: tuple[int, ...],
+    compact: bool = False,
+) -> Tensor:
+    """Logits [B, L, V]. stages: layer -> for each row the columns of the visual tokens still there from it on."""
+    ids = inputs["input_ids"]
+    batch, length = ids.shape
+    valid = inputs["attention_mask"].bool()
+    visual = torch.isin(ids, torch.tensor(placeholders))
+    text_model = model.model.language_model
+    seen: dict[str, Tensor] = {}
+    handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length), with_kwargs=True)]
+
+    def hide(i: int):
+        def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            alive, positions = valid.clone(), seen["positions"]
+            for at in sorted(s for s in stages if s <= i):
+                before, alive = alive, valid & ~visual
+                for row in range(batch):
+                    alive[row, stages[at][row]] = True
+                if compact:
+                    positions = _renumbered(positions, alive, visual, before)
+            mask = torch.zeros(batch, 1, length, length)
+            allowed = torch.ones(length, length).tril().bool() & alive[:, None, None] | torch.eye(length).bool()
+            changed = {"attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}
+            if compact:
+                ids = positions[0] if len(positions) == 1 else positions
+                changed["position_embeddings"] = text_model.rotary_emb(args[0], ids)
+            return args, kwargs | changed
+
+        return hook
+
+    handles += [
+        layer.register_forward_pre_hook(hide(i), with_kwargs=True) for i, layer in enumerate(text_model.layers)
+    ]
+    try:
+        with torch.no_grad():
+            return model(**inputs, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _see(seen: dict[str, Tensor], kwargs: dict, length: int) -> None:
+    given = kwargs.get("position_ids")
+    given = torch.arange(length)[None] if given is None else given
+    given = given[None] if given.ndim == 2 else given
+    seen["positions"] = given[1:] if len(given) == 4 else given
+
+
+def _renumbered(positions: Tensor, alive: Tensor, visual: Tensor, before: Tensor) -> Tensor:
+    """Token by token, in plain Python: text runs keep their steps, a run of visual tokens closes its gaps."""
+    axes = len(positions)
+    result = positions.expand(axes, len(alive), -1).clone()
+    for row in range(len(alive)):
+        columns = [c for c in range(alive.shape[1]) if before[row, c]]
+        old = result[:, row].clone()
+        shift = 0
+        for is_image, run in groupby(columns, key=lambda c: bool(visual[row, c])):
+            run = list(run)
+            if not is_image:
+                for c in run:
+                    result[:, row, c] = old[:, c] - shift
+                continue
+            low, high = int(old[:, run].min()), int(old[:, run].max())
+            largest = low - 1
+            for axis in range(axes):
+                used = sorted({int(old[axis, c]) for c in run})
+                kept = sorted({int(old[axis, c]) for c in run if alive[row, c]})
+                new, at = {}, low
+                for i, value in enumerate(kept):
+                    at += 0 if i == 0 else value - used[used.index(value) - 1]
+                    new[value] = at
+                for c in run:
+                    if alive[row, c]:
+                        result[axis, row, c] = new[int(old[axis, c])] - shift
+                largest = max([largest, *new.values()])
+            shift += high - largest
+    return result
