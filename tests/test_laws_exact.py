@@ -1,0 +1,186 @@
+"""Laws 1, 2, 4, 5 and 6: nothing changed at keep = 1.0, exact removal, batches, counts, a shorter cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import tokenprune
+from tests.test_laws import BATCHES, GREEDY, PLANS, STAGES, attach
+from tests.tiny import Picture
+from tokenprune import Stage, Uniform, prune
+
+pytestmark = pytest.mark.laws
+
+
+def state_of(model):
+    """Everything removal must give back: attribute names and hook counts of each module, the attention table."""
+    modules = {
+        name: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks), len(m._forward_hooks_with_kwargs))
+        for name, m in model.named_modules()
+    }
+    return modules, dict(ALL_ATTENTION_FUNCTIONS._local_mapping), dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_keep_all_changes_nothing(family, tiny_models, plan, positions):
+    """Law 1."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    name, options = PLANS[plan](1.0)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        sequence = model.generate(**inputs, **GREEDY)
+        with prune(model, name, positions=positions, **options) as run:
+            assert torch.equal(model(**inputs).logits, expected)
+            assert torch.equal(model.generate(**inputs, **GREEDY), sequence)
+            assert run.report().flops == run.report().dense_flops
+
+
+@pytest.mark.parametrize("plan", [*PLANS, *STAGES])
+def test_removal_is_exact(family, tiny_models, plan):
+    """Law 2."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        before = state_of(model)
+        run = attach(model, plan)
+        pruned = model(**inputs).logits
+        run.remove()
+        run.remove()
+        assert not torch.equal(pruned, expected)
+        assert state_of(model) == before
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_removal_after_an_exception(family, tiny_models):
+    """Law 2: also when the forward pass itself breaks, inside the tapped attention or the vision encoder."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    before = state_of(model)
+    text_model = model.model.language_model
+    for place in (text_model.layers[2].mlp, text_model.layers[1].self_attn.o_proj, text_model.norm):
+        handle = place.register_forward_pre_hook(_break)
+        with pytest.raises(RuntimeError, match="broken on purpose"), attach(model, "four stages"):
+            model(**inputs)
+        handle.remove()
+        assert state_of(model) == before
+    with torch.no_grad(), attach(model, "four stages") as run:
+        first = model(**inputs).logits
+        handle = text_model.layers[2].mlp.register_forward_pre_hook(_break)
+        with pytest.raises(RuntimeError, match="broken on purpose"):
+            model(**inputs)
+        handle.remove()
+        assert torch.equal(model(**inputs).logits, first), "a run goes on after a broken forward"
+        assert run.kept
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def _break(*_):
+    raise RuntimeError("broken on purpose")
+
+
+def test_two_models_do_not_see_each_other(family):
+    """Law 2: taps of one run leave another model, pruned or not, as it is."""
+    first, second = family.build(), family.build()
+    inputs = family.inputs(BATCHES["one"])
+    with torch.no_grad():
+        expected = second(**inputs).logits
+        one = prune(first, "fastv", keep=0.3)
+        two = prune(second, "fopru", keep=0.3)
+        alone = first(**inputs).logits
+        second(**inputs)
+        two.remove()
+        assert torch.equal(second(**inputs).logits, expected)
+        assert torch.equal(first(**inputs).logits, alone)
+        one.remove()
+        assert not ALL_ATTENTION_FUNCTIONS._local_mapping
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("plan", [*PLANS, *STAGES])
+def test_padded_batch_equals_rows_alone(family, tiny_models, plan, positions):
+    """Law 4: different lengths, different numbers of images and kept tokens, a text-only row."""
+    model = tiny_models(family)
+    rows = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [6], [9, Picture(4, 6), 2]]
+    batch = family.inputs(rows)
+    images = [sum(isinstance(p, Picture) for p in row) for row in rows]
+    with attach(model, plan, positions) as run:
+        together = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
+        kept = run.kept
+        for i, row in enumerate(rows):
+            single = _row(family, batch, i, images)
+            out = model.generate(**single, **GREEDY, output_logits=True, return_dict_in_generate=True)
+            padding = batch["input_ids"].shape[1] - single["input_ids"].shape[1]
+            if images[i]:
+                assert [k[0].tolist() for k in run.kept] == [(k[i] - padding).tolist() for k in kept], f"row {i}: {row}"
+            for a, b in zip(together.logits, out.logits, strict=True):
+                torch.testing.assert_close(a[i], b[0], atol=1e-4, rtol=0)
+
+
+def _row(family, batch, i, images):
+    valid = batch["attention_mask"][i].bool()
+    single = {k: v[i : i + 1, valid] for k, v in batch.items() if k not in ("pixel_values", "image_grid_thw")}
+    first, last = sum(images[:i]), sum(images[: i + 1])
+    if first == last:
+        return single
+    if "image_grid_thw" not in batch:
+        return single | {"pixel_values": batch["pixel_values"][first:last]}
+    patches = [0, *batch["image_grid_thw"].prod(-1).cumsum(0).tolist()]
+    return single | {
+        "pixel_values": batch["pixel_values"][patches[first] : patches[last]],
+        "image_grid_thw": batch["image_grid_thw"][first:last],
+    }
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_counts_are_what_was_asked(family, tiny_models, plan):
+    """Law 5: exactly k unique ascending prompt columns of visual tokens, and no use of the global random state."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    sizes = [[24], [12, 12]] if family.name != "llava" else [[36], [36, 36]]
+    for keep in (0.05, 0.3, 0.5, 1, 7):
+        name, options = PLANS[plan](keep)
+        with torch.no_grad(), prune(model, name, **options) as run:
+            torch.manual_seed(5)
+            expected = torch.rand(3)
+            torch.manual_seed(5)
+            model(**inputs)
+            assert torch.equal(torch.rand(3), expected)
+            for row, columns in enumerate(run.kept[0]):
+                asked = [keep if isinstance(keep, int) else max(1, round(n * keep)) for n in sizes[row]]
+                assert len(columns) == sum(asked)
+                assert columns.dtype == torch.long
+                assert torch.equal(columns, columns.unique())
+                assert torch.isin(inputs["input_ids"][row, columns], torch.tensor(family.placeholder)).all()
+
+
+@pytest.mark.parametrize("plan", [*PLANS, *STAGES])
+def test_cache_is_as_short_as_the_plan(family, tiny_models, plan):
+    """Law 6: rows of each layer's keys, the report's bytes, and the logical length that decoding continues from."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    length = inputs["input_ids"].shape[1]
+    visual = int(torch.isin(inputs["input_ids"], torch.tensor(family.placeholder)).sum())
+    with torch.no_grad(), attach(model, plan) as run:
+        cache = DynamicCache(config=model.config.text_config)
+        model(**inputs, past_key_values=cache)
+        left = dict.fromkeys(range(6), visual)
+        for stage, kept in zip(run.stages, run.kept, strict=True):
+            left |= dict.fromkeys(range(stage.at, 6), len(kept[0]))
+        assert [layer.keys.shape[2] for layer in cache.layers] == [length - visual + left[i] for i in range(6)]
+        assert run.report().layer_tokens == list(left.values())
+        assert run.report().kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        assert run.report().kv_bytes < run.report().dense_kv_bytes
+        assert cache.get_seq_length() == length
+        assert all(layer.get_seq_length() == length for layer in cache.layers)
+
+
+def test_pruning_twice_raises(family, tiny_models):
+    model = tiny_models(family)
+    with prune(model, "uniform", keep=0.5), pytest.raises(tokenprune.Unsupported, match="already pruned"):
+        prune(model, "uniform", keep=0.5)
+    with prune(model, [Stage(0, Uniform(keep=0.5))]):
+        pass
