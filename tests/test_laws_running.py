@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, DynamicCache, StaticCache
 
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
-from tests.tiny import IMAGE, VIDEO, Picture
+from tests.tiny import IMAGE, Picture
 from tokenprune import BadInput, MissingSignal, Uniform, Unsupported, prune
 
 pytestmark = pytest.mark.laws
@@ -29,11 +29,6 @@ def grown(inputs, sequences):
     return result
 
 
-def repeated(family, rows, times):
-    """Inputs in which every row stands `times` times, images included."""
-    return family.inputs([row for row in rows for _ in range(times)])
-
-
 @pytest.mark.parametrize("positions", POLICIES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_beam_search(family, tiny_models, plan, positions):
@@ -44,7 +39,6 @@ def test_beam_search(family, tiny_models, plan, positions):
         out = model.generate(**inputs, **GREEDY, num_beams=3, output_scores=True, return_dict_in_generate=True)
         kept = {at: rows[::3] for at, rows in kept_by_layer(run).items()}
     logits = oracle_logits(model, grown(inputs, out.sequences), kept, family.placeholder, positions == "compact")
-    logits[..., [IMAGE, VIDEO]] = logits[..., [IMAGE, VIDEO]]
     chosen = logits.log_softmax(-1)[:, length - 1 : -1].gather(2, out.sequences[:, length:, None]).squeeze(-1)
     torch.testing.assert_close(out.sequences_scores, chosen.sum(1) / chosen.shape[1], atol=1e-4, rtol=0)
 
@@ -73,7 +67,6 @@ def oracle_logits_of_row(family, model, inputs, single, sequences, kept, i):
     ids[:, : inputs["input_ids"].shape[1]] = inputs["input_ids"]
     ids[row] = sequences[i]
     own = {at: [rows[0], rows[2]] for at, rows in kept.items()}
-    own = {at: [rows[i] if j == row else own[at][j] for j in range(2)] for at, rows in kept.items()}
     return oracle_logits(model, grown(inputs, ids), own, family.placeholder)[row]
 
 
@@ -222,10 +215,11 @@ def test_refuses_to_crop_into_the_prompt(family, tiny_models):
         cache = model(**inputs, use_cache=True).past_key_values
         model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache)
         before = copy.deepcopy(cache)
+        tail = 6  # five text tokens and the end-of-image token come after the image
         cache.crop(-2)
         assert cache.get_seq_length() == before.get_seq_length() - 2
-        with pytest.raises(Unsupported, match="only the last 1 of this cache"):
-            cache.crop(-2)
+        with pytest.raises(Unsupported, match=f"only the last {tail + 1} of this cache"):
+            cache.crop(-tail - 2)
 
 
 def test_refuses_a_prepared_mask_and_embeddings(family, tiny_models):
@@ -271,7 +265,7 @@ def test_saliency_needs_the_encoder_to_run(family, tiny_models):
                 with pytest.raises(MissingSignal, match="did not run for this prompt"):
                     model(**rest, mm_encoder_outputs={"image": features})
             model.model.get_image_features(**pixels)
-            with pytest.raises(MissingSignal, match="one prompt at a time|One prompt at a time|Run one prompt"):
+            with pytest.raises(MissingSignal, match="Run one prompt at a time"):
                 model(**inputs)
             model(**inputs)
 

@@ -15,11 +15,12 @@ from tokenprune.errors import Unsupported
 class Incoming:
     """What the next `update` of a layer stands for.
 
-    length: prompt tokens it represents. valid: bool [B, rows], False for padding. shift: int64 [B], by how much the
+    length: prompt tokens it represents. tail: how many at its end are rows of their own (length: all). valid: bool [B, rows], False for padding. shift: int64 [B], by how much the
     position ids after these rows are lowered (`compact`), or None.
     """
 
     length: int
+    tail: int
     valid: Tensor
     shift: Tensor | None
 
@@ -57,8 +58,7 @@ class PrunedLayer(DynamicLayer):
         self.valid = valid if self.valid is None else torch.cat([self.valid, valid], dim=1)
         self.shift = news.shift
         self.logical += news.length
-        rows = key_states.shape[-2]
-        self.tail = self.tail + rows if rows == news.length else 0
+        self.tail = self.tail + news.length if news.tail == news.length else news.tail
         return super().update(key_states, value_states)
 
     def get_seq_length(self) -> int:

@@ -81,6 +81,7 @@ class Forward:
     length: int
     rows: Rows
     spans: list[Span]
+    tail: int  # tokens after the last span: rows that stay, one for one
     logits_to_keep: int
     past_valid: Tensor | None = None  # bool [B, P]: which cached tokens of an unpruned layer are not padding
     past_shift: Tensor | None = None  # int64 [B]: by how much earlier prompts lowered the positions of this group
@@ -259,7 +260,8 @@ class Forward:
     def announce(self, layer: PrunedLayer) -> None:
         """Tell a cache layer what the rows that it is about to receive stand for."""
         shifts = [s for s in (self.past_shift, self.moved) if s is not None]
-        layer.incoming = Incoming(self.length, self.rows.valid, sum(shifts) if shifts else None)
+        tail = self.tail if self.rows.index is not None else self.length
+        layer.incoming = Incoming(self.length, tail, self.rows.valid, sum(shifts) if shifts else None)
 
     def restore(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Spread rows [B, K, d] over the prompt's length [B, L, d]; removed tokens get zeros."""

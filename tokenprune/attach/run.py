@@ -123,8 +123,11 @@ class Run:
         self._local.logits_to_keep = keep if isinstance(keep, int) else 0
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if torch.compiler.is_compiling():
+        if _compiled():
             raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")
         input_ids = args[0] if args else kwargs.get("input_ids")
         media = [k for k in MEDIA if _holds(kwargs.get(k))]
         if input_ids is None and (media or _is_new(kwargs)):
@@ -170,18 +173,20 @@ class Run:
         past = 0 if cache is None else cache.get_seq_length()
         positions = _positions(kwargs.get("position_ids"), batch, length, past, hidden.device)
         given = kwargs.get("attention_mask")
-        if given is not None and (not isinstance(given, Tensor) or given.ndim != 2):
-            raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")
         given = None if given is None else given.bool().to(hidden.device)
         valid = hidden.new_ones(batch, length, dtype=torch.bool) if given is None else given[:, -length:]
         spans = self.family.spans(self.model, runs, positions) if runs else []
         columns = [torch.arange(s.start, s.start + s.count, device=hidden.device) for s in spans]
-        counts = [length] * batch if given is None else valid.sum(1).tolist()
+        *counts, right_padded = [length] * batch + [0]
+        if given is not None:
+            *counts, right_padded = torch.cat([valid.sum(1), (~valid[:, -1:]).sum()[None]]).tolist()
+        end = length if right_padded else max((s.start + s.count for s in spans), default=0)
         return Forward(
             model=module,
             length=length,
             rows=Rows(None, valid, positions, counts, columns),
             spans=spans,
+            tail=length - end,
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),
             past_valid=None if given is None else given[:, :-length],
             saliency=self._saliency.take(spans, batch) if self._saliency and spans else {},
@@ -243,9 +248,14 @@ class Run:
         output.last_hidden_state = forward.restore(output.last_hidden_state, last)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
-                forward.restore(h, forward.rows_before(i)) for i, h in enumerate(output.hidden_states)
+                forward.restore(h, forward.rows_before(max(i - 1, 0))) for i, h in enumerate(output.hidden_states)
             )
         return output
+
+
+def _compiled() -> bool:
+    """Inside torch.compile: while tracing, and between the graphs that a hook breaks the trace into."""
+    return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
 
 
 def _holds(media: Any) -> bool:
