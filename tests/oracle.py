@@ -47,9 +47,7 @@ def oracle_logits(
 
         return hook
 
-    handles += [
-        layer.register_forward_pre_hook(hide(i), with_kwargs=True) for i, layer in enumerate(text_model.layers)
-    ]
+    handles += [layer.register_forward_pre_hook(hide(i), with_kwargs=True) for i, layer in enumerate(text_model.layers)]
     try:
         with torch.no_grad():
             return model(**inputs, use_cache=False).logits

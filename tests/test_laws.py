@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import tokenprune
 from tests.oracle import oracle_logits
 from tests.tiny import IMAGE, VIDEO, Picture
 from tokenprune import DivPrune, FastV, FoPru, Random, Stage, Uniform, prune
@@ -64,7 +62,7 @@ def test_oracle_prefill_and_every_step(family, tiny_models, plan, batch, positio
         logits = model(**inputs).logits
         kept = kept_by_layer(run)
         out = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
-        assert all(torch.equal(a, b) for at, rows in kept_by_layer(run).items() for a, b in zip(rows, kept[at]))
+        assert all(torch.equal(a, b) for at in kept for a, b in zip(kept_by_layer(run)[at], kept[at], strict=True))
         alive = alive_rows(run, inputs, family.placeholder)
     # Decoding lengthens the prompt by the tokens that were generated; all of them are text.
     grown = dict(inputs) | {"input_ids": out.sequences}

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, DynamicCache, StaticCache
+from transformers import BertConfig, BertModel, StaticCache
 
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
@@ -191,9 +191,7 @@ def test_refuses_an_unsupported_model():
     model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     with pytest.raises(Unsupported) as error:
         prune(model, "uniform", keep=0.5)
-    assert str(error.value) == (
-        "tokenprune cannot prune model type 'bert'. Supported model types: llava, qwen2_5_vl."
-    )
+    assert str(error.value) == ("tokenprune cannot prune model type 'bert'. Supported model types: llava, qwen2_5_vl.")
     with pytest.raises(Unsupported, match="an object of type Linear"):
         prune(torch.nn.Linear(2, 2), "uniform", keep=0.5)
 

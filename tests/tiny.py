@@ -47,7 +47,12 @@ class TinyLlava:
     def build(self, attention: str = "sdpa") -> PreTrainedModel:
         torch.manual_seed(0)
         vision = CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=4
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=24,
+            patch_size=4,
         )
         config = LlavaConfig(
             vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_index=IMAGE, image_seq_length=36

@@ -26,7 +26,7 @@ SHORT, LONG = 12, 20  # tokens of the longest short question with its answer, an
 
 @dataclass
 class Batch:
-    """B pictures. `short` and `caption` are token ids [B, G, S]; `*_weight` is the loss weight of predicting each id."""
+    """B pictures. `short` and `caption` are token ids [B, G, S]; `*_weight` weighs the loss of each id."""
 
     pixels: Tensor  # [B, 3, 96, 96] normalised
     owner: Tensor  # [B, 144, 4] kind, colour, x and y bin of the thing on each patch, -1 for background

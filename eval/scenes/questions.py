@@ -120,8 +120,25 @@ def vocabulary() -> list[str]:
     words = list(COLOURS) + list(SHAPES) + list(DIGITS)
     words += [f"x{i}" for i in range(GRID)] + [f"y{i}" for i in range(GRID)] + list(NUMBERS)
     words += list(PLURALS.values())
-    words += "yes no what colour is the shape digit digits how many are there objects a where".split()
-    words += "left right of above below describe image it an , . ?".split()
+    words += [
+        "yes",
+        "no",
+        "what",
+        "colour",
+        "is",
+        "the",
+        "shape",
+        "digit",
+        "digits",
+        "how",
+        "many",
+        "are",
+        "there",
+        "objects",
+        "a",
+        "where",
+    ]
+    words += ["left", "right", "of", "above", "below", "describe", "image", "it", "an", ",", ".", "?"]
     return words
 
 

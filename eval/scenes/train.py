@@ -75,7 +75,7 @@ def optimizers(modules: Iterable[nn.Module], muon_lr: float, adam_lr: float) -> 
 
 
 class Stage:
-    """One training stage: steps with warm-up and linear decay, a progress bar, a log, and checkpoints to resume from."""
+    """One training stage: warm-up and linear decay, a progress bar, a log, and checkpoints to resume from."""
 
     def __init__(self, name: str, out: Path, steps: int, batch: int, settings: Settings) -> None:
         self.name, self.out, self.steps, self.batch, self.settings = name, out, steps, batch, settings
@@ -263,7 +263,9 @@ def main(
     processor = make_processor()
     model = make_model(len(processor.tokenizer))
     train_tower(model, processor.tokenizer, Stage("tower", out, settings.tower_steps, settings.tower_batch, settings))
-    train_decoder(model, processor.tokenizer, Stage("decoder", out, settings.decoder_steps, settings.decoder_batch, settings))
+    train_decoder(
+        model, processor.tokenizer, Stage("decoder", out, settings.decoder_steps, settings.decoder_batch, settings)
+    )
     model.to(torch.float16).save_pretrained(out / "model")
     processor.save_pretrained(out / "model")
 

@@ -15,8 +15,9 @@ from tokenprune.errors import Unsupported
 class Incoming:
     """What the next `update` of a layer stands for.
 
-    length: prompt tokens it represents. tail: how many at its end are rows of their own (length: all). valid: bool [B, rows], False for padding. shift: int64 [B], by how much the
-    position ids after these rows are lowered (`compact`), or None.
+    length: prompt tokens it represents. tail: how many at its end are rows of their own (length: all of them).
+    valid: bool [B, rows], False for padding. shift: int64 [B], by how much the position ids after these rows are
+    lowered (`compact`), or None.
     """
 
     length: int
@@ -47,12 +48,14 @@ class PrunedLayer(DynamicLayer):
     def rows(self) -> int:
         return 0 if self.keys is None or self.keys.numel() == 0 else self.keys.shape[-2]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         news, self.incoming = self.incoming, None
         if news is None:
             raise Unsupported(
-                "This cache was filled by a pruned model and cannot be used without it. Start a new cache, or prune the "
-                "model again before going on."
+                "This cache was filled by a pruned model and cannot be used without it. Start a new cache, or prune "
+                "the model again before going on."
             )
         valid = news.valid.to(key_states.device)
         self.valid = valid if self.valid is None else torch.cat([self.valid, valid], dim=1)
@@ -114,7 +117,8 @@ def adopt(cache: Cache, first: int, count: int) -> None:
             continue
         if type(layer) is not DynamicLayer:
             raise Unsupported(
-                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache with full attention."
+                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. "
+                "Use DynamicCache with full attention."
             )
         cache.layers[i] = _converted(layer)
 

@@ -19,6 +19,7 @@ from tokenprune.attach.forward import Forward, Rows, placeholder_runs
 from tokenprune.attach.report import Report, measure
 from tokenprune.attach.vision import SaliencyReader
 from tokenprune.errors import BadInput, Unsupported, unknown
+from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
 from tokenprune.methods.stage import Stage
 
@@ -102,6 +103,11 @@ class Run:
         still there (0-based, padding counted)."""
         return self._last().kept
 
+    @property
+    def spans(self) -> list[Span]:
+        """The images and videos of the last prompt: row, first column and grid of each."""
+        return self._last().spans
+
     def report(self) -> Report:
         """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time."""
         self._last()
@@ -124,7 +130,9 @@ class Run:
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if _compiled():
-            raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+            raise Unsupported(
+                "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
+            )
         mask = kwargs.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

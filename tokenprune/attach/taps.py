@@ -35,7 +35,7 @@ def install() -> None:
         table = ALL_ATTENTION_FUNCTIONS
         _saved.update(table._local_mapping)
         for name in [*table, "eager"]:
-            table[name] = partial(_attention, table[name] if name in table else None)
+            table[name] = partial(_attention, table.get(name))
 
 
 def uninstall() -> None:
@@ -72,7 +72,9 @@ def _attention(
         bounds = kwargs.get("cu_seq_lens_q")  # several sequences in one call, as varlen kernels take them
         lengths = [query.shape[2]] if bounds is None else bounds.diff().tolist()
         with torch.no_grad():
-            for q, k in zip(query.split(lengths, 2), key.split(lengths, 2) if bounds is not None else [key], strict=True):
+            for q, k in zip(
+                query.split(lengths, 2), key.split(lengths, 2) if bounds is not None else [key], strict=True
+            ):
                 listener(q, k, scaling)
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
@@ -92,7 +94,7 @@ def row_attention(query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, sca
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float, chunk: int = 256) -> Tensor:
-    """Attention that each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys]."""
+    """Attention each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys]."""
     if key.shape[1] != query.shape[1]:
         raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
     total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)

@@ -25,7 +25,9 @@ class Selection:
         """Gather (or merge) the rows of `x` [S, n, ...] (or [n, ...]) into [S, k, ...] (or [k, ...])."""
         spans = self.index.ndim - 1
         if x.ndim <= spans or x.shape[:spans] != self.index.shape[:-1]:
-            raise BadInput(f"x has shape {list(x.shape)}, which does not fit an index of shape {list(self.index.shape)}.")
+            raise BadInput(
+                f"x has shape {list(x.shape)}, which does not fit an index of shape {list(self.index.shape)}."
+            )
         if self.weights is not None:
             flat = x.flatten(spans + 1) if x.ndim > spans + 1 else x.unsqueeze(-1)
             merged = self.weights.to(flat.dtype) @ flat

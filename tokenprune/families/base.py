@@ -38,7 +38,9 @@ class Family(ABC):
         layer_types = getattr(self.language_model(model).config, "layer_types", None) or []
         odd = sorted(set(layer_types) - {"full_attention"})
         if odd:
-            raise Unsupported(f"This model has {', '.join(odd)} layers, which cannot be pruned yet. Use full attention.")
+            raise Unsupported(
+                f"This model has {', '.join(odd)} layers, which cannot be pruned yet. Use full attention."
+            )
 
     def base(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module whose forward puts visual features into the prompt."""

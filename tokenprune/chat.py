@@ -1,0 +1,50 @@
+"""One question about one picture, to any supported model: load, ask, time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
+
+from tokenprune.errors import BadInput
+
+
+@dataclass
+class Chat:
+    """A model with its processor."""
+
+    model: PreTrainedModel
+    processor: Any
+
+    @classmethod
+    def load(cls, name: str | Path) -> Chat:
+        """Load from a folder or a hub id; float32 on a CPU, the checkpoint's type on a GPU."""
+        gpu = torch.cuda.is_available()
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto" if gpu else torch.float32)
+        except (OSError, ValueError, ImportError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise BadInput(f"Cannot load a vision-language model from {str(name)!r}: {first}") from error
+        return cls(model.to("cuda" if gpu else "cpu").eval(), processor)
+
+    def inputs(self, image: Image.Image, question: str) -> BatchFeature:
+        """Model inputs for one user turn with one image."""
+        if not question.strip():
+            raise BadInput("The prompt is empty. Ask something about the image.")
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return self.processor(images=image, text=text, return_tensors="pt").to(self.model.device)
+
+    @torch.inference_mode()
+    def answer(self, inputs: BatchFeature, max_new_tokens: int) -> tuple[str, float]:
+        """Greedy answer and the seconds it took, vision encoder included."""
+        began = time.perf_counter()
+        ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
+        return text.strip(), time.perf_counter() - began
