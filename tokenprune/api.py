@@ -7,19 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.attach.run import Run
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, unknown
-from tokenprune.methods.base import OPTIONAL_SIGNALS, SIGNALS, Method, View, make_method
+from tokenprune.methods.base import SIGNALS, Method, View, make_method
 from tokenprune.methods.registry import method_class
 from tokenprune.methods.stage import Stage
-
-TOKEN_AXIS = {"features": -2, "saliency": -1, "attention_row": -1}
-NDIM = {"features": 2, "saliency": 1, "attention_row": 2}
 
 
 def prune(
@@ -73,13 +69,13 @@ def select(
     if isinstance(method, str):
         cls = method_class(method)
         given = options if keep is None else options | {"keep": keep}
-        known = [*SIGNALS, *OPTIONAL_SIGNALS, *(f for f in cls.__dataclass_fields__)]
+        known = [*SIGNALS, "grid", *cls.__dataclass_fields__]
         for name in options:
             if name not in cls.__dataclass_fields__:
                 raise unknown(f"signal or option of {cls.name}", name, known)
         method = make_method(cls, given)
     elif options:
-        raise unknown(f"signal of {method.name}", next(iter(options)), [*SIGNALS, *OPTIONAL_SIGNALS])
+        raise unknown(f"signal of {method.name}", next(iter(options)), [*SIGNALS, "grid"])
     elif keep is not None:
         method = replace(method, keep=keep)
     return _select(method, signals, grid)
@@ -89,11 +85,12 @@ def _select(method: Method, signals: dict[str, Any], grid: tuple[int, int, int] 
     if not signals:
         raise BadInput(f"No signals. {method.name} needs the number of tokens: give features=[n, d] or another signal.")
     signals = {name: torch.as_tensor(value) for name, value in signals.items()}
-    counts = {name: value.shape[TOKEN_AXIS[name]] if value.ndim else 0 for name, value in signals.items()}
-    batched = {name: value.ndim - NDIM[name] for name, value in signals.items()}
-    if set(batched.values()) not in ({0}, {1}):
+    extra_axes = {value.ndim - SIGNALS[name].ndim for name, value in signals.items()}
+    if extra_axes not in ({0}, {1}):
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in signals.items())
-        raise BadInput(f"The shapes of {shapes} do not fit: expected {_shapes(signals)}, or that with [S] in front.")
+        wanted = ", ".join(f"{name} {SIGNALS[name].shape}" for name in signals)
+        raise BadInput(f"The shapes of {shapes} do not fit: expected {wanted}, or that with [S] in front.")
+    counts = {name: value.shape[SIGNALS[name].token_axis] for name, value in signals.items()}
     if len(set(counts.values())) > 1:
         raise BadInput(f"The signals disagree on the number of tokens: {counts}.")
     count = next(iter(counts.values()))
@@ -102,14 +99,10 @@ def _select(method: Method, signals: dict[str, Any], grid: tuple[int, int, int] 
     bad = [name for name, value in signals.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise BadInput(f"{bad[0]} holds NaN or infinite values.")
-    single = set(batched.values()) == {0}
+    single = extra_axes == {0}
     stacked = {name: value[None] if single else value for name, value in signals.items()}
     spans = next(iter(stacked.values())).shape[0]
     result = method.select(View(count, spans, grid, stacked))
     if not single:
         return result
     return Selection(result.index[0], None if result.weights is None else result.weights[0])
-
-
-def _shapes(signals: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {SIGNALS[name].split(']')[0]}]" for name in signals)

@@ -12,12 +12,26 @@ from tokenprune.core.budget import Keep, check_keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, MissingSignal, unknown
 
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal's shape for one span, what it is, and which axis counts the tokens."""
+
+    shape: str
+    what: str
+    token_axis: int = -1
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes for one span."""
+        return self.shape.count(",") + 1
+
+
 SIGNALS = {
-    "features": "[n, d] projected visual embeddings, LLM width",
-    "saliency": "[n] attention of the vision encoder, head mean",
-    "attention_row": "[H, n] last prompt token to visual tokens, softmax over its whole causal row, layer k-1",
+    "features": Signal("[n, d]", "projected visual embeddings, LLM width", token_axis=-2),
+    "saliency": Signal("[n]", "attention of the vision encoder, head mean"),
+    "attention_row": Signal("[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1"),
 }
-OPTIONAL_SIGNALS = {"grid": "(t, h, w) layout of the span in LLM tokens"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,8 @@ class View:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.signals:
-            raise MissingSignal(f"The signal {name!r} ({SIGNALS[name]}) was not given.")
+            signal = SIGNALS[name]
+            raise MissingSignal(f"The signal {name!r} ({signal.shape} {signal.what}) was not given.")
         return self.signals[name]
 
 
