@@ -199,7 +199,7 @@ def test_bad_names_and_signals():
     with pytest.raises(MissingSignal) as error:
         select("fastv", keep=2, features=x)
     assert str(error.value).startswith("The signal 'attention_row' ([H, n] last prompt token")
-    with pytest.raises(BadInput, match="No signals. random needs the number of tokens"):
+    with pytest.raises(BadInput, match=r"No signals\. random needs the number of tokens"):
         select("random", keep=2)
     with pytest.raises(BadInput, match="features holds NaN or infinite values"):
         select("divprune", keep=2, features=x / 0)

@@ -1,0 +1,45 @@
+# make run: a private environment, then the main job offline with the bundled model
+# make test: the same environment, then lint and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: run test lint train results readme clean
+
+run: $(VENV)/.run
+	$(BIN)/tokenprune run --save runs/overlay.png
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Train the bundled model again (under two hours on two cores), and judge it.
+train: $(VENV)/.dev
+	$(BIN)/python -m eval.scenes.train --out runs/scenes
+
+results: $(VENV)/.dev
+	$(BIN)/python -m eval.scenes.heldout
+	$(BIN)/python -m eval.scenes.compare
+
+readme: $(VENV)/.dev
+	$(BIN)/python -m eval.readme
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else "tokenprune needs Python 3.10 to 3.13, not %d.%d: make PYTHON=python3.11 run" % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	mkdir -p runs && touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
