@@ -24,6 +24,8 @@ class Chat:
     @classmethod
     def load(cls, name: str | Path) -> Chat:
         """Load from a folder or a hub id; float32 on a CPU, the checkpoint's type on a GPU."""
+        if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
+            raise BadInput(f"There is no model folder at {name}.")
         gpu = torch.cuda.is_available()
         try:
             processor = AutoProcessor.from_pretrained(name)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenprune.errors import BadInput, TokenpruneError
-from tokenprune.methods.base import Method, options_of
+from tokenprune.methods.base import make_method, options_of
 from tokenprune.methods.registry import all_methods, method_class
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(
         raise BadInput("--video is not supported yet. Give --image FILE.")
     options = {"keep": parse_number(keep), **parse_extra(context.args)}
     stage_options = {"at": at, "positions": positions}
-    make_for_checking(method, options)  # a typing error should not wait for a model to load
+    make_method(method_class(method), options)  # a typing error should not wait for a model to load
 
     from tokenprune import scenes
     from tokenprune.api import prune
@@ -91,6 +91,10 @@ def run(
         raise BadInput("--image needs --prompt TEXT: what do you want to know about the picture?")
     picture = load_image(image or scenes.IMAGE)
     question = prompt or scenes.QUESTION
+    if model is None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     if not as_json:
         out.print(f"[dim]loading {model or 'the bundled model Scenes'} ...[/dim]")
     chat = Chat.load(model or scenes.MODEL)
@@ -114,13 +118,6 @@ def run(
         show(question, dense, pruned, timed, active)
         if save is not None:
             out.print(f"overlay written to {save}")
-
-
-def make_for_checking(method: str, options: dict[str, Any]) -> Method:
-    """Build the method only to have its options checked."""
-    from tokenprune.methods.base import make_method
-
-    return make_method(method_class(method), options)
 
 
 def save_picture(picture: Any, path: Path) -> None:

@@ -18,8 +18,8 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 # Questions per picture. The types that hold a model back longest come more than once.
 PACK = (
-    *(["colour"] * 4 + ["shape", "digit"] + ["count"] * 3),
-    *(["existence"] * 5 + ["position"] * 3 + ["relation"] * 3),
+    *(["colour"] * 2 + ["shape", "digit"] + ["count"] * 6),
+    *(["existence"] * 3 + ["position"] * 2 + ["relation"] * 3),
 )
 SHORT, LONG = 12, 20  # tokens of the longest short question with its answer, and of the longest caption
 

@@ -258,7 +258,8 @@ def main(
     """Train both stages (or go on where a stopped run left off) and save the model in half precision."""
     settings = Settings(seed=seed, tower_steps=tower_steps, decoder_steps=decoder_steps)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(json.dumps(asdict(settings) | {"pack": PACK}, indent=1))
+    with (out / "log.jsonl").open("a") as log:  # each start and resumption leaves its settings in the log
+        log.write(json.dumps({"settings": asdict(settings), "pack": PACK}) + "\n")
     torch.manual_seed(settings.seed)
     processor = make_processor()
     model = make_model(len(processor.tokenizer))

@@ -1,0 +1,138 @@
+"""The command line as a user runs it, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.tiny import FAMILIES
+from tokenprune import cli, scenes
+
+pytestmark = pytest.mark.cli
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tokenprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_run_in_a_process_of_its_own(tmp_path):
+    """Dense and pruned answer, report and overlay, from another folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tokenprune.cli", "run", "--save", "overlay.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for text in ("dense", "pruned", "visual tokens before the LLM (divprune)", "KV cache", "answer time"):
+        assert text in done.stdout
+    assert min(Image.open(tmp_path / "overlay.png").size) >= 480
+
+
+@pytest.mark.parametrize("method", ["random", "uniform", "fastv", "fopru", "divprune"])
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_json(command, method, positions):
+    code, out, _ = command(
+        "run", "--method", method, "--keep", "0.25", "--positions", positions, "--json", "--repeat", 1
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert result["dense"]
+    assert result["report"]["final_tokens"] == 36
+    assert result["report"]["positions"] == positions
+
+
+def test_options_of_the_method(command):
+    row = ("run", "--method=fopru", "--keep", "24", "--strategy", "row", "--source=cls", "--json", "--repeat", 1)
+    code, out, _ = command(*row)
+    assert code == 0
+    assert json.loads(out)["report"]["stages"][0]["after"] == [24]
+
+
+def test_list_names_everything(command):
+    code, out, _ = command("list")
+    assert code == 0
+    for text in ("divprune", "arXiv 2503.02175", "before layer 2", "attention_row", "--strategy rank", "--seed 0"):
+        assert text in out
+
+
+PICTURE = str(scenes.IMAGE)
+REFUSED = {
+    "method": (("--method", "divprun"), "Unknown method 'divprun'. Did you mean 'divprune'?"),
+    "option": (("--kep", "0.1"), "Unknown option of divprune 'kep'. Did you mean 'keep'?"),
+    "no value": (("--strategy",), "--strategy needs a value: --strategy VALUE."),
+    "stray": (("picture.png",), "Unexpected argument 'picture.png'. Options of a method are written --name value."),
+    "keep 0": (("--keep", "0"), "keep=0 keeps nothing. An int is a number of tokens and must be at least 1."),
+    "keep -1": (("--keep", "-1"), "keep=-1 keeps nothing. An int is a number of tokens and must be at least 1."),
+    "keep nan": (
+        ("--keep", "nan"),
+        "keep=nan is not a number. Give a fraction such as 0.1 or a token count such as 58.",
+    ),
+    "keep 1.5": (
+        ("--keep", "1.5"),
+        "keep=1.5 is above 1. A float is a fraction of the tokens, at most 1.0; for a token count give an int.",
+    ),
+    "keep 145": (
+        ("--keep", "145"),
+        "keep=145 is more than the 144 visual tokens there are. Lower it, or give a fraction.",
+    ),
+    "at": (("--at", "8"), "at=8 is past the last layer: this model has layers 0 to 7."),
+    "early": (
+        ("--method", "fastv", "--at", "0"),
+        "at=0 is too early for fastv, which reads attention of the layer before it. Give at=1 or later.",
+    ),
+    "positions": (("--positions", "compakt"), "Unknown positions 'compakt'. Did you mean 'compact'?"),
+    "video": (("--video", "clip.mp4"), "--video is not supported yet. Give --image FILE."),
+    "image": (("--image", "no.png", "--prompt", "what ?"), "There is no image at no.png."),
+    "prompt": (("--image", PICTURE), "--image needs --prompt TEXT: what do you want to know about the picture?"),
+    "empty prompt": (("--image", PICTURE, "--prompt", " "), "The prompt is empty. Ask something about the image."),
+    "model": (("--model", "./nowhere"), "There is no model folder at ./nowhere."),
+    "save": (("--save", "overlay.xyz"), "Cannot write the overlay to overlay.xyz: unknown file extension: .xyz"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_line(command, case):
+    arguments, message = REFUSED[case]
+    code, _, err = command("run", "--repeat", 1, *arguments)
+    assert (code, err.strip()) == (2, f"error: {message}")
+
+
+def test_a_folder_without_a_model(command, tmp_path):
+    code, _, err = command("run", "--model", tmp_path)
+    assert code == 2
+    assert err.startswith(f"error: Cannot load a vision-language model from '{tmp_path}': ")
+    assert "Traceback" not in err
+
+
+def test_another_model(command, tmp_path):
+    """A random LLaVA with the bundled processor: `--model DIR` serves models that are not ours."""
+    from transformers import AutoProcessor
+
+    model = FAMILIES["llava"].build()
+    model.config.image_token_id = model.config.image_token_index = 4
+    model.save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(scenes.MODEL)
+    processor.image_processor.size = {"shortest_edge": 24}
+    processor.image_processor.crop_size = {"height": 24, "width": 24}
+    processor.patch_size = 4
+    processor.save_pretrained(tmp_path)
+    code, out, err = command(
+        "run", "--model", tmp_path, "--image", PICTURE, "--prompt", "what is it ?", "--keep", 9, "--json", "--repeat", 1
+    )
+    assert code == 0, err
+    assert json.loads(out)["report"]["tokens"] == 36

@@ -1,0 +1,99 @@
+"""The wheel works without the repository; the README is what the results say; the layers keep their order."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval import readme
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "errors": set(),
+    "version": set(),
+    "scenes": set(),
+    "images": {"errors"},
+    "chat": {"errors"},
+    "core": {"errors", "core"},
+    "methods": {"errors", "core", "methods"},
+    "families": {"errors", "families"},
+    "attach": {"errors", "core", "methods", "families", "attach"},
+    "overlay": {"errors", "attach"},
+    "api": {"errors", "core", "methods", "attach"},
+    "cli": {"errors", "methods", "attach", "api", "scenes", "chat", "images", "overlay"},
+}
+
+
+def imports_of(path):
+    """Top-level names of what a file imports, tokenprune's own as `tokenprune.part`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{a.name}" if node.module == "tokenprune" else node.module for a in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        else:
+            continue
+        yield from names
+
+
+def test_imports_only_point_down():
+    for path in (ROOT / "tokenprune").rglob("*.py"):
+        part = path.relative_to(ROOT / "tokenprune").with_suffix("").parts[0]
+        if part == "__init__":
+            continue
+        for name in imports_of(path):
+            top, _, rest = name.partition(".")
+            if top == "tokenprune":
+                assert rest.split(".")[0] in ALLOWED[part], f"{path.name} imports {name}"
+            if part in ("core", "methods"):
+                assert top not in ("transformers", "PIL", "typer"), f"{path.name} imports {name}"
+
+
+def test_kernels_is_not_a_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.package
+def test_the_wheel_works_without_the_repository(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
+    subprocess.run(install, check=True, capture_output=True, timeout=300)
+    code = "import tokenprune, sys; sys.argv = ['tokenprune', 'run', '--json']; from tokenprune.cli import main; main()"
+    check = f"import tokenprune; assert tokenprune.__file__.startswith({str(site)!r}); {code}"
+    environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"kv_bytes"' in done.stdout
+
+
+def test_the_readme_is_up_to_date():
+    text = readme.README.read_text()
+    assert readme.render(text) == text, "README.md is stale: run `make readme`"
+
+
+def test_the_tree_in_the_readme_names_every_file():
+    text = readme.README.read_text()
+    for path in [*(ROOT / "tokenprune").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
+        if path.name != "__init__.py":
+            assert path.name in text, f"{path.name} is missing from the README's tree"
+
+
+def test_the_readmes_python_runs(monkeypatch):
+    """Every Python block of the README, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", readme.README.read_text(), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(ROOT)
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)

@@ -1,0 +1,149 @@
+"""The bundled model and the world it was trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from eval.scenes import judge
+from eval.scenes.data import LONG, PACK, SHORT, Batches, encode
+from eval.scenes.model import make_model, make_tokenizer
+from eval.scenes.packed import packed_hidden
+from eval.scenes.questions import ASK, TYPES, Question, box_iou, centre_of, distance, is_right, vocabulary
+from eval.scenes.world import Thing, make_scene, rng_for
+from tests.oracle import oracle_logits
+from tests.test_laws import kept_by_layer
+from tokenprune import prune, scenes
+from tokenprune.chat import Chat
+from tokenprune.images import load_image
+
+pytestmark = pytest.mark.scenes
+IMAGE_TOKEN = 4
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat.load(scenes.MODEL)
+
+
+def test_it_is_a_standard_model():
+    model = AutoModelForImageTextToText.from_pretrained(scenes.MODEL)
+    processor = AutoProcessor.from_pretrained(scenes.MODEL)
+    assert type(model) is LlavaForConditionalGeneration
+    assert len(model.model.language_model.layers) >= 8
+    assert next(model.parameters()).dtype == torch.float16
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color is the ring ?"}]}]
+    text = processor.apply_chat_template(turn, add_generation_prompt=True)
+    inputs = processor(images=load_image(scenes.IMAGE), text=text, return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 144
+    assert processor.tokenizer.unk_token_id not in inputs["input_ids"]
+    assert sum(f.stat().st_size for f in scenes.MODEL.iterdir()) <= 16 * 2**20
+
+
+def test_it_sees(chat):
+    """A small sample of the held-out report: every type is far above its blind score."""
+    scores = judge.judge(chat, 40)
+    blind = judge.judge(chat, 40, blind=True)
+    for kind in TYPES:
+        assert scores[kind]["right"] >= 0.75, (kind, scores[kind])
+        assert scores[kind]["right"] > blind[kind]["right"] + 0.2, (kind, blind[kind])
+    assert sum(s["right"] for s in scores.values()) / len(TYPES) >= 0.9
+
+
+def test_diversity_beats_the_baselines_at_a_tenth(chat):
+    scores = {}
+    for method in ("divprune", "random", "uniform"):
+        with prune(chat.model, method, keep=0.1):
+            found = [judge.score(asked := judge.questions(k, 40), judge.answers(chat, asked)) for k in TYPES[:-1]]
+        scores[method] = sum(f["right"] for f in found) / len(found)
+    assert scores["divprune"] > max(scores["random"], scores["uniform"]), scores
+
+
+@pytest.mark.laws
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("method", ["divprune", "fastv", "fopru", "random", "uniform"])
+def test_trained_weights_equal_the_oracle(chat, method, positions):
+    """Law 3 where attention is sharp: logits of a padded batch of real questions."""
+    asked = [judge.questions(kind, 1)[0] for kind in ("position", "relation", "count")]
+    texts = [f"<s><user><image>{a.question.text}<assistant>" for a in asked]
+    inputs = chat.processor(images=[a.image for a in asked], text=texts, return_tensors="pt", padding=True)
+    with prune(chat.model, method, keep=0.25, positions=positions) as run:
+        out = chat.model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        kept = kept_by_layer(run)
+    more = out.sequences.shape[1] - inputs["input_ids"].shape[1]
+    whole = dict(inputs) | {
+        "input_ids": out.sequences,
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones(len(asked), more, dtype=torch.long)], 1),
+    }
+    expected = oracle_logits(chat.model, whole, kept, (IMAGE_TOKEN,), positions == "compact")
+    for step, logits in enumerate(out.logits):
+        wanted = expected[:, inputs["input_ids"].shape[1] - 1 + step]
+        torch.testing.assert_close(logits, wanted, atol=1e-4 * max(1, wanted.abs().max().item() / 10), rtol=0)
+
+
+def test_scenes_are_reproducible_and_apart():
+    for index in range(30):
+        a, b = (make_scene(rng_for("test", index)) for _ in range(2))
+        assert a.things == b.things
+        assert np.array_equal(a.pixels, b.pixels)
+        assert len({t.name for t in a.things}) == len(a.things)
+        covered = set(a.owner.tolist()) - {-1}
+        assert covered == set(range(len(a.things)))
+    assert make_scene(rng_for("train", 0)).things != make_scene(rng_for("test", 0)).things
+
+
+def test_questions_fit_and_answers_are_right():
+    tokenizer, words = make_tokenizer(), set(vocabulary())
+    for index in range(100):
+        rng = rng_for("train", index)
+        scene = make_scene(rng)
+        for kind, ask in ASK.items():
+            question = ask(rng, scene)
+            if question is None:
+                continue
+            assert set(question.text.split()) | set(question.answer.split()) <= words
+            ids, _ = encode(tokenizer, question, LONG if kind == "caption" else SHORT)
+            assert len(ids) == (LONG if kind == "caption" else SHORT)
+            assert is_right(question, question.answer)
+            assert not is_right(question, "")
+            assert tokenizer(question.text)["input_ids"] == ids[: len(question.text.split())]
+
+
+def test_existence_is_balanced():
+    asked = judge.questions("existence", 400)
+    assert 0.44 <= sum(a.question.answer == "yes" for a in asked) / 400 <= 0.56
+
+
+def test_scoring():
+    thing = Thing("circle", "red", x=20, y=36, radius=10)
+    where = Question("position", "", "x2 y4", thing)
+    assert centre_of("x2 y4") == (20.0, 36.0)
+    assert (distance(where, "x2 y4"), box_iou(where, "x2 y4")) == (0.0, 1.0)
+    assert is_right(where, "x3 y5")
+    assert not is_right(where, "x4 y4")
+    assert not is_right(where, "yes")
+    assert (distance(where, "yes"), box_iou(where, "yes")) == (float("inf"), 0.0)
+    caption = Question("caption", "", "red circle , blue 3")
+    assert is_right(caption, "blue 3 , red circle")
+    assert not is_right(caption, "blue 3")
+    assert not is_right(caption, "blue 3 , red circle , red circle")
+
+
+def test_packed_questions_equal_questions_alone():
+    """Training sees what inference sees: a packed question's hidden states are those of the same question alone."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    llama = make_model(len(tokenizer)).model.language_model.eval()
+    batch = Batches(tokenizer, "train", 2).batch(0)
+    assert batch.short.shape == (2, len(PACK), SHORT)
+    prefix = torch.randn(2, 9, 160)
+    with torch.no_grad():
+        short, caption = packed_hidden(llama, prefix, [batch.short, batch.caption])
+        for got, ids in ((short[1, 5], batch.short[1, 5]), (caption[1, 0], batch.caption[1, 0])):
+            alone = torch.cat([prefix[1:], llama.embed_tokens(ids)[None]], dim=1)
+            expected = llama(inputs_embeds=alone).last_hidden_state[0, 9:]
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
