@@ -42,8 +42,8 @@ def heldout() -> str:
     rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
     position = data["types"]["position"]
     note = (
-        f"{data['questions_per_type']} held-out questions of each type. Blind: the picture is replaced by noise. Position: "
-        f"median distance {position['median_distance_px']} pixels of 96, mean IoU of 24-pixel boxes "
+        f"{data['questions_per_type']} held-out questions of each type. Blind: the picture is replaced by noise. "
+        f"Position: median distance {position['median_distance_px']} pixels of 96, mean IoU of 24-pixel boxes "
         f"{position['mean_box_iou']:.2f}."
     )
     return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"

@@ -21,6 +21,7 @@ PACK = (
     *(["colour"] * 2 + ["shape", "digit"] + ["count"] * 6),
     *(["existence"] * 3 + ["position"] * 2 + ["relation"] * 3),
 )
+WEIGHTS = {"existence": 2.0, "caption": 2.0}
 SHORT, LONG = 12, 20  # tokens of the longest short question with its answer, and of the longest caption
 
 
@@ -45,11 +46,11 @@ def ask_all(rng: np.random.Generator, scene: Scene) -> list[Question]:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, question: Question, length: int) -> tuple[list[int], list[float]]:
-    """Ids of question, <assistant>, answer, </s>, padded; weight 1 on every id of the answer and on </s>."""
+    """Ids of question, <assistant>, answer, </s>, padded; a loss weight on every id of the answer and on </s>."""
     head = tokenizer.convert_tokens_to_ids([*question.text.split(), "<assistant>"])
     tail = tokenizer.convert_tokens_to_ids([*question.answer.split(), "</s>"])
     pad = length - len(head) - len(tail)
-    weight = 2.0 if question.type == "existence" else 1.0
+    weight = WEIGHTS.get(question.type, 1.0)
     return head + tail + [tokenizer.pad_token_id] * pad, [0.0] * len(head) + [weight] * len(tail) + [0.0] * pad
 
 

@@ -24,7 +24,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 DIGITS = tuple(str(d) for d in range(10))
 KINDS = SHAPES + DIGITS
 SPLITS = {"train": 0, "test": 1, "demo": 2, "validation": 3}
-MIN_GAP = 7  # pixels between any two centres on each axis, so that left/right/above/below are never ambiguous
+MIN_GAP = 10  # pixels between any two centres on each axis, so that left/right/above/below are never ambiguous
 
 
 @dataclass(frozen=True)
