@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,6 +25,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 DIGITS = tuple(str(d) for d in range(10))
 KINDS = SHAPES + DIGITS
 SPLITS = {"train": 0, "test": 1, "demo": 2, "validation": 3}
+MARGIN = 13  # pixels between a centre and the edge
 MIN_GAP = 10  # pixels between any two centres on each axis, so that left/right/above/below are never ambiguous
 
 
@@ -84,31 +86,40 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _place(rng: np.random.Generator, count: int) -> list[Thing]:
-    # Most scenes repeat one kind or one colour, so that neither names a thing by itself.
+    names = _names(rng, count)
+    while True:
+        radii = rng.integers(10, 13, count)
+        places = zip(names, _spread(rng, count), _spread(rng, count), radii, strict=True)
+        things = [Thing(kind, colour, int(x), int(y), int(r)) for (kind, colour), x, y, r in places]
+        if all(_apart(a, b) for a, b in combinations(things, 2)):
+            return things
+
+
+def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """Different (kind, colour) pairs. Most scenes repeat one kind or one colour, so that neither names a thing alone."""
     theme = str(rng.choice(["kind", "colour", "none"], p=[0.4, 0.4, 0.2]))
     theme_kind, theme_colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
-    things: list[Thing] = []
-    tries = 0
-    while len(things) < count:
-        tries += 1
-        if tries % 60 == 0:
-            things.clear()  # the first ones may have left no room
+    names: list[tuple[str, str]] = []
+    while len(names) < count:
         kind = str(rng.choice(DIGITS if rng.random() < 0.3 else SHAPES))
         colour = str(rng.choice(list(COLOURS)))
         if rng.random() < 0.6:
             kind = theme_kind if theme == "kind" else kind
             colour = theme_colour if theme == "colour" else colour
-        radius = int(rng.integers(10, 13))
-        x, y = (int(v) for v in rng.integers(radius + 1, SIZE - radius - 1, 2))
-        thing = Thing(kind, colour, x, y, radius)
-        if all(_apart(thing, other) for other in things):
-            things.append(thing)
-    return things
+        if (kind, colour) not in names:
+            names.append((kind, colour))
+    return names
+
+
+def _spread(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Centres along one axis, at least MIN_GAP apart, in random order."""
+    free = SIZE - 2 * MARGIN - MIN_GAP * (count - 1)
+    places = np.sort(rng.integers(0, free + 1, count)) + MARGIN + MIN_GAP * np.arange(count)
+    return rng.permutation(places)
 
 
 def _apart(a: Thing, b: Thing) -> bool:
-    dx, dy = abs(a.x - b.x), abs(a.y - b.y)
-    return a.name != b.name and min(dx, dy) >= MIN_GAP and max(dx, dy) > a.radius + b.radius
+    return max(abs(a.x - b.x), abs(a.y - b.y)) > a.radius + b.radius
 
 
 @lru_cache(maxsize=64)
