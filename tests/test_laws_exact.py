@@ -11,6 +11,7 @@ import tokenprune
 from tests.test_laws import BATCHES, GREEDY, PLANS, STAGES, attach
 from tests.tiny import Picture
 from tokenprune import Stage, Uniform, prune
+from tokenprune.attach import taps
 
 pytestmark = pytest.mark.laws
 
@@ -68,6 +69,7 @@ def test_removal_after_an_exception(family, tiny_models):
             model(**inputs)
         handle.remove()
         assert state_of(model) == before
+        assert not taps.listeners()
     with torch.no_grad(), attach(model, "four stages") as run:
         first = model(**inputs).logits
         handle = text_model.layers[2].mlp.register_forward_pre_hook(_break)

@@ -12,8 +12,8 @@ from tokenprune.chat import Chat
 from tokenprune.images import load_image
 from tokenprune.overlay import draw_overlay
 
-SCENE = 24
-ASKED = ("what colour is the circle ?", "is there a blue cross ?", scenes.QUESTION)
+SCENE = 39
+ASKED = ("what colour is the circle ?", "is there a green cross ?", scenes.QUESTION)
 SHOWN = (("divprune", 0.1), ("divprune", 0.25), ("random", 0.1))
 
 

@@ -96,7 +96,7 @@ def _place(rng: np.random.Generator, count: int) -> list[Thing]:
 
 
 def _names(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """Different (kind, colour) pairs. Most scenes repeat one kind or one colour, so that neither names a thing alone."""
+    """Different (kind, colour) pairs. Most scenes repeat a kind or a colour, so that neither names a thing."""
     theme = str(rng.choice(["kind", "colour", "none"], p=[0.4, 0.4, 0.2]))
     theme_kind, theme_colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
     names: list[tuple[str, str]] = []

@@ -34,7 +34,8 @@ class Report:
 
     average_tokens: visual tokens that a decoder layer processes, mean over layers; final_tokens: in the last layer.
     flops: this model's decoder layers, text included, causal attention. field_flops: the papers' image-only formula.
-    kv_bytes: keys and values in the cache after the prompt (None where no cache was used).
+    kv_bytes: keys and values in the cache after the prompt (None where no cache was used). selection_ms: time the host
+    spent in selection; on a GPU its kernels may still be running then.
     """
 
     method: str
@@ -101,8 +102,11 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
     layers = run.text_model.layers
     visual = sum(span.count for span in forward.spans)
     dense_rows = forward.first_counts
-    past = 0 if cache is None else cache.layers[0].get_seq_length() - forward.length
     layer_rows = [forward.rows_before(i).counts for i in range(len(layers))]
+    past = [0] * len(layers)
+    if cache is not None:
+        past = [c.keys.shape[-2] - forward.rows_before(i).length for i, c in enumerate(cache.layers)]
+    dense_past = 0 if cache is None else cache.get_seq_length() - forward.length
     tokens = [visual - sum(dense_rows) + sum(counts) for counts in layer_rows]
     shapes = [_layer_shape(layer, config) for layer in layers]
     sizes = (config.hidden_size, config.intermediate_size)
@@ -119,8 +123,10 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
         average_tokens=sum(tokens) / len(tokens),
         final_tokens=tokens[-1],
         layer_tokens=tokens,
-        flops=sum(layer_flops(s, n, past) for s, counts in zip(shapes, layer_rows, strict=True) for n in counts),
-        dense_flops=sum(layer_flops(s, n, past) for s in shapes for n in dense_rows),
+        flops=sum(
+            layer_flops(shape, n, p) for shape, counts, p in zip(shapes, layer_rows, past, strict=True) for n in counts
+        ),
+        dense_flops=sum(layer_flops(shape, n, dense_past) for shape in shapes for n in dense_rows),
         field_flops=field_flops(tokens, *sizes),
         dense_field_flops=field_flops([visual] * len(layers), *sizes),
         kv_bytes=kv,

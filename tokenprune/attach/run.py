@@ -147,7 +147,10 @@ class Run:
             raise BadInput(f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder.")
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """Runs after an exception too."""
         self._local.__dict__.clear()
+        for layer in self.text_model.layers:
+            taps.listeners().pop(layer.self_attn, None)
 
     def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         hidden, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
@@ -244,11 +247,7 @@ class Run:
 
     def _after_text(self, module: nn.Module, args: tuple, output: Any) -> Any:
         forward = self._forward
-        if forward is None:
-            return None
-        for layer in module.layers:
-            taps.listeners().pop(layer.self_attn, None)
-        if not forward.spans:
+        if forward is None or not forward.spans:
             return None
         self._done = forward
         self._report = measure(self, forward, output.past_key_values)

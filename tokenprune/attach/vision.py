@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,15 +15,13 @@ from tokenprune.families.base import Family, Span
 
 
 class SaliencyReader:
-    """Hooks on the vision encoder: one list of [n] tensors per variant, for every image since the last prompt."""
+    """Hooks on the vision encoder; per thread, the saliency of every image since the last prompt."""
 
     def __init__(self, model: PreTrainedModel, family: Family, variants: list[str]) -> None:
         self.model, self.family, self.variants = model, family, variants
         self.tower = family.tower(model)
         self.module = family.saliency_module(model)
-        self.images: dict[str, list[Tensor]] = {v: [] for v in variants}
-        self._calls: dict[str, list[Tensor]] = {}
-        self._inputs: dict[str, Any] = {}
+        self._local = threading.local()
 
     def hooks(self) -> list[Any]:
         """Register the hooks; the caller removes the handles."""
@@ -32,25 +31,32 @@ class SaliencyReader:
         ]
 
     def _start(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._calls = {v: [] for v in self.variants}
-        self._inputs = inspect.signature(tower.forward).bind_partial(*args, **kwargs).arguments
+        self._local.calls = {v: [] for v in self.variants}
+        self._local.inputs = inspect.signature(tower.forward).bind_partial(*args, **kwargs).arguments
         taps.listeners()[self.module] = self._listen
 
     def _listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        for variant, calls in self._calls.items():
+        for variant, calls in self._local.calls.items():
             read = taps.first_row_attention if variant == "cls" else taps.received_attention
             calls.append(read(query, key, scaling))
 
     def _end(self, tower: nn.Module, args: tuple, output: Any) -> None:
         taps.listeners().pop(self.module, None)
-        calls, self._calls = self._calls, {}
-        for variant, got in calls.items():
-            if got:
-                self.images[variant] += self.family.saliency(self.model, got, variant, self._inputs)
+        images = self._images()
+        for variant, calls in self._local.calls.items():
+            if calls:
+                images[variant] += self.family.saliency(self.model, calls, variant, self._local.inputs)
+
+    def _images(self) -> dict[str, list[Tensor]]:
+        """This thread's images since its last prompt."""
+        if not hasattr(self._local, "images"):
+            self._local.images = {v: [] for v in self.variants}
+        return self._local.images
 
     def take(self, spans: list[Span], batch: int) -> dict[str, list[Tensor]]:
         """Saliency of each span, per variant. A batch expanded for beams or several sequences repeats its images."""
-        taken, self.images = self.images, {v: [] for v in self.variants}
+        taken = self._images()
+        del self._local.images
         return {variant: _matched(images, spans, batch) for variant, images in taken.items()}
 
 
