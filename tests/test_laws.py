@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.oracle import oracle_logits
-from tests.tiny import IMAGE, VIDEO, Picture
+from tests.tiny import FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import DivPrune, FastV, FoPru, Random, Stage, Uniform, prune
 from tokenprune.methods.registry import all_methods
 
@@ -57,7 +57,20 @@ def alive_rows(run, inputs, placeholders):
 @pytest.mark.parametrize("plan", [*PLANS, *STAGES])
 def test_oracle_prefill_and_every_step(family, tiny_models, plan, batch, positions):
     """Law 3."""
-    model, inputs = tiny_models(family), family.inputs(BATCHES[batch])
+    check_oracle(family, tiny_models(family), BATCHES[batch], plan, positions)
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("plan", [*PLANS, *STAGES])
+def test_oracle_with_videos(tiny_models, plan, positions):
+    """Law 3 for images and videos side by side, a video before an image of as many tokens included."""
+    family = FAMILIES["qwen2_5_vl"]
+    rows = [[3, Video(2, 3, 2), 2, Picture(3, 4), 5], [2, Picture(4, 3), 4, Video(3, 2, 4), 6], [9]]
+    check_oracle(family, tiny_models(family), rows, plan, positions)
+
+
+def check_oracle(family, model, rows, plan, positions):
+    inputs = family.inputs(rows)
     with attach(model, plan, positions) as run:
         logits = model(**inputs).logits
         kept = kept_by_layer(run)
@@ -72,7 +85,7 @@ def test_oracle_prefill_and_every_step(family, tiny_models, plan, batch, positio
             grown[name] = torch.cat([grown[name], added.to(grown[name].dtype)], dim=1)
     expected = oracle_logits(model, grown, kept, family.placeholder, positions == "compact")
     length = inputs["input_ids"].shape[1]
-    if batch == "one" or family.name != "llava":  # an unpadded forward without position_ids counts padding as tokens
+    if len(rows) == 1 or family.name != "llava":  # an unpadded forward without position_ids counts padding as tokens
         prefill = oracle_logits(model, inputs, kept, family.placeholder, positions == "compact")
         torch.testing.assert_close(logits[alive], prefill[alive], atol=1e-4, rtol=0)
     for step, scores in enumerate(out.logits):

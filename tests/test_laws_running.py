@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import BertConfig, BertModel, StaticCache
 
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
-from tests.tiny import IMAGE, Picture
+from tests.tiny import FAMILIES, IMAGE, Picture
 from tokenprune import BadInput, MissingSignal, Uniform, Unsupported, prune
 
 pytestmark = pytest.mark.laws
@@ -164,6 +165,39 @@ def test_signals_do_not_depend_on_the_kernel(family, tiny_models, plan, attentio
             found.append(([[row.tolist() for row in rows] for rows in run.kept], logits))
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=0)
+
+
+def test_an_image_in_the_second_turn(tiny_models):
+    """The first turn is text only and padded: its padding stays hidden in the layers that are shortened later."""
+    family = FAMILIES["llava"]
+    model, inputs = tiny_models(family), family.inputs([[9, Picture(6, 6), 4], [5, Picture(6, 6), 4]])
+    first = 6
+    start = {k: v[:, :first] for k, v in inputs.items() if k != "pixel_values"}
+    rest = inputs | {"input_ids": inputs["input_ids"][:, first:]}
+    for plan in PLANS:
+        with torch.no_grad(), attach(model, plan) as run:
+            cache = model(**start, use_cache=True).past_key_values
+            logits = model(**rest, past_key_values=cache).logits[:, -1]
+            kept = {at: [row + first for row in rows] for at, rows in kept_by_layer(run).items()}
+        expected = oracle_logits(model, inputs, kept, family.placeholder)[:, -1]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_tuples_instead_of_outputs(family, tiny_models):
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    with torch.no_grad(), prune(model, "fastv", keep=0.3):
+        assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).logits)
+
+
+def test_two_threads_on_one_model(family, tiny_models):
+    model = tiny_models(family)
+    prompts = [family.inputs([[3, Picture(4, 6), 5]], seed) for seed in range(6)]
+    for plan in ("fopru", "fastv"):
+        with attach(model, plan):
+            alone = [model.generate(**p, **GREEDY).tolist() for p in prompts]
+            with ThreadPoolExecutor(2) as pool:
+                together = list(pool.map(lambda p: model.generate(**p, **GREEDY).tolist(), prompts))
+        assert together == alone
 
 
 def test_text_only_prompts_run_unpruned(family, tiny_models):

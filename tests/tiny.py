@@ -31,6 +31,15 @@ TEXT = dict(
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video of t x h x w visual tokens."""
+
+    t: int
+    h: int
+    w: int
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image of h x w visual tokens (LLaVA ignores the size: its images are 6 x 6)."""
 
@@ -106,12 +115,20 @@ class TinyQwen25VL:
         ids = [_ids(self, row, made) for row in rows]
         images = [p for row in rows for p in row if isinstance(p, Picture)]
         batch = _padded(ids)
-        batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int()
+        batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int() + 2 * (batch["input_ids"] == VIDEO).int()
+        videos = [p for row in rows for p in row if isinstance(p, Video)]
         if images:
             batch["image_grid_thw"] = torch.tensor([[1, 2 * p.h, 2 * p.w] for p in images])
-            patches = int(batch["image_grid_thw"].prod(-1).sum())
-            batch["pixel_values"] = torch.randn(patches, 3 * 2 * 4 * 4, generator=made)
+            batch["pixel_values"] = _patches(batch["image_grid_thw"], made)
+        if videos:
+            batch["video_grid_thw"] = torch.tensor([[p.t, 2 * p.h, 2 * p.w] for p in videos])
+            batch["pixel_values_videos"] = _patches(batch["video_grid_thw"], made)
+            batch["second_per_grid_ts"] = torch.ones(len(videos))
         return batch
+
+
+def _patches(grids: Tensor, made: torch.Generator) -> Tensor:
+    return torch.randn(int(grids.prod(-1).sum()), 3 * 2 * 4 * 4, generator=made)
 
 
 FAMILIES = {cls.name: cls() for cls in (TinyLlava, TinyQwen25VL)}
@@ -123,6 +140,8 @@ def _ids(family: TinyLlava | TinyQwen25VL, row: list[Picture | int], made: torch
         if isinstance(part, Picture):
             h, w = family.grid(part)
             ids += [START, *[IMAGE] * (h * w), END]
+        elif isinstance(part, Video):
+            ids += [START, *[VIDEO] * (part.t * part.h * part.w), END]
         else:
             ids += torch.randint(5, 80, (part,), generator=made).tolist()
     return ids

@@ -103,8 +103,11 @@ class PrunedLayer(DynamicLayer):
         self.shift = None if self.shift is None else change(self.shift)
 
 
-def adopt(cache: Cache, first: int, count: int) -> None:
-    """Make layers `first` ... `count` - 1 of a cache able to be shorter than the prompt; refuse kinds that cannot."""
+def adopt(cache: Cache, first: int, count: int, past_valid: Tensor | None) -> None:
+    """Make layers `first` ... `count` - 1 of a cache able to be shorter than the prompt; refuse kinds that cannot.
+
+    past_valid: bool [B, past], False for padding among the tokens that the cache holds already.
+    """
     if not isinstance(cache, DynamicCache):
         raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
     if cache.offloading:
@@ -120,14 +123,15 @@ def adopt(cache: Cache, first: int, count: int) -> None:
                 f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. "
                 "Use DynamicCache with full attention."
             )
-        cache.layers[i] = _converted(layer)
+        cache.layers[i] = _converted(layer, past_valid)
 
 
-def _converted(layer: DynamicLayer) -> PrunedLayer:
+def _converted(layer: DynamicLayer, past_valid: Tensor | None) -> PrunedLayer:
     pruned = PrunedLayer()
     if layer.is_initialized and layer.get_seq_length() > 0:
         pruned.lazy_initialization(layer.keys, layer.values)
         pruned.keys, pruned.values = layer.keys, layer.values
         pruned.logical = pruned.tail = layer.get_seq_length()
-        pruned.valid = torch.ones(layer.keys.shape[0], pruned.rows, dtype=torch.bool, device=layer.keys.device)
+        whole = torch.ones(layer.keys.shape[0], pruned.rows, dtype=torch.bool, device=layer.keys.device)
+        pruned.valid = whole if past_valid is None else past_valid[:, -pruned.rows :].to(whole.device)
     return pruned

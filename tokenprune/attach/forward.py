@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +17,7 @@ from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.core.positions import compact
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
-from tokenprune.families.base import Span
+from tokenprune.families.base import Placeholders, Span
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
 
@@ -287,9 +287,11 @@ def checked(selection: Selection, view: View) -> Selection:
     return selection
 
 
-def placeholder_runs(input_ids: Tensor, ids: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(row, start, length) of every run of placeholder tokens in `input_ids` [B, L], in reading order."""
-    is_visual = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
-    edges = torch.nn.functional.pad(is_visual.int(), (1, 1)).diff(dim=1)
-    starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-    return [(row, start, end - start) for (row, start), (_, end) in zip(starts, ends, strict=True)]
+def placeholder_runs(input_ids: Tensor, tokens: Iterable[int]) -> list[Placeholders]:
+    """Every run of one of these tokens in `input_ids` [B, L], in reading order."""
+    found = []
+    for token in tokens:
+        edges = torch.nn.functional.pad((input_ids == token).int(), (1, 1)).diff(dim=1)
+        starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
+        found += [Placeholders(row, s, e - s, token) for (row, s), (_, e) in zip(starts, ends, strict=True)]
+    return sorted(found, key=lambda run: (run.row, run.start))

@@ -43,8 +43,7 @@ class Run:
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._local = threading.local()
-        self._done: Forward | None = None
-        self._report: Report | None = None
+        self._done: tuple[list[list[Tensor]], list[Span], Report] | None = None
         self._handles: list[Any] = []
         needs = {need for stage in self.stages for need in stage.method.needs}
         variants = sorted(need.variant for need in needs if need.signal == "saliency")
@@ -101,19 +100,18 @@ class Run:
     def kept(self) -> list[list[Tensor]]:
         """For each stage, for each row of the last prompt: ascending int64 prompt columns of the visual tokens that are
         still there (0-based, padding counted)."""
-        return self._last().kept
+        return self._last()[0]
 
     @property
     def spans(self) -> list[Span]:
         """The images and videos of the last prompt: row, first column and grid of each."""
-        return self._last().spans
+        return self._last()[1]
 
     def report(self) -> Report:
         """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time."""
-        self._last()
-        return self._report
+        return self._last()[2]
 
-    def _last(self) -> Forward:
+    def _last(self) -> tuple[list[list[Tensor]], list[Span], Report]:
         if self._done is None:
             raise BadInput("Nothing has been pruned yet. Run the model on a prompt with an image first.")
         return self._done
@@ -142,7 +140,7 @@ class Run:
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
         placeholders = self.family.placeholders(self.model)
-        self._local.runs = placeholder_runs(input_ids, placeholders) if media else []
+        self._local.runs = placeholder_runs(input_ids, placeholders.values()) if media else []
         if media and not self._local.runs:
             raise BadInput(f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder.")
 
@@ -162,9 +160,9 @@ class Run:
         pruned = cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)
         if not runs and not pruned:
             return None
-        if cache is not None:
-            adopt(cache, self.stages[0].at, len(module.layers))
         forward = self._local.forward = self._start(module, hidden, kwargs, runs)
+        if cache is not None:
+            adopt(cache, self.stages[0].at, len(module.layers), forward.past_valid)
         if runs:
             self._listen(forward, cache)
         if self.stages[0].at > 0:
@@ -249,10 +247,8 @@ class Run:
         forward = self._forward
         if forward is None or not forward.spans:
             return None
-        self._done = forward
-        self._report = measure(self, forward, output.past_key_values)
-        last = forward.rows
-        output.last_hidden_state = forward.restore(output.last_hidden_state, last)
+        self._done = forward.kept, forward.spans, measure(self, forward, output.past_key_values)
+        output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
                 forward.restore(h, forward.rows_before(max(i - 1, 0))) for i, h in enumerate(output.hidden_states)

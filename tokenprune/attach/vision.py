@@ -42,42 +42,58 @@ class SaliencyReader:
 
     def _end(self, tower: nn.Module, args: tuple, output: Any) -> None:
         taps.listeners().pop(self.module, None)
-        images = self._images()
+        passes = self._passes()
         for variant, calls in self._local.calls.items():
             if calls:
-                images[variant] += self.family.saliency(self.model, calls, variant, self._local.inputs)
+                passes[variant].append(self.family.saliency(self.model, calls, variant, self._local.inputs))
 
-    def _images(self) -> dict[str, list[Tensor]]:
-        """This thread's images since its last prompt."""
-        if not hasattr(self._local, "images"):
-            self._local.images = {v: [] for v in self.variants}
-        return self._local.images
+    def _passes(self) -> dict[str, list[list[Tensor]]]:
+        """For each variant, what each pass of the encoder since this thread's last prompt gave: [n] per image."""
+        if not hasattr(self._local, "passes"):
+            self._local.passes = {v: [] for v in self.variants}
+        return self._local.passes
 
     def take(self, spans: list[Span], batch: int) -> dict[str, list[Tensor]]:
-        """Saliency of each span, per variant. A batch expanded for beams or several sequences repeats its images."""
-        taken = self._images()
-        del self._local.images
-        return {variant: _matched(images, spans, batch) for variant, images in taken.items()}
+        """Saliency of each span, per variant. Images and videos come from a pass of the encoder each, in that order."""
+        taken = self._passes()
+        del self._local.passes
+        members = [[i for i, span in enumerate(spans) if span.media == media] for media in ("image", "video")]
+        members = [group for group in members if group]
+        found: dict[str, list[Tensor]] = {}
+        for variant, passes in taken.items():
+            if not passes:
+                raise MissingSignal(
+                    "The signal 'saliency' is missing: the vision encoder did not run for this prompt. Pass "
+                    "pixel_values, not precomputed features."
+                )
+            lengths = [[len(image) for image in images] for images in passes]
+            matched = {}
+            if len(passes) == len(members):
+                for group, images in zip(members, passes, strict=True):
+                    own = _matched(images, [spans[i] for i in group], batch)
+                    matched |= dict(zip(group, own, strict=False))
+            if len(matched) != len(spans):
+                raise MissingSignal(
+                    f"The vision encoder ran for images of {lengths} tokens, but the prompt holds "
+                    f"{[s.count for s in spans]}. Run one prompt at a time, with exactly its own images."
+                )
+            found[variant] = [matched[i] for i in range(len(spans))]
+        return found
 
 
 def _matched(images: list[Tensor], spans: list[Span], batch: int) -> list[Tensor]:
-    if not images:
-        raise MissingSignal(
-            "The signal 'saliency' is missing: the vision encoder did not run for this prompt. Pass pixel_values, not "
-            "precomputed features."
-        )
+    """One image for each span, or nothing where they do not fit.
+
+    A batch expanded for beams or several sequences repeats each row `copies` times, but the encoder ran once.
+    """
     copies = len(spans) // len(images)
-    lengths = [len(image) for image in images]
-    if copies * len(images) == len(spans) and copies and batch % copies == 0:
-        first = [i for i, span in enumerate(spans) if span.row % copies == 0]
-        if [spans[i].count for i in first] == lengths:
-            by_row: dict[int, list[Tensor]] = {}
-            for i, image in zip(first, images, strict=True):
-                by_row.setdefault(spans[i].row // copies, []).append(image)
-            found = [image for row in range(batch) for image in by_row.get(row // copies, [])]
-            if [len(image) for image in found] == [span.count for span in spans]:
-                return found
-    raise MissingSignal(
-        f"The vision encoder ran for images of {lengths} tokens, but the prompt holds {[s.count for s in spans]}. Run "
-        "one prompt at a time, with exactly its own images."
-    )
+    if copies * len(images) != len(spans) or not copies or batch % copies:
+        return []
+    by_row: dict[int, list[Tensor]] = {}
+    first = [span for span in spans if span.row % copies == 0]
+    if len(first) != len(images):
+        return []
+    for span, image in zip(first, images, strict=True):
+        by_row.setdefault(span.row // copies, []).append(image)
+    found = [image for row in range(batch) for image in by_row.get(row // copies, [])]
+    return found if [len(image) for image in found] == [span.count for span in spans] else []

@@ -14,12 +14,23 @@ from tokenprune.errors import Unsupported
 
 
 @dataclass(frozen=True)
+class Placeholders:
+    """A run of placeholder tokens in the prompt, before it is cut into spans."""
+
+    row: int
+    start: int
+    length: int
+    token: int
+
+
+@dataclass(frozen=True)
 class Span:
     """The visual tokens of one image or video: columns start ... start + count - 1 of row `row` of the prompt."""
 
     row: int
     start: int
     grid: tuple[int, int, int]
+    media: str = "image"  # or video
 
     @property
     def count(self) -> int:
@@ -51,12 +62,12 @@ class Family(ABC):
         return self.base(model).language_model
 
     @abstractmethod
-    def placeholders(self, model: PreTrainedModel) -> tuple[int, ...]:
-        """Token ids that stand for a visual token in `input_ids`."""
+    def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
+        """The token id that stands for a visual token in `input_ids`, for each medium: image, video."""
 
     @abstractmethod
-    def spans(self, model: PreTrainedModel, runs: Sequence[tuple[int, int, int]], positions: Tensor) -> list[Span]:
-        """Cut the runs of placeholders (row, start, length) into spans with true grids.
+    def spans(self, model: PreTrainedModel, runs: Sequence[Placeholders], positions: Tensor) -> list[Span]:
+        """Cut the runs of placeholders into spans with true grids.
 
         positions: int64 [axes, B, L], the position ids that the text model will use.
         """

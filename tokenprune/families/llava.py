@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
-from tokenprune.families.base import Family, Span
+from tokenprune.families.base import Family, Placeholders, Span
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
@@ -33,20 +33,20 @@ class Llava(Family):
                 "Use 'default' with CLIP and 'full' with SigLIP."
             )
 
-    def placeholders(self, model: PreTrainedModel) -> tuple[int, ...]:
-        return (model.config.image_token_id,)
+    def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
+        return {"image": model.config.image_token_id}
 
-    def spans(self, model: PreTrainedModel, runs: Sequence[tuple[int, int, int]], positions: Tensor) -> list[Span]:
+    def spans(self, model: PreTrainedModel, runs: Sequence[Placeholders], positions: Tensor) -> list[Span]:
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         found = []
-        for row, start, length in runs:
-            if length % (side * side):
+        for run in runs:
+            if run.length % (side * side):
                 raise Unsupported(
-                    f"Row {row} holds a run of {length} image tokens, but an image of this model has {side * side}. "
-                    "Images cut by chunked prefill cannot be pruned; prefill in one piece."
+                    f"Row {run.row} holds a run of {run.length} image tokens, but an image of this model has "
+                    f"{side * side}. Images cut by chunked prefill cannot be pruned; prefill in one piece."
                 )
-            found += [Span(row, start + i, (1, side, side)) for i in range(0, length, side * side)]
+            found += [Span(run.row, run.start + i, (1, side, side)) for i in range(0, run.length, side * side)]
         return found
 
     def tower(self, model: PreTrainedModel) -> nn.Module:

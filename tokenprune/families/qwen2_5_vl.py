@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
-from tokenprune.families.base import Family, Span
+from tokenprune.families.base import Family, Placeholders, Span
 
 
 class Qwen25VL(Family):
@@ -19,31 +19,29 @@ class Qwen25VL(Family):
     name: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
-    def placeholders(self, model: PreTrainedModel) -> tuple[int, ...]:
-        return (model.config.image_token_id, model.config.video_token_id)
+    def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
+        return {"image": model.config.image_token_id, "video": model.config.video_token_id}
 
-    def spans(self, model: PreTrainedModel, runs: Sequence[tuple[int, int, int]], positions: Tensor) -> list[Span]:
+    def spans(self, model: PreTrainedModel, runs: Sequence[Placeholders], positions: Tensor) -> list[Span]:
         """A run is one image or video (the template puts vision_start and vision_end around it).
 
         The grid is read off the M-RoPE ids: generate() drops `image_grid_thw` before prefill, the ids always arrive.
         """
-        ends = [
-            torch.stack([piece.amin(-1), piece.amax(-1)])
-            for piece in (positions[:, row, start : start + length] for row, start, length in runs)
-        ]
-        found = []
-        for (row, start, length), (low, high) in zip(runs, torch.stack(ends).tolist(), strict=True):
-            span = None
-            if len(low) == 3:
-                h, w = high[1] - low[1] + 1, high[2] - low[2] + 1
-                span = Span(row, start, (length // (h * w), h, w))
-            if span is None or span.count != length or (span.grid[0] == 1) != (low[0] == high[0]):
-                raise Unsupported(
-                    f"Row {row}: the position ids of {length} visual tokens do not form a grid. Pass everything the "
-                    "processor returns (mm_token_type_ids and image_grid_thw too), and prefill in one piece."
-                )
-            found.append(span)
-        return found
+        pieces = [positions[:, run.row, run.start : run.start + run.length] for run in runs]
+        ends = torch.stack([torch.stack([piece.amin(-1), piece.amax(-1)]) for piece in pieces]).tolist()
+        return [self._span(model, run, low, high) for run, (low, high) in zip(runs, ends, strict=True)]
+
+    def _span(self, model: PreTrainedModel, run: Placeholders, low: list[int], high: list[int]) -> Span:
+        if len(low) == 3:
+            h, w = high[1] - low[1] + 1, high[2] - low[2] + 1
+            t = run.length // (h * w)
+            if t * h * w == run.length and (t == 1) == (low[0] == high[0]):
+                media = "video" if run.token == model.config.video_token_id else "image"
+                return Span(run.row, run.start, (t, h, w), media)
+        raise Unsupported(
+            f"Row {run.row}: the position ids of {run.length} visual tokens do not form a grid. Pass everything the "
+            "processor returns (mm_token_type_ids and image_grid_thw too), and prefill in one piece."
+        )
 
     def tower(self, model: PreTrainedModel) -> nn.Module:
         return self.base(model).visual
