@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -117,6 +118,15 @@ def test_a_folder_without_a_model(command, tmp_path):
     assert code == 2
     assert err.startswith(f"error: Cannot load a vision-language model from '{tmp_path}': ")
     assert "Traceback" not in err
+
+
+def test_a_model_without_a_chat_template(command, tmp_path):
+    shutil.copytree(scenes.MODEL, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    code, _, err = command("run", "--model", tmp_path)
+    assert code == 2
+    wanted = f"error: The processor of '{tmp_path}' has no chat template, so its prompt format is not known."
+    assert err.strip() == wanted
 
 
 def test_another_model(command, tmp_path):

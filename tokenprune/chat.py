@@ -33,6 +33,8 @@ class Chat:
         except (OSError, ValueError, ImportError) as error:
             first = str(error).strip().splitlines()[0]
             raise BadInput(f"Cannot load a vision-language model from {str(name)!r}: {first}") from error
+        if not getattr(processor, "chat_template", None):
+            raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
         return cls(model.to("cuda" if gpu else "cpu").eval(), processor)
 
     def inputs(self, image: Image.Image, question: str) -> BatchFeature:
