@@ -27,14 +27,10 @@ class Chat:
         if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
             raise BadInput(f"There is no model folder at {name}.")
         gpu = torch.cuda.is_available()
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto" if gpu else torch.float32)
-        except (OSError, ValueError, ImportError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise BadInput(f"Cannot load a vision-language model from {str(name)!r}: {first}") from error
+        processor = _loaded(name, AutoProcessor)
         if not getattr(processor, "chat_template", None):
             raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
+        model = _loaded(name, AutoModelForImageTextToText, dtype="auto" if gpu else torch.float32)
         return cls(model.to("cuda" if gpu else "cpu").eval(), processor)
 
     def inputs(self, image: Image.Image, question: str) -> BatchFeature:
@@ -52,3 +48,11 @@ class Chat:
         ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
         return text.strip(), time.perf_counter() - began
+
+
+def _loaded(name: str | Path, kind: type, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"Cannot load a vision-language model from {str(name)!r}: {first}") from error
