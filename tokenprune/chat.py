@@ -38,7 +38,8 @@ class Chat:
         if not question.strip():
             raise BadInput("The prompt is empty. Ask something about the image.")
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        turn = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         return self.processor(images=image, text=text, return_tensors="pt").to(self.model.device)
 
     @torch.inference_mode()
@@ -54,5 +55,5 @@ def _loaded(name: str | Path, kind: type, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"Cannot load a vision-language model from {str(name)!r}: {first}") from error

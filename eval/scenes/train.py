@@ -43,7 +43,7 @@ class Settings:
     tower_batch: int = 32
     decoder_batch: int = 20
     tower_steps: int = 1600
-    decoder_steps: int = 4000
+    decoder_steps: int = 2900
     tower_lr: float = 1e-3
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
