@@ -44,7 +44,7 @@ def cell(chat: Chat, method: str, keep: float, positions: str, options: dict[str
 
 def main(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = scenes.MODEL,
-    count: Annotated[int, typer.Option(help="Questions per type.")] = 150,
+    count: Annotated[int, typer.Option(help="Questions per type.")] = 60,
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "scenes_methods.json",
 ) -> None:
     """Judge every cell that the result file does not hold yet."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from statistics import median
 
@@ -29,6 +30,7 @@ class Asked:
     image: Image.Image
 
 
+@cache
 def questions(kind: str, count: int, split: str = "test") -> list[Asked]:
     """The first `count` questions of a type: one for each scene of the split that can be asked it."""
     return list(islice(_questions(kind, split), count))
