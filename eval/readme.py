@@ -54,7 +54,7 @@ def compared() -> list[dict]:
     groups: dict[tuple, list[dict]] = {}
     for cell in results.read("scenes_methods.json")["cells"]:
         options = {k: v for k, v in cell["options"].items() if k != "seed"}
-        label = " ".join([cell["method"], *map(str, options.values())])
+        label = " ".join([cell["method"], *(f"{k}={v}" for k, v in options.items())])
         groups.setdefault((label, cell["keep"], cell["positions"]), []).append(cell)
     return [
         {

@@ -23,6 +23,7 @@ from tokenprune.methods.registry import all_methods
 KEEPS = (0.5, 0.25, 0.1, 0.05)
 POSITIONS = ("original", "compact")
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "fastv": [{}, {"at": 4}],  # the paper's layer, and where this shallower model has found what it looks for
     "fopru": [{"strategy": "rank"}, {"strategy": "row"}],
     "random": [{"seed": 0}, {"seed": 1}, {"seed": 2}],
 }
