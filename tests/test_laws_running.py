@@ -12,7 +12,8 @@ from transformers import BertConfig, BertModel, StaticCache
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
 from tests.tiny import FAMILIES, IMAGE, Picture
-from tokenprune import BadInput, MissingSignal, Uniform, Unsupported, prune
+from tokenprune import BadInput, MissingSignal, Selection, Uniform, Unsupported, prune
+from tokenprune.methods.base import Method
 
 pytestmark = pytest.mark.laws
 PLANS = ["divprune", "fastv", "fopru", "divprune+fastv", "late"]
@@ -300,6 +301,43 @@ def test_saliency_needs_the_encoder_to_run(family, tiny_models):
             with pytest.raises(MissingSignal, match="Run one prompt at a time"):
                 model(**inputs)
             model(**inputs)
+
+
+def test_a_method_that_breaks_the_contract(family, tiny_models):
+    """A user's own method runs like ours, and a wrong index is refused instead of giving a wrong answer."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    answers = {
+        "descending": torch.tensor([[3, 1]]),
+        "twice": torch.tensor([[1, 1]]),
+        "too far": torch.tensor([[1, 99]]),
+        "negative": torch.tensor([[-1, 2]]),
+        "type": torch.tensor([[1.0, 2.0]]),
+        "spans": torch.tensor([[1, 2], [1, 2]]),
+    }
+    for index in answers.values():
+        with pytest.raises(BadInput, match="The method 'given' returned a wrong index"), prune(model, Given(index)):
+            model(**inputs)
+    with torch.no_grad(), prune(model, Given(torch.tensor([[1, 4]]))) as run:
+        model(**inputs)
+        assert len(run.kept[0][0]) == 2
+    merging = Given(torch.tensor([[1, 4]]), merge=True)
+    with pytest.raises(Unsupported, match="given merges tokens"), prune(model, merging):
+        model(**inputs)
+
+
+class Given(Method):
+    """Returns the index it was built with."""
+
+    name, paper, year, kind = "given", "test", 0, "baseline"
+
+    def __init__(self, index, merge=False):
+        super().__init__()
+        object.__setattr__(self, "index", index)
+        object.__setattr__(self, "merge", merge)
+
+    def select(self, view):
+        weights = torch.full((1, self.index.shape[1], view.count), 1 / view.count) if self.merge else None
+        return Selection(self.index, weights)
 
 
 def test_stage_places(family, tiny_models):

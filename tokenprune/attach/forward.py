@@ -16,9 +16,9 @@ from transformers.masking_utils import create_causal_mask
 from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.core.positions import compact
 from tokenprune.core.selection import Selection
-from tokenprune.errors import BadInput
+from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Placeholders, Span
-from tokenprune.methods.base import View
+from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
 
 
@@ -171,7 +171,7 @@ class Forward:
             batch_rows = torch.tensor([self.spans[i].row for i in members], device=columns.device)
             signals = self._signals(stage, hidden, members, columns, batch_rows)
             view = View(count, len(members), grid, signals)
-            selection = checked(stage.method.select(view), view)
+            selection = checked(stage.method.select(view), stage.method, view)
             kept = columns.gather(1, selection.index.to(columns.device))
             for i, own in zip(members, kept, strict=True):
                 chosen[i] = own
@@ -268,7 +268,7 @@ class Forward:
         if rows.index is None:
             return hidden
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
-        return full.scatter(1, rows.index[..., None].expand_as(hidden), hidden * rows.valid[..., None])
+        return full.scatter(1, rows.index[..., None].expand_as(hidden), hidden.masked_fill(~rows.valid[..., None], 0))
 
 
 def gather_rows(x: Tensor, take: Tensor) -> Tensor:
@@ -277,13 +277,19 @@ def gather_rows(x: Tensor, take: Tensor) -> Tensor:
     return x.gather(1, take[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def checked(selection: Selection, view: View) -> Selection:
-    """Guard against a method that breaks the contract: shape, range, order and uniqueness of its index."""
+def checked(selection: Selection, method: Method, view: View) -> Selection:
+    """Refuse a selection that breaks the contract; order and range are looked at where that needs no host sync."""
     index = selection.index
-    if index.ndim != 2 or index.shape[0] != view.spans or index.dtype != torch.long:
-        raise BadInput(f"A method returned an index of shape {list(index.shape)} and type {index.dtype}.")
+    good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long and index.shape[1] > 0
+    if good and index.device.type == "cpu":
+        good = bool((index.diff(dim=-1) > 0).all() and index[:, 0].min() >= 0 and index[:, -1].max() < view.count)
+    if not good:
+        raise BadInput(
+            f"The method {method.name!r} returned a wrong index (shape {list(index.shape)}, {index.dtype}). It must be "
+            f"int64 [{view.spans}, k], ascending, unique and below {view.count}."
+        )
     if selection.weights is not None:
-        raise BadInput("Methods that merge tokens cannot run inside a model yet; use tokenprune.select.")
+        raise Unsupported(f"{method.name} merges tokens, which cannot run inside a model yet. Use tokenprune.select.")
     return selection
 
 
