@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, StaticCache
+from transformers import BertConfig, BertModel, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
@@ -220,6 +221,36 @@ def test_refuses_static_cache(family, tiny_models):
     with prune(model, "uniform", keep=0.5), pytest.raises(Unsupported) as error:
         model(**inputs, past_key_values=cache)
     assert str(error.value) == "tokenprune cannot shorten a StaticCache. Use DynamicCache, the default."
+
+
+def test_refuses_sliding_and_offloaded_caches(family, tiny_models):
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    sliding = DynamicCache()
+    sliding.layers = [DynamicSlidingWindowLayer(sliding_window=8) for _ in range(6)]
+    offloaded = DynamicCache()
+    offloaded.offloading = True  # the constructor's own flag wants a GPU
+    with prune(model, "uniform", keep=0.5):
+        with pytest.raises(Unsupported) as error:
+            model(**inputs, past_key_values=sliding)
+        assert str(error.value) == (
+            "tokenprune cannot shorten a cache of DynamicSlidingWindowLayer layers. "
+            "Use DynamicCache with full attention."
+        )
+        with pytest.raises(Unsupported) as error:
+            model(**inputs, past_key_values=offloaded)
+        assert str(error.value) == (
+            "tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading."
+        )
+
+
+def test_refuses_sliding_window_layers():
+    model = FAMILIES["qwen2_5_vl"].build()
+    model.config.text_config.layer_types[2] = "sliding_attention"
+    with pytest.raises(Unsupported) as error:
+        prune(model, "uniform", keep=0.5)
+    assert str(error.value) == (
+        "This model has sliding_attention layers, which cannot be pruned yet. Use full attention."
+    )
 
 
 def test_refuses_an_unsupported_model():
