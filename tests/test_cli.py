@@ -57,6 +57,12 @@ def test_json(command, method, positions):
     assert result["report"]["positions"] == positions
 
 
+def test_brackets_in_a_question_are_shown(command):
+    code, out, _ = command("run", "--image", PICTURE, "--prompt", "what is [red] ?", "--repeat", 1)
+    assert code == 0
+    assert "what is [red] ?" in out
+
+
 def test_options_of_the_method(command):
     row = ("run", "--method=fopru", "--keep", "24", "--strategy", "row", "--source=cls", "--json", "--repeat", 1)
     code, out, _ = command(*row)
@@ -100,6 +106,7 @@ REFUSED = {
     "video": (("--video", "clip.mp4"), "--video is not supported yet. Give --image FILE."),
     "image": (("--image", "no.png", "--prompt", "what ?"), "There is no image at no.png."),
     "prompt": (("--image", PICTURE), "--image needs --prompt TEXT: what do you want to know about the picture?"),
+    "brackets": (("--method", "[red]x"), "Unknown method '[red]x'. Known: divprune, fastv, fopru, random, uniform."),
     "empty prompt": (("--image", PICTURE, "--prompt", " "), "The prompt is empty. Ask something about the image."),
     "model": (("--model", "./nowhere"), "There is no model folder at ./nowhere."),
     "save": (("--save", "overlay.xyz"), "Cannot write the overlay to overlay.xyz: unknown file extension: .xyz"),

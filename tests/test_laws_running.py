@@ -296,10 +296,12 @@ def test_refuses_a_prepared_mask_and_embeddings(family, tiny_models):
             model(inputs_embeds=torch.zeros(1, 4, 64))
 
 
-def test_refuses_chunked_prefill(family, tiny_models):
+@pytest.mark.parametrize("size", [10, 11, 17])
+def test_refuses_chunked_prefill(family, tiny_models, size):
+    """Also where the cut runs between two rows of the grid (11, 17), so that a piece looks like a smaller image."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     with prune(model, "uniform", keep=0.5), pytest.raises(Unsupported, match="one piece"):
-        model.generate(**inputs, **GREEDY, prefill_chunk_size=10)
+        model.generate(**inputs, **GREEDY, prefill_chunk_size=size)
 
 
 def test_refuses_to_be_compiled(family):
@@ -369,6 +371,31 @@ class Given(Method):
     def select(self, view):
         weights = torch.full((1, self.index.shape[1], view.count), 1 / view.count) if self.merge else None
         return Selection(self.index, weights)
+
+
+def test_a_refused_prompt_leaves_no_saliency_behind(family, tiny_models):
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    with torch.no_grad(), prune(model, "fopru", keep=0.5) as run:
+        model(**inputs)
+        expected = run.kept[0][0].tolist()
+        with pytest.raises(Unsupported):
+            model.generate(**inputs, **GREEDY, prefill_chunk_size=10)
+        broken = family_module(model).register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**inputs)
+        broken.remove()
+        model(**inputs)
+        assert run.kept[0][0].tolist() == expected
+
+
+def family_module(model):
+    """The last module that the vision encoder runs, after its attention has been read."""
+    base = model.model
+    return base.visual.merger if hasattr(base, "visual") else base.vision_tower.get_submodule(_last_norm(base))
+
+
+def _last_norm(base):
+    return next(name for name, _ in base.vision_tower.named_modules() if name.endswith("post_layernorm"))
 
 
 def test_stage_places(family, tiny_models):

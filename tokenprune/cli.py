@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tokenprune.errors import BadInput, TokenpruneError
@@ -58,12 +59,12 @@ def parse_extra(arguments: list[str]) -> dict[str, Any]:
 @app.command(context_settings=EXTRA)
 def run(
     context: typer.Context,
-    image: Annotated[Path | None, typer.Option(help="Picture to ask about. [default: a bundled scene]")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question. [default: one about the bundled scene]")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. [default: bundled Scenes]")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
     method: Annotated[str, typer.Option(help="Pruning method; `tokenprune list` shows all.")] = "divprune",
     keep: Annotated[str, typer.Option(help="What survives: 0.1 = a tenth, 58 = 58 tokens.")] = "0.1",
-    at: Annotated[int | None, typer.Option(help="Decoder layer; 0 = before the LLM. [default: the paper's]")] = None,
+    at: Annotated[int | None, typer.Option(help="Decoder layer; 0 = before the LLM. (default: the paper's)")] = None,
     positions: Annotated[str, typer.Option(help="original or compact position ids.")] = "original",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 40,
     repeat: Annotated[int, typer.Option(min=1, help="Timed rounds, dense and pruned in turn.")] = 3,
@@ -96,7 +97,7 @@ def run(
 
         logging.disable_progress_bar()
     if not as_json:
-        out.print(f"[dim]loading {model or 'the bundled model Scenes'} ...[/dim]")
+        out.print(f"[dim]loading {escape(model or 'the bundled model Scenes')} ...[/dim]")
     chat = Chat.load(model or scenes.MODEL)
     inputs = chat.inputs(picture, question)
     times: dict[str, list[float]] = {"dense": [], "pruned": []}
@@ -117,7 +118,7 @@ def run(
     else:
         show(question, dense, pruned, timed, active)
         if save is not None:
-            out.print(f"overlay written to {save}")
+            out.print(f"overlay written to {escape(str(save))}")
 
 
 def save_picture(picture: Any, path: Path) -> None:
@@ -131,16 +132,13 @@ def save_picture(picture: Any, path: Path) -> None:
 def show(question: str, dense: str, pruned: str, timed: dict[str, float], active: Run) -> None:
     """Answers side by side, the report, and both times."""
     answers = Table.grid(padding=(0, 2))
-    answers.add_row("[bold]question[/bold]", question)
-    answers.add_row("[bold]dense[/bold]", dense)
-    answers.add_row("[bold]pruned[/bold]", pruned)
+    for name, text in (("question", question), ("dense", dense), ("pruned", pruned)):
+        answers.add_row(f"[bold]{name}[/bold]", escape(text))
     out.print(answers)
     out.print()
     table = active.report().table()
     ratio = timed["dense"] / timed["pruned"]
-    table.add_row(
-        "answer time, ms (median)", f"{timed['dense']:.1f}", f"{timed['pruned']:.1f}", f"{ratio:.2f} x faster"
-    )
+    table.add_row("answer time, ms (median)", f"{timed['dense']:.1f}", f"{timed['pruned']:.1f}", f"{ratio:.2f} x speed")
     out.print(table)
     if ratio < 1:
         out.print("[yellow]Pruning did not pay here: the prompt is too short for the tokens saved to show.[/yellow]")
@@ -167,7 +165,7 @@ def main() -> None:
     try:
         app()
     except TokenpruneError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -55,9 +55,8 @@ def main(
         old = json.loads(out.read_text())
         if old["questions_per_type"] == count:
             result["cells"] = old["cells"]
-    if "dense" not in result:
-        dense = judge(chat, count)
-        result["dense"] = {kind: dense[kind]["right"] for kind in TYPES}
+    dense = judge(chat, count)
+    result["dense"] = {kind: dense[kind]["right"] for kind in TYPES}
     done = {json.dumps([c["method"], c["options"], c["keep"], c["positions"]]) for c in result["cells"]}
     for method in all_methods():
         for options in VARIANTS.get(method, [{}]):

@@ -147,6 +147,8 @@ class Run:
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Runs after an exception too."""
         self._local.__dict__.clear()
+        if output is None and self._saliency:
+            self._saliency.forget()
         for layer in self.text_model.layers:
             taps.listeners().pop(layer.self_attn, None)
 

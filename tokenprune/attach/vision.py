@@ -42,6 +42,8 @@ class SaliencyReader:
 
     def _end(self, tower: nn.Module, args: tuple, output: Any) -> None:
         taps.listeners().pop(self.module, None)
+        if output is None:  # the encoder broke
+            return
         passes = self._passes()
         for variant, calls in self._local.calls.items():
             if calls:
@@ -53,10 +55,14 @@ class SaliencyReader:
             self._local.passes = {v: [] for v in self.variants}
         return self._local.passes
 
+    def forget(self) -> None:
+        """Drop what the encoder gave for a prompt that was refused or broke."""
+        self._local.__dict__.pop("passes", None)
+
     def take(self, spans: list[Span], batch: int) -> dict[str, list[Tensor]]:
         """Saliency of each span, per variant. Images and videos come from a pass of the encoder each, in that order."""
         taken = self._passes()
-        del self._local.passes
+        self.forget()
         members = [[i for i, span in enumerate(spans) if span.media == media] for media in ("image", "video")]
         members = [group for group in members if group]
         found: dict[str, list[Tensor]] = {}

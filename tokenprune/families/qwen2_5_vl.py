@@ -27,6 +27,13 @@ class Qwen25VL(Family):
 
         The grid is read off the M-RoPE ids: generate() drops `image_grid_thw` before prefill, the ids always arrive.
         """
+        for run in runs:
+            # A cut image touches an edge, and whole rows of it would pass for a smaller image.
+            if run.start == 0 or run.start + run.length == positions.shape[-1]:
+                raise Unsupported(
+                    f"Row {run.row}: an image or video starts or ends this piece of the prompt, without its start and "
+                    "end tokens. What chunked prefill cuts cannot be pruned; prefill in one piece."
+                )
         pieces = [positions[:, run.row, run.start : run.start + run.length] for run in runs]
         ends = torch.stack([torch.stack([piece.amin(-1), piece.amax(-1)]) for piece in pieces]).tolist()
         return [self._span(model, run, low, high) for run, (low, high) in zip(runs, ends, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, get_type_hints
 
 from torch import Tensor
@@ -112,7 +112,4 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
             raise unknown(f"option of {cls.name}", name, known)
         if hints[name] is int and (isinstance(value, bool) or not isinstance(value, int)):
             raise BadInput(f"{name}={value!r} of {cls.name} must be a whole number.")
-    required = [n for n, f in known.items() if f.default is MISSING and n not in options]
-    if required:
-        raise BadInput(f"{cls.name} needs a value for {', '.join(required)}.")
     return cls(**options)
