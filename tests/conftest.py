@@ -18,6 +18,11 @@ def family(request):
     return FAMILIES[request.param]
 
 
+@pytest.fixture(params=[name for name, family in FAMILIES.items() if family.has_video])
+def video_family(request):
+    return FAMILIES[request.param]
+
+
 @pytest.fixture(scope="session")
 def tiny_models():
     """One model per family and attention kernel; tests must leave them as they found them."""

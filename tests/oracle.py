@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.tiny import Tiny
+
 
 def oracle_logits(
+    family: Tiny,
     model: PreTrainedModel,
     inputs: dict[str, Tensor],
     stages: dict[int, list[Tensor]],
-    placeholders: tuple[int, ...],
     compact: bool = False,
 ) -> Tensor:
-    """Logits [B, L, V]. stages: layer -> for each row the columns of the visual tokens still there from it on."""
+    """Logits [B, L, V]. stages: layer -> for each row the columns of the visual tokens (and of the separators between
+    them) still there from it on. Who sees whom is the model's own mask; columns are only ever taken away from it."""
     ids = inputs["input_ids"]
     batch, length = ids.shape
     valid = inputs["attention_mask"].bool()
-    visual = torch.isin(ids, torch.tensor(placeholders))
-    text_model = model.model.language_model
+    visual = torch.isin(ids, torch.tensor(family.placeholder))
+    text_model = family.text_model(model)
     seen: dict[str, Tensor] = {}
     handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length), with_kwargs=True)]
 
@@ -37,12 +40,16 @@ def oracle_logits(
                     alive[row, stages[at][row]] = True
                 if compact:
                     positions = _renumbered(positions, alive, visual, before)
-            mask = torch.zeros(batch, 1, length, length)
-            allowed = torch.ones(length, length).tril().bool() & alive[:, None, None] | torch.eye(length).bool()
+            own = kwargs["attention_mask"]
+            own = torch.ones(length, length).tril().bool() if own is None else own if own.dtype == torch.bool else own == 0
+            allowed = own & alive[:, None, None] | torch.eye(length).bool()
+            mask = torch.zeros(allowed.shape, dtype=args[0].dtype)
             changed = {"attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}
             if compact:
                 ids = positions[0] if len(positions) == 1 else positions
-                changed["position_embeddings"] = text_model.rotary_emb(args[0], ids)
+                kinds = getattr(text_model.config, "layer_types", None)
+                own_rope = (kinds[i],) if family.name == "gemma3" else ()
+                changed["position_embeddings"] = text_model.rotary_emb(args[0], ids, *own_rope)
             return args, kwargs | changed
 
         return hook

@@ -24,6 +24,7 @@ def prune(
     *,
     at: int | None = None,
     positions: str = "original",
+    turns: str = "refuse",
     **options: Any,
 ) -> Run:
     """Attach pruners to a model; the result is a context manager with `remove()`, `report()` and `kept`.
@@ -32,6 +33,9 @@ def prune(
     method: a method's name (options such as `keep=0.1` follow), a method, a `Stage`, or several stages.
     at: decoder layer before which a single method runs, 0 = before the LLM; default: where the paper puts it.
     positions: `original` keeps the survivors' position ids, `compact` renumbers them as if the prompt had been short.
+    turns: what happens when a later question meets a cache whose visual tokens a text-guided method (`fastv`) chose
+        for an earlier one. `refuse` raises `Unsupported`; `accept` answers it from those tokens. Methods that do not
+        read the question serve every turn alike.
 
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
@@ -49,7 +53,7 @@ def prune(
             raise BadInput(f"{wrong[0]!r} is not a Stage. Write Stage(at, method).")
         if at is not None:
             raise BadInput("at= goes with a single method; a Stage says where it stands.")
-    return Run(model, stages, positions)
+    return Run(model, stages, positions, turns)
 
 
 def _stage(method: Method, at: int | None) -> Stage:

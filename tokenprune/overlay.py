@@ -32,7 +32,7 @@ def draw_overlay(run: Run, picture: Image.Image, stage: int = -1) -> Image.Image
     if t != 1:
         raise BadInput("An overlay shows a still image, but the last prompt held a video.")
     shade = np.full(h * w, DIM)
-    shade[(run.kept[stage][span.row] - span.start).numpy()] = 1.0
+    shade[np.isin(span.columns, run.kept[stage][span.row].numpy())] = 1.0
     scale = max(1, SHORT_SIDE // min(picture.size))
     large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     rows = np.arange(large.height) * h // large.height

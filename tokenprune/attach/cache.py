@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from tokenprune.errors import Unsupported
 
@@ -16,37 +25,73 @@ class Incoming:
     """What the next `update` of a layer stands for.
 
     length: prompt tokens it represents. tail: how many at its end are rows of their own (length: all of them).
-    valid: bool [B, rows], False for padding. shift: int64 [B], by how much the position ids after these rows are
-    lowered (`compact`), or None.
+    valid: bool [B, rows], False for padding, and slots: int64 [B, rows], place in the whole unpruned sequence; both of
+    all rows of the layer, the new ones last. shift: int64 [B], by how much the position ids after these rows are
+    lowered (`compact`), or None. forget: rows at the start that no later token can see. asked: whether these rows were
+    chosen with the question in view.
     """
 
     length: int
     tail: int
     valid: Tensor
-    shift: Tensor | None
+    slots: Tensor
+    shift: Tensor | None = None
+    forget: int = 0
+    asked: bool = False
 
 
-class PrunedLayer(DynamicLayer):
-    """Keys and values of the survivors.
+class PrunedLayer(CacheLayerMixin):
+    """Keys and values of the survivors, kept by a layer of the library's own (dynamic, static or quantized).
 
     `get_seq_length` is the logical length (the prompt's), so that the library's clocks, continuation and position ids
-    keep working; `rows` is the physical one. `valid` [B, rows] and `shift` [B] follow every batch operation.
+    keep working; `rows` is the physical one. `valid`, `slots` and `shift` follow every batch operation.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+
+    def __init__(self, store: CacheLayerMixin, window: int | None = None) -> None:
+        self.store, self.window = store, window
+        self.capacity = store.max_cache_len if isinstance(store, StaticLayer) else None
+        self.record_past = False
+        self.places: list[int] = []
         self._clear()
 
     def _clear(self) -> None:
         self.logical = 0
+        self.rows = 0
         self.tail = 0  # rows at the end that stand for one token each, the only ones that can be cropped
+        self.asked = False
         self.valid: Tensor | None = None
+        self.slots: Tensor | None = None
         self.shift: Tensor | None = None
         self.incoming: Incoming | None = None
 
     @property
-    def rows(self) -> int:
-        return 0 if self.keys is None or self.keys.numel() == 0 else self.keys.shape[-2]
+    def keys(self) -> Tensor | None:
+        return self.store.keys
+
+    @property
+    def values(self) -> Tensor | None:
+        return self.store.values
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.store.is_initialized
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.store.lazy_initialization(key_states, value_states)
+
+    def expect(self, news: Incoming, rows: int) -> None:
+        """Announce what the next `update` brings; a static layer is laid out for its real length."""
+        self.incoming = news
+        if self.capacity is not None and not self.store.is_initialized:
+            self.store = StaticLayer(max_cache_len=self.capacity - news.length + rows)
+
+    def width(self, rows: int) -> int:
+        """Keys that attention will see after `rows` more: more than there are in a static layer."""
+        return self.rows + rows if self.capacity is None else self.store.max_cache_len
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -57,12 +102,22 @@ class PrunedLayer(DynamicLayer):
                 "This cache was filled by a pruned model and cannot be used without it. Start a new cache, or prune "
                 "the model again before going on."
             )
-        valid = news.valid.to(key_states.device)
-        self.valid = valid if self.valid is None else torch.cat([self.valid, valid], dim=1)
+        self.valid, self.slots = news.valid.to(key_states.device), news.slots.to(key_states.device)
         self.shift = news.shift
+        self.asked |= news.asked
         self.logical += news.length
+        self.rows += key_states.shape[-2]
         self.tail = self.tail + news.length if news.tail == news.length else news.tail
-        return super().update(key_states, value_states)
+        keys, values = self.store.update(key_states, value_states)
+        if news.forget and not self.record_past:
+            self._forget(news.forget)
+        return keys, values
+
+    def _forget(self, count: int) -> None:
+        self.store.keys, self.store.values = self.store.keys[:, :, count:], self.store.values[:, :, count:]
+        self.valid, self.slots = self.valid[:, count:], self.slots[:, count:]
+        self.rows -= count
+        self.tail = 0  # going back would bring tokens into view that are no longer there
 
     def get_seq_length(self) -> int:
         return self.logical
@@ -70,68 +125,109 @@ class PrunedLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.rows + query_length, self.logical - self.rows
 
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in older versions
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+
+    def offload(self) -> None:
+        self.store.offload()
+
+    def prefetch(self) -> None:
+        self.store.prefetch()
+
     def reset(self) -> None:
-        super().reset()
+        if self.capacity is None:
+            self.store.reset()
+        else:
+            self.store = StaticLayer(max_cache_len=self.capacity)
         self._clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        removed = abs(tokens_to_remove)
-        if tokens_to_remove < 0 and removed > self.tail:
+        removed = -tokens_to_remove
+        if not removed:
+            return
+        if removed < 0:
+            raise Unsupported("A pruned cache is cropped by a negative number: the tokens to remove from its end.")
+        if type(self.store) is not DynamicLayer:
+            kind = type(self.store).__name__
+            raise Unsupported(f"A pruned cache of {kind}s cannot be cropped. Use DynamicCache, the default.")
+        if removed > self.tail:
             raise Unsupported(
                 f"Cannot crop {removed} tokens: only the last {self.tail} of this cache came after the pruned prompt."
             )
-        super().crop(tokens_to_remove)
-        if removed:
-            self.logical -= removed
-            self.tail -= removed
-            self.valid = self.valid[:, :-removed]
+        self.store.crop(tokens_to_remove)
+        self.logical -= removed
+        self.tail -= removed
+        self.rows -= removed
+        self.valid, self.slots = self.valid[:, :-removed], self.slots[:, :-removed]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        self.store.reorder_cache(beam_idx)
         self._each(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
+        self.store.batch_repeat_interleave(repeats)
         self._each(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+        self.store.batch_select_indices(indices)
         self._each(lambda t: t[indices])
 
-    def _each(self, change: object) -> None:
-        self.valid = None if self.valid is None else change(self.valid)
-        self.shift = None if self.shift is None else change(self.shift)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        for name in ("valid", "slots", "shift"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else change(value))
 
 
-def adopt(cache: Cache, first: int, count: int, past_valid: Tensor | None) -> None:
-    """Make layers `first` ... `count` - 1 of a cache able to be shorter than the prompt; refuse kinds that cannot.
+def adopt(cache: Cache, places: list[int], windows: list[int | None], past_valid: Tensor | None, batch: int) -> None:
+    """Make the layers of a cache from the first stage on able to be shorter than the prompt; refuse kinds that cannot.
 
-    past_valid: bool [B, past], False for padding among the tokens that the cache holds already.
+    places: the layers that stages stand before. windows: for each decoder layer the size of its sliding window, None
+    for full attention. past_valid: bool [batch, past], False for padding among the tokens that the cache holds already.
     """
-    if not isinstance(cache, DynamicCache):
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
     if cache.offloading:
         raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
-    while len(cache.layers) < count:
+    while len(cache.layers) < len(windows):
         cache.layers.append(DynamicLayer())
-    for i in range(first, count):
+    odd = next((c for c in cache.layers if isinstance(c, StaticSlidingWindowLayer)), None)
+    for i in range(places[0], len(windows)):
         layer = cache.layers[i]
-        if type(layer) is PrunedLayer:
-            continue
-        if type(layer) is not DynamicLayer:
+        if not isinstance(layer, PrunedLayer):
+            cache.layers[i] = layer = _converted(odd or layer, windows[i], past_valid, batch)
+        elif layer.places != places and layer.logical:
             raise Unsupported(
-                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. "
-                "Use DynamicCache with full attention."
+                f"This cache was pruned by stages at {layer.places}, and now stages stand at {places}. Keep the stages "
+                "as they were, or start a new cache."
             )
-        cache.layers[i] = _converted(layer, past_valid)
+        layer.places = places
 
 
-def _converted(layer: DynamicLayer, past_valid: Tensor | None) -> PrunedLayer:
-    pruned = PrunedLayer()
-    if layer.is_initialized and layer.get_seq_length() > 0:
-        pruned.lazy_initialization(layer.keys, layer.values)
-        pruned.keys, pruned.values = layer.keys, layer.values
-        pruned.logical = pruned.tail = layer.get_seq_length()
-        whole = torch.ones(layer.keys.shape[0], pruned.rows, dtype=torch.bool, device=layer.keys.device)
-        pruned.valid = whole if past_valid is None else past_valid[:, -pruned.rows :].to(whole.device)
+def _converted(layer: CacheLayerMixin, window: int | None, past_valid: Tensor | None, batch: int) -> PrunedLayer:
+    if not (type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or hasattr(layer, "_quantize")):
+        raise Unsupported(
+            f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
+        )
+    past = int(layer.get_seq_length()) if layer.is_initialized else 0
+    if type(layer) is DynamicSlidingWindowLayer:
+        store = DynamicLayer()
+        if past:
+            store.lazy_initialization(layer.keys, layer.values)
+            store.keys, store.values = layer.keys, layer.values
+        pruned = PrunedLayer(store, window)
+        pruned.record_past = getattr(layer, "record_past", False)
+    else:
+        pruned = PrunedLayer(layer, window)
+    if past:
+        rows = layer.keys.shape[-2] if type(layer) is DynamicSlidingWindowLayer else past
+        device = layer.keys.device
+        pruned.logical, pruned.rows, pruned.tail = past, rows, rows if rows == past else 0
+        pruned.slots = torch.arange(past - rows, past, device=device).expand(batch, -1)
+        whole = torch.ones(batch, rows, dtype=torch.bool, device=device)
+        pruned.valid = whole if past_valid is None else past_valid[:, past - rows : past].to(device)
     return pruned

@@ -1,67 +1,30 @@
-"""One forward pass of a pruned model: which prompt token each row stands for, and how a stage shortens the rows."""
+"""One forward pass of a pruned model: how stages shorten the rows, and what layers get for the rows that stay."""
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import create_causal_mask
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from tokenprune.attach.cache import Incoming, PrunedLayer
+from tokenprune.attach.masks import Kind, attention_mask
+from tokenprune.attach.rows import Rows, gather_rows
+from tokenprune.attach.taps import row_attention
 from tokenprune.core.positions import compact
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.families.base import Placeholders, Span
+from tokenprune.families.base import Span
+from tokenprune.families.layout import runs
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
-
-
-class _Clock:
-    """Stands in for the cache where masks are made: counts physical rows only, so that mask and keys line up."""
-
-    is_compileable = False
-
-    def __init__(self, past: int) -> None:
-        self.past = past
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.past
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.past
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.past + query_length, 0
-
-
-@dataclass
-class Rows:
-    """What the rows of the sequence are between two stages.
-
-    index: int64 [B, K], the prompt column of each row of this forward; None while nothing has been removed.
-    valid: bool [B, K], False for padding. positions: int64 [axes, B, K]. counts: valid rows of each batch row.
-    columns: for each span the int64 rows it still occupies, ascending. native: the text model itself computes cos and
-    sin for these positions. rope: cos and sin [B, K, e], once known. mask: (made,) once made.
-    """
-
-    index: Tensor | None
-    valid: Tensor
-    positions: Tensor
-    counts: list[int]
-    columns: list[Tensor]
-    native: bool = True
-    rope: tuple[Tensor, Tensor] | None = None
-    mask: tuple[Tensor | None] | None = None
-
-    @property
-    def length(self) -> int:
-        return self.valid.shape[1]
 
 
 @dataclass
@@ -74,11 +37,22 @@ class StageRecord:
 
 
 @dataclass
+class DeepStack:
+    """Features that are added to the visual tokens after decoder layers. planes: layer -> [m, d]; order: int64 [B, L],
+    the row of a plane that a prompt column gets, -1 for none."""
+
+    planes: dict[int, Tensor]
+    order: Tensor
+
+
+@dataclass
 class Forward:
     """State of one pass. `spans` is empty for decoding steps and text-only prompts."""
 
     model: PreTrainedModel  # the text model
+    kinds: list[Kind]
     length: int
+    past: int  # tokens before this pass, removed ones counted
     rows: Rows
     spans: list[Span]
     tail: int  # tokens after the last span: rows that stay, one for one
@@ -86,8 +60,12 @@ class Forward:
     past_valid: Tensor | None = None  # bool [B, P]: which cached tokens of an unpruned layer are not padding
     past_shift: Tensor | None = None  # int64 [B]: by how much earlier prompts lowered the positions of this group
     moved: Tensor | None = None  # int64 [B]: by how much this prompt lowers them on top
-    saliency: dict[str, list[Tensor]] = field(default_factory=dict)
-    attention: Tensor | None = None  # float32 [B, H, keys], left by the tap of the layer before a stage
+    blocks: Tensor | None = None  # int64 [B, L]: tokens of equal number see each other in both directions
+    blocks_ignore_window: bool = False
+    deepstack: DeepStack | None = None
+    asked: bool = False  # whether a stage so far chose with the question in view
+    saliency: dict[str, list[Tensor]] = field(default_factory=dict)  # variant -> for each span [n]
+    attention: Tensor | None = None  # float32 [B, H, K], left by the tap of the layer before a stage
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
     history: list[tuple[int, Rows]] = field(default_factory=list)  # (first layer, rows) from each stage on
@@ -115,34 +93,67 @@ class Forward:
             counts[span.row] += len(columns)
         return counts
 
+    # Signals.
+
     def query_rows(self) -> Tensor:
         """int64 [B]: the row of the last prompt token (before drafted tokens, and before right padding)."""
         until = self.length - max(self.logits_to_keep, 1) + 1
-        index = self.rows.index
-        prompt = torch.arange(self.rows.length, device=self.rows.valid.device) if index is None else index
-        usable = self.rows.valid & (prompt < until)
+        usable = self.rows.valid & (self.rows.prompt_columns() < until)
         place = torch.arange(1, self.rows.length + 1, device=usable.device)
         return (usable * place).argmax(-1)
 
-    def visible(self, layer: DynamicLayer | None, keys: int) -> Tensor:
-        """bool [B, keys]: the keys of a cache layer (its new rows included) that the query row may see."""
-        past = keys - self.rows.length
+    def hear(
+        self, i: int, layer: CacheLayerMixin | None, query: Tensor, key: Tensor, scaling: float, softcap: float
+    ) -> None:
+        """Tap of layer i: keep what the query row pays to the rows of this pass, softmax over its whole row."""
+        valid, slots, first = self._seen_keys(i, layer, key.shape[2])
+        own = (self.past + self.rows.prompt_columns()).gather(1, self.query_rows()[:, None])
+        visible = valid & (slots <= own)
+        window = self.kinds[i].window
+        if window is not None:
+            visible &= slots > own - window
+        visible = pad(visible, (0, key.shape[2] - visible.shape[1]))
+        paid = row_attention(query, key, self.query_rows(), visible.to(key.device), scaling, softcap)
+        self.attention = paid[..., first : first + self.rows.length]
+
+    def _seen_keys(self, i: int, layer: CacheLayerMixin | None, width: int) -> tuple[Tensor, Tensor, int]:
+        """valid and slots [B, keys] of what attention in layer i gets, and where the rows of this pass begin there."""
         if isinstance(layer, PrunedLayer):
-            before = layer.valid[:, :past]
-        elif self.past_valid is not None:
-            before = self.past_valid
-        else:
-            before = self.rows.valid.new_ones(self.batch, past)
-        place = torch.arange(self.rows.length, device=before.device)
-        return torch.cat([before, self.rows.valid & (place <= self.query_rows()[:, None])], dim=1)
+            valid, slots, _ = self._keys(i, layer)
+            return valid, slots, valid.shape[1] - self.rows.length
+        before = self.past_valid
+        if before is None:
+            before = self.rows.valid.new_ones(self.batch, self.past)
+        valid = torch.cat([before, self.rows.valid], dim=1)
+        total = valid.shape[1]
+        slots = torch.arange(total, device=valid.device).expand(self.batch, -1)
+        if not isinstance(layer, StaticLayer):  # a sliding window may have left early tokens behind
+            valid, slots = valid[:, total - width :], slots[:, total - width :]
+        return valid, slots, valid.shape[1] - self.rows.length
+
+    def _signals(self, stage: Stage, hidden: Tensor, members: list[int], columns: Tensor) -> dict[str, Tensor]:
+        batch_rows = torch.tensor([self.spans[i].row for i in members], device=columns.device)
+        signals = {}
+        for need in stage.method.needs:
+            if need.signal == "features":
+                signals["features"] = hidden[batch_rows[:, None], columns]
+            elif need.signal == "attention_row" and self.attention is not None:
+                per_span = self.attention.to(columns.device)[batch_rows]
+                signals["attention_row"] = per_span.gather(2, columns[:, None].expand(-1, per_span.shape[1], -1))
+            elif need.signal == "saliency" and need.variant in self.saliency:
+                whole = torch.stack([self.saliency[need.variant][i] for i in members]).to(columns.device)
+                signals["saliency"] = whole.gather(1, torch.stack([self.rows.tokens[i] for i in members]))
+        return signals
+
+    # Stages.
 
     def enter_group(self, layer: PrunedLayer | None) -> None:
         """Start a group of layers that share their rows: its cache may have another length and another shift."""
         shift = None if layer is None else layer.shift
-        rows = replace(self.rows, mask=None)
+        rows = replace(self.rows, masks={}, keys={})
         if shift is not None or self.past_shift is not None:
             change = (0 if shift is None else shift) - (0 if self.past_shift is None else self.past_shift)
-            rows = replace(rows, positions=rows.positions - change[:, None], native=False, rope=None)
+            rows = replace(rows, positions=rows.positions - change[:, None], renumbered=True, ropes={})
         self.rows, self.past_shift = rows, shift
 
     def run_stage(self, stage: Stage, hidden: Tensor, positions_policy: str) -> Tensor:
@@ -152,7 +163,8 @@ class Forward:
         chosen = self._select(stage, hidden)
         seconds = time.perf_counter() - began
         if any(len(c) != len(old) for c, old in zip(chosen, self.rows.columns, strict=True)):
-            hidden = self._compact_rows(chosen, hidden, positions_policy)
+            hidden = self._shorten(chosen, hidden, positions_policy)
+        self.asked |= stage.method.asks
         self.records.append(StageRecord(before, self.visual_counts(), seconds))
         self.kept.append(self._kept_columns())
         self.history.append((stage.at, self.rows))
@@ -160,56 +172,39 @@ class Forward:
 
     @torch.no_grad()
     def _select(self, stage: Stage, hidden: Tensor) -> list[Tensor]:
-        """For each span the rows that stay. Spans of equal length and grid are selected together."""
+        """For each span which of its remaining tokens stay. Spans of equal length and grid are selected together."""
         groups: dict[tuple, list[int]] = defaultdict(list)
         for i, (span, columns) in enumerate(zip(self.spans, self.rows.columns, strict=True)):
             if len(columns):
                 groups[len(columns), span.grid].append(i)
-        chosen = list(self.rows.columns)
+        chosen = [torch.arange(len(columns), device=columns.device) for columns in self.rows.columns]
         for (count, grid), members in groups.items():
             columns = torch.stack([self.rows.columns[i] for i in members])
-            batch_rows = torch.tensor([self.spans[i].row for i in members], device=columns.device)
-            signals = self._signals(stage, hidden, members, columns, batch_rows)
-            view = View(count, len(members), grid, signals)
+            view = View(count, len(members), grid, self._signals(stage, hidden, members, columns))
             selection = checked(stage.method.select(view), stage.method, view)
-            kept = columns.gather(1, selection.index.to(columns.device))
-            for i, own in zip(members, kept, strict=True):
+            for i, own in zip(members, selection.index.to(columns.device), strict=True):
                 chosen[i] = own
         return chosen
 
-    def _signals(
-        self, stage: Stage, hidden: Tensor, members: list[int], columns: Tensor, batch_rows: Tensor
-    ) -> dict[str, Tensor]:
-        signals = {}
-        for need in stage.method.needs:
-            if need.signal == "features":
-                signals["features"] = hidden[batch_rows[:, None], columns]
-            elif need.signal == "attention_row" and self.attention is not None:
-                past = self.attention.shape[-1] - self.rows.length
-                per_span = self.attention[batch_rows]
-                where = (columns + past)[:, None].expand(-1, per_span.shape[1], -1)
-                signals["attention_row"] = per_span.gather(2, where)
-            elif need.signal == "saliency" and need.variant in self.saliency:
-                origin = columns if self.rows.index is None else self.rows.index[batch_rows[:, None], columns]
-                starts = torch.tensor([self.spans[i].start for i in members], device=origin.device)
-                whole = torch.stack([self.saliency[need.variant][i] for i in members]).to(origin.device)
-                signals["saliency"] = whole.gather(1, origin - starts[:, None])
-        return signals
-
-    def _compact_rows(self, chosen: list[Tensor], hidden: Tensor, policy: str) -> Tensor:
+    def _shorten(self, chosen: list[Tensor], hidden: Tensor, policy: str) -> Tensor:
         old = self.rows
-        keep = old.valid.clone()
-        for span, before, after in zip(self.spans, old.columns, chosen, strict=True):
-            keep[span.row, before] = False
-            keep[span.row, after] = True
-        counts = list(old.counts)
-        for span, before, after in zip(self.spans, old.columns, chosen, strict=True):
-            counts[span.row] -= len(before) - len(after)
+        keep, counts = old.valid.clone(), list(old.counts)
+        columns = [c[own] for c, own in zip(old.columns, chosen, strict=True)]
+        tokens = [t[own] for t, own in zip(old.tokens, chosen, strict=True)]
+        ends, end_ids = [], []
+        for i, span in enumerate(self.spans):
+            alive = self._alive_ends(i, tokens[i])
+            ends.append(old.ends[i][alive])
+            end_ids.append(old.end_ids[i][alive])
+            for before, after in ((old.columns[i], columns[i]), (old.ends[i], ends[i])):
+                keep[span.row, before] = False
+                keep[span.row, after] = True
+                counts[span.row] -= len(before) - len(after)
         width = max(counts)
         # Survivors to the right in their order; rows with fewer get removed tokens on the left, marked as padding.
-        take = keep.long().sort(dim=1, stable=True).indices[:, -width:]
-        positions, compacted = old.positions, policy == "compact"
-        if compacted:
+        take = keep.long().sort(dim=1, stable=True).indices[:, keep.shape[1] - width :]
+        positions = old.positions
+        if policy == "compact":
             positions, moved = self._renumber(keep)
             self.moved = moved if self.moved is None else self.moved + moved
         place = keep.long().cumsum(1) - 1 + torch.tensor([[width - c] for c in counts], device=keep.device)
@@ -218,19 +213,35 @@ class Forward:
             valid=keep.gather(1, take),
             positions=positions.gather(2, take.expand(len(positions), -1, -1)),
             counts=counts,
-            columns=[place[span.row, after] for span, after in zip(self.spans, chosen, strict=True)],
-            native=False,
-            rope=None if old.rope is None or compacted else tuple(gather_rows(r, take) for r in old.rope),
+            columns=[place[span.row, after] for span, after in zip(self.spans, columns, strict=True)],
+            tokens=tokens,
+            ends=[place[span.row, after] for span, after in zip(self.spans, ends, strict=True)],
+            end_ids=end_ids,
+            native=take if old.native is None else old.native.gather(1, take),
+            renumbered=old.renumbered or policy == "compact",
         )
         return gather_rows(hidden, take)
+
+    def _alive_ends(self, i: int, tokens: Tensor) -> Tensor:
+        """bool [m]: the separators of span i that still close something, once only `tokens` are left of it."""
+        ids = self.rows.end_ids[i]
+        if not len(ids):
+            return ids.bool()
+        limits = torch.tensor([s[1:] for s in self.spans[i].separators], device=ids.device)[ids]
+        first, last = limits[:, :1], limits[:, 1:]
+        return ((tokens >= first) & (tokens < last)).any(-1)
 
     def _renumber(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         positions = self.rows.positions.clone()
         moved = positions.new_zeros(self.batch)
         for row in range(self.batch):
-            own = [c for span, c in zip(self.spans, self.rows.columns, strict=True) if span.row == row and len(c)]
-            if own:
-                positions[:, row], moved[row] = compact(self.rows.positions[:, row], keep[row], own)
+            stretches: list[Tensor] = []
+            for span, columns, ends in zip(self.spans, self.rows.columns, self.rows.ends, strict=True):
+                if span.row == row:
+                    stretches += runs(torch.cat([columns, ends]).sort().values)
+            if stretches:
+                stretches.sort(key=lambda s: int(s[0]))
+                positions[:, row], moved[row] = compact(self.rows.positions[:, row], keep[row], stretches)
         return positions, moved
 
     def _kept_columns(self) -> list[Tensor]:
@@ -239,49 +250,96 @@ class Forward:
         for span, columns in zip(self.spans, self.rows.columns, strict=True):
             found[span.row].append(columns if self.rows.index is None else self.rows.index[span.row, columns])
         empty = self.rows.valid.new_empty(0, dtype=torch.long)
-        return [torch.cat(parts) if parts else empty for parts in found]
+        return [torch.cat(parts).sort().values if parts else empty for parts in found]
 
-    def rope(self, hidden: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    # What a layer gets.
+
+    def rope(self, i: int, hidden: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """cos and sin [B, K, e] of the current rows: what the text model computed, where it knew the positions."""
-        rows = self.rows
-        if rows.rope is None:
-            positions = rows.positions[0] if len(rows.positions) == 1 else rows.positions
-            rows.rope = given if rows.native else self.model.rotary_emb(hidden, positions)
-        return rows.rope
+        rows, kind = self.rows, self.kinds[i].type
+        if kind not in rows.ropes:
+            if rows.renumbered:
+                positions = rows.positions[0] if len(rows.positions) == 1 else rows.positions
+                own = (kind,) if "layer_type" in inspect.signature(self.model.rotary_emb.forward).parameters else ()
+                rows.ropes[kind] = self.model.rotary_emb(hidden, positions, *own)
+            else:
+                take = rows.native
+                rows.ropes[kind] = given if take is None else tuple(gather_rows(r, take.to(r.device)) for r in given)
+        return rows.ropes[kind]
 
-    def mask(self, hidden: Tensor, layer: PrunedLayer | None) -> Tensor | None:
+    def _keys(self, i: int, layer: PrunedLayer | None) -> tuple[Tensor, Tensor, int]:
+        """valid and slots [B, P + K] of a layer's keys, and how many at their start no later token can see."""
+        rows, window = self.rows, self.kinds[i].window
+        if window not in rows.keys:
+            valid, slots = rows.valid, self.past + rows.prompt_columns()
+            if layer is not None and layer.rows:
+                valid = torch.cat([layer.valid.to(valid.device), valid], dim=1)
+                slots = torch.cat([layer.slots.to(slots.device), slots], dim=1)
+            forget, last = 0, self.past + self.length
+            if layer is not None and window is not None and last >= window:
+                gone = (slots <= last - window) | ~valid
+                forget = int(gone.long().cumprod(1).sum(1).min())
+            rows.keys[window] = valid, slots, forget
+        return rows.keys[window]
+
+    def mask(self, i: int, hidden: Tensor, layer: PrunedLayer | None) -> Any:
         """Attention mask of the current rows over a layer's cached and new keys, in the kernel's own format."""
-        if self.rows.mask is None:
-            past = 0 if layer is None else layer.rows
-            valid = self.rows.valid if not past else torch.cat([layer.valid, self.rows.valid], dim=1)
-            self.rows.mask = (create_causal_mask(self.model.config, hidden, valid, _Clock(past), layer_idx=0),)
-        return self.rows.mask[0]
+        window = self.kinds[i].window
+        if window not in self.rows.masks:
+            valid, slots, _ = self._keys(i, layer)
+            width = valid.shape[1] if layer is None else layer.width(self.rows.length)
+            blocks = self.blocks
+            if blocks is not None:
+                own = blocks.gather(1, self.rows.prompt_columns())
+                blocks = pad(own, (valid.shape[1] - own.shape[1], 0), value=-1)
+            reached = window is not None and self.past + self.length > window
+            self.rows.masks[window] = attention_mask(
+                self.model,
+                hidden,
+                valid,
+                slots,
+                width,
+                window if reached else None,
+                blocks,
+                self.blocks_ignore_window,
+            )
+        return self.rows.masks[window]
 
-    def announce(self, layer: PrunedLayer) -> None:
+    def announce(self, i: int, layer: PrunedLayer) -> None:
         """Tell a cache layer what the rows that it is about to receive stand for."""
         shifts = [s for s in (self.past_shift, self.moved) if s is not None]
-        tail = self.tail if self.rows.index is not None else self.length
-        layer.incoming = Incoming(self.length, tail, self.rows.valid, sum(shifts) if shifts else None)
+        valid, slots, forget = self._keys(i, layer)
+        news = Incoming(
+            length=self.length,
+            tail=self.tail if self.rows.index is not None else self.length,
+            valid=valid,
+            slots=slots,
+            shift=sum(shifts) if shifts else None,
+            forget=forget,
+            asked=self.asked,
+        )
+        layer.expect(news, self.rows.length)
+
+    def add_plane(self, layer: int, hidden: Tensor) -> Tensor:
+        """Add the features that follow decoder layer `layer` to the visual tokens that are left."""
+        plane = self.deepstack.planes[layer].to(hidden.device, hidden.dtype)
+        order = self.deepstack.order.gather(1, self.rows.prompt_columns())
+        return hidden + plane[order.clamp(min=0)] * (order >= 0)[..., None]
 
     def restore(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Spread rows [B, K, d] over the prompt's length [B, L, d]; removed tokens get zeros."""
         if rows.index is None:
             return hidden
+        index, valid = rows.index.to(hidden.device), rows.valid.to(hidden.device)
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
-        return full.scatter(1, rows.index[..., None].expand_as(hidden), hidden.masked_fill(~rows.valid[..., None], 0))
-
-
-def gather_rows(x: Tensor, take: Tensor) -> Tensor:
-    """Rows `take` [B, K] of x [B or 1, L, d]."""
-    x = x.expand(take.shape[0], -1, -1)
-    return x.gather(1, take[..., None].expand(-1, -1, x.shape[-1]))
+        return full.scatter(1, index[..., None].expand_as(hidden), hidden.masked_fill(~valid[..., None], 0))
 
 
 def checked(selection: Selection, method: Method, view: View) -> Selection:
     """Refuse a selection that breaks the contract; order and range are looked at where that needs no host sync."""
     index = selection.index
-    good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long and index.shape[1] > 0
-    if good and index.device.type == "cpu":
+    good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long
+    if good and index.device.type == "cpu" and index.numel():
         good = bool((index.diff(dim=-1) > 0).all() and index[:, 0].min() >= 0 and index[:, -1].max() < view.count)
     if not good:
         raise BadInput(
@@ -291,13 +349,3 @@ def checked(selection: Selection, method: Method, view: View) -> Selection:
     if selection.weights is not None:
         raise Unsupported(f"{method.name} merges tokens, which cannot run inside a model yet. Use tokenprune.select.")
     return selection
-
-
-def placeholder_runs(input_ids: Tensor, tokens: Iterable[int]) -> list[Placeholders]:
-    """Every run of one of these tokens in `input_ids` [B, L], in reading order."""
-    found = []
-    for token in tokens:
-        edges = torch.nn.functional.pad((input_ids == token).int(), (1, 1)).diff(dim=1)
-        starts, ends = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-        found += [Placeholders(row, s, e - s, token) for (row, s), (_, e) in zip(starts, ends, strict=True)]
-    return sorted(found, key=lambda run: (run.row, run.start))

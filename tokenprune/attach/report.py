@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers.cache_utils import Cache
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tokenprune.attach.cache import PrunedLayer
 from tokenprune.attach.forward import Forward
 from tokenprune.core.flops import LayerShape, field_flops, layer_flops
 
@@ -91,7 +92,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
-    linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    linear = sum(m.in_features * m.out_features for m in layer.modules() if hasattr(m, "in_features"))
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LayerShape(linear, config.num_attention_heads * head)
 
@@ -105,12 +106,12 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
     layer_rows = [forward.rows_before(i).counts for i in range(len(layers))]
     past = [0] * len(layers)
     if cache is not None:
-        past = [c.keys.shape[-2] - forward.rows_before(i).length for i, c in enumerate(cache.layers)]
-    dense_past = 0 if cache is None else cache.get_seq_length() - forward.length
+        past = [_rows(layer) - forward.rows_before(i).length for i, layer in enumerate(cache.layers)]
+    dense_past = forward.past
     tokens = [visual - sum(dense_rows) + sum(counts) for counts in layer_rows]
     shapes = [_layer_shape(layer, config) for layer in layers]
     sizes = (config.hidden_size, config.intermediate_size)
-    kv, dense_kv = _kv_bytes(cache, forward)
+    kv, dense_kv = _kv_bytes(cache)
     stages = [
         StageReport(stage.at, stage.method.name, record.before, record.after, 1000 * record.seconds)
         for stage, record in zip(run.stages, forward.records, strict=True)
@@ -135,13 +136,36 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
     )
 
 
-def _kv_bytes(cache: Cache | None, forward: Forward) -> tuple[int | None, int | None]:
-    """Bytes really held, and what the same cache would hold at the logical length."""
+def _rows(layer: CacheLayerMixin) -> int:
+    """Rows of keys that a layer holds."""
+    if isinstance(layer, PrunedLayer):
+        return layer.rows
+    length = int(layer.get_seq_length())
+    return min(length, layer.keys.shape[-2]) if layer.is_sliding else length
+
+
+def _kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:
+    """Bytes really held, and what the same cache would hold unpruned."""
     if cache is None:
         return None, None
     held = dense = 0
     for layer in cache.layers:
-        size = layer.keys.nbytes + layer.values.nbytes
+        pruned = layer if isinstance(layer, PrunedLayer) else None
+        store = pruned.store if pruned else layer
+        size = sum(t.nbytes for value in vars(store).values() for t in _tensors(value) if t.ndim > 1)
         held += size
-        dense += size // layer.keys.shape[-2] * layer.get_seq_length()
+        if pruned is None:
+            dense += size
+        elif pruned.capacity is not None:
+            dense += size // store.max_cache_len * pruned.capacity
+        else:
+            length = pruned.logical if pruned.window is None else min(pruned.logical, pruned.window - 1)
+            dense += size * length // max(pruned.rows, 1)
     return held, dense
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in a cache layer's attribute: quantized layers keep tuples."""
+    if isinstance(value, (tuple, list)):
+        return [t for part in value for t in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []

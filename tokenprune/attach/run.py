@@ -15,30 +15,40 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer, adopt
-from tokenprune.attach.forward import Forward, Rows, placeholder_runs
+from tokenprune.attach.forward import DeepStack, Forward
+from tokenprune.attach.guard import prepared_mask, refuse_compiled, refuse_paged, refuse_parallel, unwrapped
+from tokenprune.attach.masks import layer_kinds
 from tokenprune.attach.report import Report, measure
-from tokenprune.attach.vision import SaliencyReader
+from tokenprune.attach.rows import Rows
+from tokenprune.attach.vision import EncoderReader
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
+from tokenprune.families.layout import lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
 from tokenprune.methods.stage import Stage
 
 POSITIONS = ("original", "compact")
-MEDIA = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+TURNS = ("refuse", "accept")
+MEDIA = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_hidden_states", "mm_encoder_outputs")
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 
 
 class Run:
     """A model with pruners attached. `remove()` (or leaving the `with` block) restores the model exactly."""
 
-    def __init__(self, model: PreTrainedModel, stages: Sequence[Stage], positions: str = "original") -> None:
+    def __init__(
+        self, model: PreTrainedModel, stages: Sequence[Stage], positions: str = "original", turns: str = "refuse"
+    ) -> None:
         if positions not in POSITIONS:
             raise unknown("positions", positions, POSITIONS)
-        self.family = family_of(model)
-        self.model = model
-        self.text_model = self.family.language_model(model)
+        if turns not in TURNS:
+            raise unknown("turns", turns, TURNS)
+        self.model = unwrapped(model)
+        self.family = family_of(self.model)
+        self.text_model = self.family.language_model(self.model)
         self.stages = sorted(stages, key=lambda s: s.at)
-        self.positions = positions
+        self.positions, self.turns = positions, turns
+        self.kinds = layer_kinds(self.text_model)
         self._check_stages()
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
@@ -46,9 +56,12 @@ class Run:
         self._done: tuple[list[list[Tensor]], list[Span], Report] | None = None
         self._handles: list[Any] = []
         needs = {need for stage in self.stages for need in stage.method.needs}
+        for need in sorted(needs, key=str):
+            self.family.require(self.model, need.signal, need.variant)
         variants = sorted(need.variant for need in needs if need.signal == "saliency")
-        self._saliency = SaliencyReader(model, self.family, variants) if variants else None
         self._tapped = any(need.signal in ("saliency", "attention_row") for need in needs)
+        refuse_parallel(self.model)
+        self._encoder = EncoderReader(self.model, self.family, variants)
         self._attach()
 
     def _check_stages(self) -> None:
@@ -65,6 +78,7 @@ class Run:
         _active[self.text_model] = self
         if self._tapped:
             taps.install()
+        self._encoder.attach()
         base = self.family.base(self.model)
         put = self._handles.append
         if self.model is not base:
@@ -76,8 +90,6 @@ class Run:
         for i, layer in enumerate(self.text_model.layers):
             if i >= self.stages[0].at:
                 put(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
-        if self._saliency:
-            self._handles += self._saliency.hooks()
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
@@ -87,6 +99,7 @@ class Run:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._encoder.detach()
         if self._tapped:
             taps.uninstall()
 
@@ -127,92 +140,157 @@ class Run:
         self._local.logits_to_keep = keep if isinstance(keep, int) else 0
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if _compiled():
-            raise Unsupported(
-                "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
-            )
-        mask = kwargs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")
+        refuse_compiled()
+        refuse_paged(self.text_model)
+        self._encoder.forget()
+        local, cache = self._local, kwargs.get("past_key_values")
         input_ids = args[0] if args else kwargs.get("input_ids")
         media = [k for k in MEDIA if _holds(kwargs.get(k))]
-        if input_ids is None and (media or _is_new(kwargs)):
+        if input_ids is None and (media or _is_new(cache)):
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
-        placeholders = self.family.placeholders(self.model)
-        self._local.runs = placeholder_runs(input_ids, placeholders.values()) if media else []
-        if media and not self._local.runs:
-            raise BadInput(f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder.")
+        local.input_ids = input_ids if media else None
+        local.given = kwargs.get("mm_encoder_outputs") or {}
+        if media:
+            if kwargs.get("image_hidden_states") is not None or not isinstance(local.given, dict):
+                raise Unsupported("tokenprune has to see the images encoded. Pass pixel_values, not their features.")
+            local.columns = placeholder_columns(input_ids, self.family.placeholders(self.model).values())
+            if not any(any(rows) for rows in local.columns.values()):
+                raise BadInput(
+                    f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder."
+                )
+        local.mask = prepared_mask(kwargs.get("attention_mask"), cache, input_ids)
+        local.blocks = self.family.blocks(self.model, kwargs, cache is None or not cache.is_initialized)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Runs after an exception too."""
         self._local.__dict__.clear()
-        if output is None and self._saliency:
-            self._saliency.forget()
+        self._encoder.forget()
         for layer in self.text_model.layers:
             taps.listeners().pop(layer.self_attn, None)
 
     def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         hidden, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
-        runs = getattr(self._local, "runs", None)
-        if runs is None or hidden is None:
+        if not hasattr(self._local, "input_ids") or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
-        if runs and cache is None and _uses_cache(module, kwargs):
+        prompt = self._local.input_ids is not None
+        if prompt and cache is None and _uses_cache(module, kwargs):
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
-        pruned = cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)
-        if not runs and not pruned:
+        pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
+        if not prompt and not pruned:
             return None
-        forward = self._local.forward = self._start(module, hidden, kwargs, runs)
+        self._check_turn(pruned, hidden.shape[1])
+        forward = self._local.forward = self._start(module, hidden, kwargs)
         if cache is not None:
-            adopt(cache, self.stages[0].at, len(module.layers), forward.past_valid)
-        if runs:
+            windows = [kind.window for kind in self.kinds]
+            adopt(cache, [s.at for s in self.stages], windows, forward.past_valid, len(hidden))
+        if prompt:
             self._listen(forward, cache)
+        kwargs |= self._take_deepstack(forward, kwargs)
         if self.stages[0].at > 0:
             return args, kwargs
         forward.enter_group(self._cache_layer(cache, 0))
-        if runs:
+        if forward.spans:
             hidden = forward.run_stage(self.stages[0], hidden, self.positions)
-        rows = forward.rows = _as_native(forward.rows)
-        logical = 0 if cache is None else cache.get_seq_length()
-        mask = torch.ones(rows.valid.shape[0], logical + rows.length, dtype=torch.long, device=hidden.device)
+        rows = forward.rows
+        rows.native, rows.renumbered = None, False  # the text model itself computes cos and sin for these rows
         positions = rows.positions[0] if len(rows.positions) == 1 else rows.positions
+        # Every layer gets a mask of its own; a prepared one keeps the text model from making another.
+        mask = hidden.new_zeros(len(hidden), 1, 1, 1)
         return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
 
-    def _start(self, module: nn.Module, hidden: Tensor, kwargs: dict, runs: list) -> Forward:
+    def _check_turn(self, pruned: list[PrunedLayer], rows: int) -> None:
+        """A later question must not silently get what an earlier one chose."""
+        drafts = getattr(self._local, "logits_to_keep", 0)
+        if self.turns == "refuse" and rows > 1 and rows != drafts and any(layer.asked for layer in pruned):
+            methods = ", ".join(sorted({s.method.name for s in self.stages if s.method.asks}))
+            raise Unsupported(
+                f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
+                "piece of the prompt; what comes now would be answered from those alone. Start a new cache for each "
+                "question, prune by a method that does not read the question, or pass turns='accept' to prune()."
+            )
+
+    def _start(self, module: nn.Module, hidden: Tensor, kwargs: dict) -> Forward:
         batch, length, _ = hidden.shape
         cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
+        past = 0 if cache is None else int(cache.get_seq_length())
         positions = _positions(kwargs.get("position_ids"), batch, length, past, hidden.device)
-        given = kwargs.get("attention_mask")
+        given = self._local.mask
         given = None if given is None else given.bool().to(hidden.device)
         valid = hidden.new_ones(batch, length, dtype=torch.bool) if given is None else given[:, -length:]
-        spans = self.family.spans(self.model, runs, positions) if runs else []
-        columns = [torch.arange(s.start, s.start + s.count, device=hidden.device) for s in spans]
+        spans, saliency = self._spans() if self._local.input_ids is not None else ([], {})
         *counts, right_padded = [length] * batch + [0]
         if given is not None:
             *counts, right_padded = torch.cat([valid.sum(1), (~valid[:, -1:]).sum()[None]]).tolist()
-        end = length if right_padded else max((s.start + s.count for s in spans), default=0)
+        ends = [[c.column for c in s.separators] for s in spans]
+        end = max((max(s.columns[-1], *e, -1) + 1 for s, e in zip(spans, ends, strict=True)), default=0)
+        blocks = self._local.blocks
+
+        def tensor(values: Any) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=hidden.device)
+
+        rows = Rows(
+            index=None,
+            valid=valid,
+            positions=positions,
+            counts=counts,
+            columns=[tensor(s.columns) for s in spans],
+            tokens=[torch.arange(s.count, device=hidden.device) for s in spans],
+            ends=[tensor(e) for e in ends],
+            end_ids=[torch.arange(len(e), device=hidden.device) for e in ends],
+        )
         return Forward(
             model=module,
+            kinds=self.kinds,
             length=length,
-            rows=Rows(None, valid, positions, counts, columns),
+            past=past,
+            rows=rows,
             spans=spans,
-            tail=length - end,
+            tail=length - (length if right_padded else end),
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),
             past_valid=None if given is None else given[:, :-length],
-            saliency=self._saliency.take(spans, batch) if self._saliency and spans else {},
+            blocks=None if blocks is None else blocks.to(hidden.device)[:, -length:],
+            blocks_ignore_window=self.family.blocks_ignore_window,
+            saliency=saliency,
         )
+
+    def _spans(self) -> tuple[list[Span], dict[str, list[Tensor]]]:
+        """The spans of this prompt in reading order, and the saliency of each."""
+        tokens = self.family.placeholders(self.model)
+        laid = self._encoder.take(self._local.given)
+        present = [media for media in tokens if any(self._local.columns[tokens[media]])]
+        names = self.family.media_of([one.media for one in laid], present)
+        found = []
+        for media in dict.fromkeys(names):
+            mine = [one for one, name in zip(laid, names, strict=True) if name == media]
+            items = [parts for one in mine for parts in one.items]
+            saliency = {v: [s for one in mine for s in one.saliency[v]] for v in self._encoder.variants}
+            for span, part in lay_out(items, self._local.columns[tokens[media]], media):
+                found.append((span, {v: signal[span.item][part] for v, signal in saliency.items()}))
+        found.sort(key=lambda pair: (pair[0].row, pair[0].columns[0]))
+        spans = self.family.finish(self.model, [span for span, _ in found], self._local.input_ids)
+        return spans, {v: [signal[v] for _, signal in found] for v in self._encoder.variants}
+
+    def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
+        """Planes of features that the text model would add to rows that are gone by then are added here instead."""
+        planes, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
+        first = self.stages[0].at
+        if planes is None or len(planes) <= first:
+            return {}
+        if len(planes) >= len(self.text_model.layers):
+            raise Unsupported("This model adds visual features after its last layer, which cannot be pruned.")
+        order = (mask.flatten().cumsum(0) - 1).view_as(mask).masked_fill(~mask, -1)
+        forward.deepstack = DeepStack(dict(enumerate(planes[first:], first)), order.to(forward.rows.valid.device))
+        return {"deepstack_visual_embeds": planes[:first] or None}
 
     def _listen(self, forward: Forward, cache: Cache | None) -> None:
         for stage in self.stages:
             if any(need.signal == "attention_row" for need in stage.method.needs):
-                before = stage.at - 1
-                module = self.text_model.layers[before].self_attn
+                i = stage.at - 1
+                module = self.text_model.layers[i].self_attn
 
-                def listen(query: Tensor, key: Tensor, scaling: float, before: int = before) -> None:
-                    layer = None if cache is None else cache.layers[before]
-                    visible = forward.visible(layer, key.shape[2])
-                    forward.attention = taps.row_attention(query, key, forward.query_rows(), visible, scaling)
+                def listen(query: Tensor, key: Tensor, scaling: float, mask: Any, softcap: float, i: int = i) -> None:
+                    forward.hear(i, self._cache_layer(cache, i), query, key, scaling, softcap)
 
                 taps.listeners()[module] = listen
 
@@ -227,15 +305,18 @@ class Run:
                     raise Unsupported("A pruned cache needs the whole model. Call the model, not its text model.")
                 return None
             hidden = args[0]
+            if forward.deepstack is not None and i - 1 in forward.deepstack.planes:
+                hidden = forward.add_plane(i - 1, hidden)
             if stage is not None and i > 0:
-                forward.rope(hidden, kwargs["position_embeddings"])
                 forward.enter_group(layer)
                 if forward.spans:
                     hidden = forward.run_stage(stage, hidden, self.positions)
-            rope = forward.rope(hidden, kwargs["position_embeddings"])
-            changed = {"position_embeddings": rope, "attention_mask": forward.mask(hidden, layer)}
             if layer is not None:
-                forward.announce(layer)
+                forward.announce(i, layer)
+            changed = {
+                "position_embeddings": forward.rope(i, hidden, kwargs["position_embeddings"]),
+                "attention_mask": forward.mask(i, hidden, layer),
+            }
             # Gapped ids look like packed sequences to flash kernels; cos and sin carry the positions.
             return (hidden, *args[1:]), kwargs | changed | {"position_ids": None}
 
@@ -258,18 +339,12 @@ class Run:
         return output
 
 
-def _compiled() -> bool:
-    """Inside torch.compile: while tracing, and between the graphs that a hook breaks the trace into."""
-    return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
-
-
 def _holds(media: Any) -> bool:
     """Whether a media argument really brings something: generate() passes empty encoder outputs for text."""
     return media is not None and (isinstance(media, Tensor) or any(v is not None for v in media.values()))
 
 
-def _is_new(kwargs: dict) -> bool:
-    cache = kwargs.get("past_key_values")
+def _is_new(cache: Cache | None) -> bool:
     return cache is None or cache.get_seq_length() == 0
 
 
@@ -277,11 +352,6 @@ def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:
     asked = kwargs.get("use_cache")
     checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
     return (module.config.use_cache if asked is None else asked) and not checkpointing
-
-
-def _as_native(rows: Rows) -> Rows:
-    rows.native = True
-    return rows
 
 
 def _positions(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tokenprune.errors import Unsupported
 
-Listener = Callable[[Tensor, Tensor, float], None]
+Listener = Callable[[Tensor, Tensor, float, "Tensor | None", float], None]  # query, key, scaling, mask, softcap
 
 _lock = threading.Lock()
 _users = 0
@@ -69,19 +69,23 @@ def _attention(
     if listener is not None:
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        softcap = kwargs.get("softcap") or 0.0
         bounds = kwargs.get("cu_seq_lens_q")  # several sequences in one call, as varlen kernels take them
-        lengths = [query.shape[2]] if bounds is None else bounds.diff().tolist()
         with torch.no_grad():
-            for q, k in zip(
-                query.split(lengths, 2), key.split(lengths, 2) if bounds is not None else [key], strict=True
-            ):
-                listener(q, k, scaling)
+            if bounds is None:
+                listener(query, key, scaling, attention_mask, softcap)
+            else:
+                lengths = bounds.diff().tolist()
+                for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
+                    listener(q, k, scaling, None, softcap)
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
     return original(module, query, key, value, attention_mask, **kwargs)
 
 
-def row_attention(query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float) -> Tensor:
+def row_attention(
+    query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float, softcap: float = 0.0
+) -> Tensor:
     """Softmax over the whole visible row for one query per batch row; float32 [B, H, keys].
 
     query [B, H, L, e]; key [B, H', keys, e] with H a multiple of H'; rows int64 [B]; visible bool [B, keys].
@@ -90,19 +94,45 @@ def row_attention(query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, sca
     picked = query[torch.arange(batch, device=query.device), :, rows].float()
     grouped = picked.view(batch, key.shape[1], -1, width)
     scores = (grouped @ key.float().mT).view(batch, heads, -1) * scaling
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
     return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
 
 
-def received_attention(query: Tensor, key: Tensor, scaling: float, chunk: int = 256) -> Tensor:
-    """Attention each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys]."""
+def received_attention(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, chunk: int = 256
+) -> Tensor:
+    """Attention each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys].
+
+    mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None.
+    """
     if key.shape[1] != query.shape[1]:
         raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
     total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
+    at = 0
     for piece in query.float().split(chunk, dim=2):
-        total += (piece @ key.float().mT * scaling).softmax(-1).sum((1, 2))
+        scores = _masked(piece @ key.float().mT * scaling, mask, at)
+        total += scores.softmax(-1).sum((1, 2))
+        at += piece.shape[2]
     return total / (query.shape[1] * query.shape[2])
 
 
-def first_row_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def first_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """Attention that the first position pays in a bidirectional layer, mean over heads; float32 [N, keys]."""
-    return (query[:, :, :1].float() @ key.float().mT * scaling).softmax(-1).mean(1).squeeze(1)
+    scores = _masked(query[:, :, :1].float() @ key.float().mT * scaling, mask, 0)
+    return scores.softmax(-1).mean(1).squeeze(1)
+
+
+def _masked(scores: Tensor, mask: object, first: int) -> Tensor:
+    if mask is None:
+        return scores
+    if not isinstance(mask, Tensor):
+        raise Unsupported(
+            "The saliency signal cannot be read through flex attention's block masks, which padded images need. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    rows = mask[:, None, None] if mask.ndim == 2 else mask[:, :, first : first + scores.shape[2]]
+    rows = rows[..., : scores.shape[3]]
+    return (
+        scores + rows if rows.is_floating_point() else scores.masked_fill(~rows.bool(), torch.finfo(scores.dtype).min)
+    )

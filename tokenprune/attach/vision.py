@@ -1,105 +1,130 @@
-"""Collects the saliency signal while the vision encoder runs, and matches it to the spans of the next prompt."""
+"""Watches the vision encoder: what was encoded, how it is laid out, and the saliency signal of each part."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.attach import taps
-from tokenprune.errors import MissingSignal
-from tokenprune.families.base import Family, Span
+from tokenprune.errors import Unsupported
+from tokenprune.families.base import Encoded, Family, Part
 
 
-class SaliencyReader:
-    """Hooks on the vision encoder; per thread, the saliency of every image since the last prompt."""
+@dataclass
+class Laid:
+    """One call of a feature getter: medium, the parts of each item, their saliency [n] for each variant."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, variants: list[str]) -> None:
+    media: str
+    items: list[list[Part]]
+    saliency: dict[str, list[list[Tensor]]]
+
+
+class EncoderReader:
+    """Wraps the feature getters of the base model. Everything it holds is per thread.
+
+    generate() encodes before the first forward and passes the outputs on; so can a user who asks several questions
+    about one picture. An output is therefore remembered for as long as it lives.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, variants: Sequence[str]) -> None:
         self.model, self.family, self.variants = model, family, variants
-        self.tower = family.tower(model)
-        self.module = family.saliency_module(model)
+        self.base = family.base(model)
         self._local = threading.local()
+        self._known: dict[int, tuple[weakref.ref, Laid]] = {}
 
-    def hooks(self) -> list[Any]:
-        """Register the hooks; the caller removes the handles."""
-        return [
-            self.tower.register_forward_pre_hook(self._start, with_kwargs=True),
-            self.tower.register_forward_hook(self._end, always_call=True),
-        ]
+    def attach(self) -> None:
+        """Put the wrappers on the base model."""
+        for media, name in self.family.getters.items():
+            setattr(self.base, name, self._wrapped(media, getattr(self.base, name)))
 
-    def _start(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._local.calls = {v: [] for v in self.variants}
-        self._local.inputs = inspect.signature(tower.forward).bind_partial(*args, **kwargs).arguments
-        taps.listeners()[self.module] = self._listen
+    def detach(self) -> None:
+        """Take the wrappers off."""
+        for name in self.family.getters.values():
+            del self.base.__dict__[name]
 
-    def _listen(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        for variant, calls in self._local.calls.items():
-            read = taps.first_row_attention if variant == "cls" else taps.received_attention
-            calls.append(read(query, key, scaling))
+    def _wrapped(self, media: str, original: Callable) -> Callable:
+        signature = inspect.signature(original)
 
-    def _end(self, tower: nn.Module, args: tuple, output: Any) -> None:
-        taps.listeners().pop(self.module, None)
-        if output is None:  # the encoder broke
-            return
-        passes = self._passes()
-        for variant, calls in self._local.calls.items():
-            if calls:
-                passes[variant].append(self.family.saliency(self.model, calls, variant, self._local.inputs))
+        @functools.wraps(original)
+        def getter(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._local, "busy", False):  # a getter that calls another one
+                return original(*args, **kwargs)
+            calls: dict[str, list[Tensor]] = {v: [] for v in self.variants}
+            module = self.family.saliency_module(self.model, media) if calls else None
+            self._local.busy = True
+            if module is not None:
+                taps.listeners()[module] = functools.partial(_listen, calls)
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                self._local.busy = False
+                taps.listeners().pop(module, None)
+            arguments = signature.bind(*args, **kwargs).arguments
+            self._remember(Encoded(media, arguments, _rows(output), calls), output)
+            return output
 
-    def _passes(self) -> dict[str, list[list[Tensor]]]:
-        """For each variant, what each pass of the encoder since this thread's last prompt gave: [n] per image."""
-        if not hasattr(self._local, "passes"):
-            self._local.passes = {v: [] for v in self.variants}
-        return self._local.passes
+        return getter
+
+    def _remember(self, encoded: Encoded, output: Any) -> None:
+        items = self.family.items(self.model, encoded)
+        length = sum(part.length for parts in items for part in parts)
+        if length != encoded.features:
+            raise Unsupported(
+                f"The layout of these {encoded.media}s gives {length} tokens, but the encoder made {encoded.features}. "
+                f"This {self.family.name} is built in a way that tokenprune does not know."
+            )
+        saliency = {v: self.family.saliency(self.model, encoded, v) for v in self.variants}
+        laid = Laid(encoded.media, items, saliency)
+        self.recent().append(laid)
+        if not isinstance(output, tuple):
+            key = id(output)
+            self._known[key] = weakref.ref(output, lambda _: self._known.pop(key, None)), laid
+
+    def recent(self) -> list[Laid]:
+        """What this thread encoded since `forget`, in order."""
+        if not hasattr(self._local, "recent"):
+            self._local.recent = []
+        return self._local.recent
 
     def forget(self) -> None:
-        """Drop what the encoder gave for a prompt that was refused or broke."""
-        self._local.__dict__.pop("passes", None)
+        """Start a new forward: what was encoded earlier counts only where its output is passed in."""
+        self._local.recent = []
 
-    def take(self, spans: list[Span], batch: int) -> dict[str, list[Tensor]]:
-        """Saliency of each span, per variant. Images and videos come from a pass of the encoder each, in that order."""
-        taken = self._passes()
-        self.forget()
-        members = [[i for i, span in enumerate(spans) if span.media == media] for media in ("image", "video")]
-        members = [group for group in members if group]
-        found: dict[str, list[Tensor]] = {}
-        for variant, passes in taken.items():
-            if not passes:
-                raise MissingSignal(
-                    "The signal 'saliency' is missing: the vision encoder did not run for this prompt. Pass "
-                    "pixel_values, not precomputed features."
+    def take(self, given: dict[str, Any]) -> list[Laid]:
+        """What the prompt of this forward is made of. given: its `mm_encoder_outputs`, by medium."""
+        laid = []
+        for media, output in given.items():
+            if output is None:
+                continue
+            reference, known = self._known.get(id(output), (lambda: None, None))
+            if reference() is not output:
+                raise Unsupported(
+                    f"The {media} features of this prompt are not those that the pruned model encoded: they were made "
+                    "before prune(), or chunked prefill cut them. Pass pixel_values, or encode with the pruned model, "
+                    "and prefill in one piece."
                 )
-            lengths = [[len(image) for image in images] for images in passes]
-            matched = {}
-            if len(passes) == len(members):
-                for group, images in zip(members, passes, strict=True):
-                    own = _matched(images, [spans[i] for i in group], batch)
-                    matched |= dict(zip(group, own, strict=False))
-            if len(matched) != len(spans):
-                raise MissingSignal(
-                    f"The vision encoder ran for images of {lengths} tokens, but the prompt holds "
-                    f"{[s.count for s in spans]}. Run one prompt at a time, with exactly its own images."
-                )
-            found[variant] = [matched[i] for i in range(len(spans))]
-        return found
+            laid.append(known)
+        return laid + self.recent()
 
 
-def _matched(images: list[Tensor], spans: list[Span], batch: int) -> list[Tensor]:
-    """One image for each span, or nothing where they do not fit.
+def _listen(
+    calls: dict[str, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
+) -> None:
+    for variant, found in calls.items():
+        read = taps.first_row_attention if variant == "cls" else taps.received_attention
+        found.append(read(query, key, scaling, mask))
 
-    A batch expanded for beams or several sequences repeats each row `copies` times, but the encoder ran once.
-    """
-    copies = len(spans) // len(images)
-    if copies * len(images) != len(spans) or not copies or batch % copies:
-        return []
-    by_row: dict[int, list[Tensor]] = {}
-    first = [span for span in spans if span.row % copies == 0]
-    if len(first) != len(images):
-        return []
-    for span, image in zip(first, images, strict=True):
-        by_row.setdefault(span.row // copies, []).append(image)
-    found = [image for row in range(batch) for image in by_row.get(row // copies, [])]
-    return found if [len(image) for image in found] == [span.count for span in spans] else []
+
+def _rows(output: Any) -> int:
+    """Feature rows that a getter's output gives to the prompt."""
+    features = output[1] if isinstance(output, tuple) else output.pooler_output
+    features = [features] if isinstance(features, Tensor) else features
+    return sum(f[..., 0].numel() for f in features)

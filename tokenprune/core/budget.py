@@ -13,18 +13,21 @@ Keep = int | float
 def check_keep(keep: Keep) -> Keep:
     """Return `keep` if it can mean a budget at all, else raise `BadInput`.
 
-    A float is a fraction of the span in (0, 1]; an int is a number of tokens, at least 1.
+    A float is a fraction of the span in (0, 1]; an int is a number of tokens, 0 drops them all.
     """
     if isinstance(keep, bool) or not isinstance(keep, Real):
         raise BadInput(f"keep={keep!r} is not a number. Give a fraction such as 0.1 or a token count such as 58.")
     if isinstance(keep, Integral):
-        if keep < 1:
-            raise BadInput(f"keep={keep} keeps nothing. An int is a number of tokens and must be at least 1.")
+        if keep < 0:
+            raise BadInput(f"keep={keep} is below 0. An int is a number of tokens; 0 drops them all.")
         return int(keep)
     if math.isnan(keep):
         raise BadInput("keep=nan is not a number. Give a fraction such as 0.1 or a token count such as 58.")
     if keep <= 0:
-        raise BadInput(f"keep={keep} keeps nothing. A float is a fraction of the tokens and must be above 0.")
+        raise BadInput(
+            f"keep={keep} keeps nothing. A float is a fraction of the tokens and must be above 0; to drop them all, "
+            "give the int 0."
+        )
     if keep > 1:
         raise BadInput(
             f"keep={keep} is above 1. A float is a fraction of the tokens, at most 1.0; for a token count give an int."

@@ -58,4 +58,4 @@ def max_min(distance: Tensor, k: int) -> Tensor:
         row = distance.gather(1, pick[:, None, None].expand(-1, 1, n)).squeeze(1)
         nearest = row if len(picks) == 1 else torch.minimum(nearest, row)
         nearest = nearest.scatter(1, pick[:, None], -1.0)
-    return torch.stack(picks, dim=-1)
+    return torch.stack(picks, dim=-1) if picks else distance.new_empty(len(distance), 0, dtype=torch.long)

@@ -3,39 +3,77 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.errors import Unsupported
+from tokenprune.errors import MissingSignal, Unsupported
 
 
 @dataclass(frozen=True)
-class Placeholders:
-    """A run of placeholder tokens in the prompt, before it is cut into spans."""
+class Part:
+    """A rectangle of visual tokens as the encoder hands it over: a whole image or video, a base image, a tile.
 
-    row: int
-    start: int
-    length: int
-    token: int
+    grid: (t, h, w). The encoder may add separators, which have placeholders too but are no visual tokens: one after
+    each row (`row_end`), one before each frame (`frame_start`), one after the whole part (`end`).
+    """
+
+    grid: tuple[int, int, int]
+    name: str = "image"  # image, base, tile or video
+    row_end: bool = False
+    frame_start: bool = False
+    end: bool = False
+
+    @property
+    def length(self) -> int:
+        """Placeholders of this part, separators included."""
+        t, h, w = self.grid
+        return t * h * (w + self.row_end) + t * self.frame_start + self.end
+
+
+class Separator(NamedTuple):
+    """A token that goes once tokens first ... last - 1 of its span have all gone; never pruned by itself."""
+
+    column: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
 class Span:
-    """The visual tokens of one image or video: columns start ... start + count - 1 of row `row` of the prompt."""
+    """The visual tokens of one image, tile or video.
+
+    row: row of the batch. columns: ascending prompt columns, in the order of the grid. grid: (t, h, w). media: image or
+    video. part: image, base, tile or video. item: which image (or video) of the prompt it belongs to, in reading order.
+    """
 
     row: int
-    start: int
+    columns: tuple[int, ...]
     grid: tuple[int, int, int]
-    media: str = "image"  # or video
+    media: str = "image"
+    part: str = "image"
+    item: int = 0
+    separators: tuple[Separator, ...] = ()
 
     @property
     def count(self) -> int:
-        t, h, w = self.grid
-        return t * h * w
+        return len(self.columns)
+
+
+@dataclass
+class Encoded:
+    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, all items together.
+
+    calls: for each variant of the saliency signal, what each attention call of the chosen encoder layer gave: float32
+    [N, patches], attention received or paid by the first query, head mean.
+    """
+
+    media: str
+    arguments: dict[str, Any]
+    features: int
+    calls: dict[str, list[Tensor]]
 
 
 class Family(ABC):
@@ -43,15 +81,16 @@ class Family(ABC):
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    getters: ClassVar[dict[str, str]] = {"image": "get_image_features"}  # media -> method of the base model
+    missing: ClassVar[dict[str, str]] = {}  # "signal" or "signal:variant" -> why this family cannot give it
+    blocks_ignore_window: ClassVar[bool] = False  # whether `blocks` reach beyond a sliding window
 
-    def check(self, model: PreTrainedModel) -> None:
+    def serves(self, model: PreTrainedModel) -> bool:
+        """Whether a model belongs to this family."""
+        return model.config.model_type in self.model_types
+
+    def check(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Raise `Unsupported` for a model of this family that cannot be pruned."""
-        layer_types = getattr(self.language_model(model).config, "layer_types", None) or []
-        odd = sorted(set(layer_types) - {"full_attention"})
-        if odd:
-            raise Unsupported(
-                f"This model has {', '.join(odd)} layers, which cannot be pruned yet. Use full attention."
-            )
 
     def base(self, model: PreTrainedModel) -> PreTrainedModel:
         """The module whose forward puts visual features into the prompt."""
@@ -61,31 +100,57 @@ class Family(ABC):
         """The text model, with `layers`, `rotary_emb` and `config`."""
         return self.base(model).language_model
 
-    @abstractmethod
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         """The token id that stands for a visual token in `input_ids`, for each medium: image, video."""
+        return {media: getattr(model.config, f"{media}_token_id") for media in self.getters}
 
-    @abstractmethod
-    def spans(self, model: PreTrainedModel, runs: Sequence[Placeholders], positions: Tensor) -> list[Span]:
-        """Cut the runs of placeholders into spans with true grids.
+    def media_of(self, encoded: list[str], present: list[str]) -> list[str]:
+        """Which medium each getter call served, where the getter's own name (`encoded`) does not tell.
 
-        positions: int64 [axes, B, L], the position ids that the text model will use.
+        present: the media that have placeholders in the prompt.
         """
+        return encoded
 
     @abstractmethod
-    def tower(self, model: PreTrainedModel) -> nn.Module:
-        """The vision encoder."""
+    def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
+        """The parts of each image or video that a getter encoded, in the order of their features."""
 
-    @abstractmethod
-    def saliency_module(self, model: PreTrainedModel) -> nn.Module:
+    def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
+        """Last word on the spans of a prompt, for what only its text tokens tell (int64 [B, L])."""
+        return spans
+
+    def blocks(self, model: PreTrainedModel, arguments: dict[str, Any], first: bool) -> Tensor | None:
+        """int64 [B, L]: tokens of equal number (0 or more) see each other in both directions; -1 for causal ones.
+
+        arguments: of the base model's forward. first: whether the cache holds nothing yet. None: all causal.
+        """
+        return None
+
+    def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
+        """Raise `MissingSignal` where this model cannot give a signal."""
+        for key in (signal, f"{signal}:{variant}"):
+            if key in self.missing:
+                raise MissingSignal(f"{self.name} has no {key} signal: {self.missing[key]}")
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
         """The attention module of the vision encoder that the `saliency` signal is read from."""
+        raise MissingSignal(f"{self.name} has no saliency signal.")
 
-    @abstractmethod
-    def saliency(
-        self, model: PreTrainedModel, calls: list[Tensor], variant: str, tower_inputs: dict[str, Any]
-    ) -> list[Tensor]:
-        """Turn what the attention calls of one encoder pass gave into one [n] tensor per image.
+    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+        """For each item and part of `items`, the saliency of its tokens: float32 [n], separators left out."""
+        raise MissingSignal(f"{self.name} has no saliency signal.")
 
-        calls: for each attention call [N, patches] (attention received, or the first query's row, head mean).
-        tower_inputs: arguments of the encoder by name.
-        """
+
+def feature_layer(layers: nn.ModuleList, index: int | list[int]) -> nn.Module:
+    """The encoder layer whose output is `hidden_states[index]`; the deepest one of several."""
+    places = [i if i >= 0 else i + len(layers) + 1 for i in (index if isinstance(index, (list, tuple)) else [index])]
+    if max(places) == 0:
+        raise Unsupported("This model uses the patch embeddings as features, so no encoder layer gives a saliency.")
+    return layers[max(places) - 1]
+
+
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The layers of a CLIP-like vision encoder, wherever the transformers version keeps them."""
+    return next(
+        m for name, m in tower.named_modules() if name.split(".")[-2:] in (["encoder", "layers"], ["encoder", "layer"])
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -18,27 +19,25 @@ GROUP = "tokenprune.families"
 
 @lru_cache(maxsize=1)
 def all_families() -> dict[str, Family]:
-    """Every known family by the `model_type` it serves."""
-    found: dict[str, Family] = {}
-    classes = [
+    """Every known family by name; a family of another package stands before ours of the same model type."""
+    found = [
         value
         for module in pkgutil.iter_modules(families.__path__)
         for value in vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
-        if isinstance(value, type) and issubclass(value, Family) and "model_types" in vars(value)
+        if isinstance(value, type) and issubclass(value, Family) and not inspect.isabstract(value)
     ]
-    classes += [entry.load() for entry in entry_points(group=GROUP)]
-    for cls in classes:
-        found |= dict.fromkeys(cls.model_types, cls())
-    return found
+    classes = [entry.load() for entry in entry_points(group=GROUP)] + found
+    return {cls.name: cls() for cls in classes if "model_types" in vars(cls)}
 
 
 def family_of(model: PreTrainedModel) -> Family:
     """The family that serves this model, checked; raises `Unsupported` where there is none."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    known = all_families()
-    if model_type not in known:
+    known = all_families().values()
+    family = next((f for f in known if f.serves(model)), None) if model_type else None
+    if family is None:
         what = f"model type {model_type!r}" if model_type else f"an object of type {type(model).__name__}"
-        raise Unsupported(f"tokenprune cannot prune {what}. Supported model types: {', '.join(sorted(known))}.")
-    family = known[model_type]
+        types = sorted({t for f in known for t in f.model_types})
+        raise Unsupported(f"tokenprune cannot prune {what}. Supported model types: {', '.join(types)}.")
     family.check(model)
     return family

@@ -20,6 +20,7 @@ class Signal:
     shape: str
     what: str
     token_axis: int = -1
+    asks: bool = False  # depends on the question in the prompt
 
     @property
     def ndim(self) -> int:
@@ -30,7 +31,9 @@ class Signal:
 SIGNALS = {
     "features": Signal("[n, d]", "projected visual embeddings, LLM width", token_axis=-2),
     "saliency": Signal("[n]", "attention of the vision encoder, head mean"),
-    "attention_row": Signal("[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1"),
+    "attention_row": Signal(
+        "[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1", asks=True
+    ),
 }
 
 
@@ -92,6 +95,11 @@ class Method(ABC):
     def needs(self) -> tuple[Need, ...]:
         """Signals this method reads, given its options."""
         return ()
+
+    @property
+    def asks(self) -> bool:
+        """Whether the choice depends on the question, so that the next question would choose otherwise."""
+        return any(SIGNALS[need.signal].asks for need in self.needs)
 
     @abstractmethod
     def select(self, view: View) -> Selection:

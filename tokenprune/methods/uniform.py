@@ -23,5 +23,5 @@ class Uniform(Method):
 
     def select(self, view: View) -> Selection:
         k = n_keep(self.keep, view.count)
-        index = (2 * torch.arange(k) + 1) * view.count // (2 * k)
+        index = (2 * torch.arange(k) + 1) * view.count // max(2 * k, 1)
         return Selection(index.expand(view.spans, -1))

@@ -1,0 +1,55 @@
+"""Tiny random models of every family, and prompts for them, built from configs alone."""
+
+from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
+from tests.tiny.llavas import (
+    TinyLlava,
+    TinyLlavaNext,
+    TinyLlavaNextVideo,
+    TinyLlavaOnevision,
+    TinyLlavaSiglip,
+    TinyPixtral,
+    TinyVideoLlava,
+    TinyVipLlava,
+)
+from tests.tiny.others import (
+    TinyFastVlm,
+    TinyGemma3,
+    TinyIdefics3,
+    TinyInternVL,
+    TinyMistral3,
+    TinyPaliGemma,
+    TinyPaliGemma2,
+    TinyPerceptionLM,
+    TinySmolVLM,
+)
+from tests.tiny.qwens import TinyGlm4V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
+
+FAMILIES: dict[str, Tiny] = {
+    cls.name: cls()
+    for cls in (
+        TinyLlava,
+        TinyLlavaSiglip,
+        TinyVipLlava,
+        TinyPixtral,
+        TinyLlavaNext,
+        TinyLlavaNextVideo,
+        TinyLlavaOnevision,
+        TinyVideoLlava,
+        TinyQwen2VL,
+        TinyQwen25VL,
+        TinyQwen3VL,
+        TinyQwen3VLMoe,
+        TinyGlm4V,
+        TinyInternVL,
+        TinySmolVLM,
+        TinyIdefics3,
+        TinyGemma3,
+        TinyPaliGemma,
+        TinyPaliGemma2,
+        TinyMistral3,
+        TinyFastVlm,
+        TinyPerceptionLM,
+    )
+}
+
+__all__ = ["BREAK", "FAMILIES", "IMAGE", "VIDEO", "Picture", "Tiny", "Video"]

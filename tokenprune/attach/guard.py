@@ -1,0 +1,62 @@
+"""Ways of running that would go wrong in silence, and the wrappers that people put around a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, StaticLayer
+
+from tokenprune.attach.masks import same_as_causal
+from tokenprune.errors import Unsupported
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The model inside a PEFT wrapper; raises `Unsupported` for a compiled one."""
+    if hasattr(model, "_orig_mod"):
+        raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def refuse_compiled() -> None:
+    """Raise `Unsupported` inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+
+
+def refuse_parallel(model: PreTrainedModel) -> None:
+    """Raise `Unsupported` for a model whose heads are split over several processes."""
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise Unsupported(
+            f"This model runs tensor-parallel over {model.tp_size} processes, each of which sees only its own heads "
+            "and would keep other tokens. Load it without tp_plan, for instance with device_map='auto'."
+        )
+
+
+def refuse_paged(text_model: PreTrainedModel) -> None:
+    """Raise `Unsupported` under continuous batching, which holds keys in pages of its own."""
+    if text_model.config._attn_implementation.startswith("paged"):
+        raise Unsupported("Continuous batching (paged attention) cannot be pruned. Call generate() on plain batches.")
+
+
+def prepared_mask(mask: Any, cache: Cache | None, input_ids: Tensor | None) -> Tensor | None:
+    """Padding as bool or int [B, past + L], from what the base model was given.
+
+    generate() prepares 4-D masks (or a dict of them) for static caches; anything else prepared is refused.
+    """
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    static = cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    if static and isinstance(mask, dict):
+        mask = mask.get("full_attention")
+        if mask is None:
+            return None
+    if static and isinstance(mask, Tensor) and mask.ndim == 4:
+        total = int(cache.get_seq_length()) + mask.shape[2]
+        last = mask[:, 0, -1, :]
+        valid = last if last.dtype == torch.bool else last == 0
+        if same_as_causal(mask, valid):
+            return valid[:, :total]
+    raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

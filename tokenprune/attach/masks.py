@@ -1,0 +1,114 @@
+"""Attention masks of shortened rows, in the format of the model's own kernel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+
+from tokenprune.errors import Unsupported
+
+
+class Kind(NamedTuple):
+    """What sets a decoder layer apart: its layer type (which may have rotary embeddings of its own) and its window."""
+
+    type: str | None
+    window: int | None
+
+
+def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
+    """Kind of each decoder layer; raises `Unsupported` for attention that cannot be shortened."""
+    config = text_model.config
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return [Kind(None, window)] * len(text_model.layers)
+    odd = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if odd:
+        raise Unsupported(
+            f"This model has {', '.join(odd)} layers, which cannot be pruned: they keep no key per token."
+        )
+    return [Kind(t, window if t == "sliding_attention" else None) for t in types[: len(text_model.layers)]]
+
+
+class _Clock:
+    """Stands in for the cache where masks are made: counts physical rows only, so that mask and keys line up."""
+
+    is_compileable = False
+
+    def __init__(self, past: int, width: int) -> None:
+        self.past, self.width = past, width
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.width, 0
+
+
+def attention_mask(
+    text_model: PreTrainedModel,
+    hidden: Tensor,
+    valid: Tensor,
+    slots: Tensor,
+    width: int,
+    window: int | None = None,
+    blocks: Tensor | None = None,
+    blocks_ignore_window: bool = False,
+) -> Any:
+    """Mask of the rows `hidden` [B, K, d] over all keys of a layer.
+
+    valid: bool [B, P + K], slots: int64 [B, P + K]: the keys, cached ones first; width: keys that the kernel will see
+    (more than P + K in a static cache). window: a query sees slots above its own - window; None: all earlier ones.
+    blocks: int64 [B, P + K], tokens of equal number (0 or more) see each other in both directions.
+    """
+    config = text_model.config
+    keys = valid.shape[1]
+    past = keys - hidden.shape[1]
+    spare = (0, width - keys)
+    clock = _Clock(past, width)
+    valid = pad(valid, spare)
+    if window is None and blocks is None:
+        return create_causal_mask(config, hidden, valid, clock, layer_idx=0)
+    if window is not None and "flash" in config._attn_implementation:
+        raise Unsupported(
+            f"FlashAttention counts a sliding window of {window} tokens in cached tokens, and pruning takes some away. "
+            "Load the model with attn_implementation='sdpa'."
+        )
+    slots = pad(slots, spare)
+    blocks = None if blocks is None else pad(blocks, spare, value=-1)
+
+    def in_window(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return slots[batch, k] > slots[batch, q] - window
+
+    def in_block(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (blocks[batch, q] == blocks[batch, k]) & (blocks[batch, q] >= 0)
+
+    def either(*index: Any) -> Any:
+        return in_window(*index) | in_block(*index)
+
+    near = None if window is None else either if blocks is not None and blocks_ignore_window else in_window
+    both_ways = None if blocks is None else in_block
+    return create_causal_mask(
+        config, hidden, valid, clock, layer_idx=0, or_mask_function=both_ways, and_mask_function=near
+    )
+
+
+def same_as_causal(mask: Tensor, valid: Tensor) -> bool:
+    """Whether a prepared mask [B, 1, L, keys] hides just the future and padding (valid: bool [B, keys])."""
+    length, keys = mask.shape[-2:]
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    past = int(valid.any(0).nonzero().max()) + 1 - length
+    row = torch.arange(length, device=mask.device)[:, None] + past
+    causal = torch.arange(keys, device=mask.device) <= row
+    expected = causal & valid[:, None, None]
+    # Rows of padding see nothing that matters, and versions differ in what they show them.
+    real = valid[:, None, past : past + length, None]
+    return bool(((seen == expected) | ~real).all())

@@ -1,0 +1,35 @@
+"""Gemma 3: pooled SigLIP squares whose tokens see each other in both directions; window and full layers by turns."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import encoder_layers
+from tokenprune.families.square import Square
+
+
+class Gemma3(Square):
+    """`Gemma3ForConditionalGeneration`; pan-and-scan crops are images of their own."""
+
+    name: ClassVar[str] = "Gemma 3"
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+
+    def side(self, model: PreTrainedModel) -> int:
+        return int(model.config.mm_tokens_per_image**0.5)
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+        return encoder_layers(self.tower(model, media))[-1].self_attn
+
+    def blocks(self, model: PreTrainedModel, arguments: dict[str, Any], first: bool) -> Tensor | None:
+        """Each run of image tokens is a block."""
+        kinds = arguments.get("token_type_ids")
+        if kinds is None:
+            return None
+        image = kinds == 1
+        starts = image & ~pad(image, (1, 0))[:, :-1]
+        return (starts.long().cumsum(1) - 1).masked_fill(~image, -1)

@@ -1,0 +1,51 @@
+"""InternVL: tiles of a fixed size, four patches to a token by pixel shuffle, the whole picture as the last tile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Span, encoder_layers, feature_layer
+from tokenprune.families.square import Square
+
+
+class InternVL(Square):
+    """`InternVLForConditionalGeneration`. Video frames come as images; each tile and each frame is a span.
+
+    How tiles lie beside each other is not passed to the model, so a tile's place in the picture is not known.
+    """
+
+    name: ClassVar[str] = "InternVL"
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+
+    def side(self, model: PreTrainedModel) -> int:
+        vision = model.config.vision_config
+        return int(vision.image_size[0] // vision.patch_size[0] * model.config.downsample_ratio)
+
+    def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
+        """Tiles of one picture follow each other without a token between; the last of several is the whole picture."""
+        return name_tiles(spans)
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+        layers = encoder_layers(self.tower(model, media))
+        return feature_layer(layers, model.config.vision_feature_layer).attention
+
+
+def name_tiles(spans: list[Span]) -> list[Span]:
+    """Name spans that touch each other `tile`, and the last of them `base`."""
+
+    def picture(pair: tuple[int, Span]) -> tuple[int, int]:
+        number, span = pair
+        return span.row, span.columns[0] - number * span.count
+
+    named = []
+    for _, group in groupby(enumerate(spans), key=picture):
+        tiles = [span for _, span in group]
+        if len(tiles) > 1:
+            tiles = [replace(t, part="tile") for t in tiles[:-1]] + [replace(tiles[-1], part="base")]
+        named += tiles
+    return named

@@ -1,0 +1,88 @@
+"""Cuts the placeholders of a prompt into spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import Unsupported
+from tokenprune.families.base import Part, Separator, Span
+
+CUT = (
+    "What chunked prefill cuts cannot be pruned; prefill in one piece, and pass a prompt with exactly its own images "
+    "and videos."
+)
+
+
+def placeholder_columns(input_ids: Tensor, tokens: Iterable[int]) -> dict[int, list[list[int]]]:
+    """For each of these tokens, for each row of `input_ids` [B, L], the ascending columns where it stands."""
+    found = {}
+    for token in set(tokens):
+        there = input_ids == token
+        columns = there.nonzero()[:, 1].tolist()
+        ends = there.sum(1).cumsum(0).tolist()
+        found[token] = [columns[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return found
+
+
+def lay_out(items: list[list[Part]], rows: list[list[int]], media: str) -> list[tuple[Span, int]]:
+    """Spans of one medium, each with the number of its part in its item: `items` take the placeholders in turn.
+
+    rows: for each row of the batch its placeholder columns. A batch that generate() expanded for beams or several
+    sequences repeats each row; then the items were encoded once and serve every copy.
+    """
+    held = sum(map(len, rows))
+    needed = sum(part.length for parts in items for part in parts)
+    copies = held // needed if needed else 0
+    if not copies or copies * needed != held or len(rows) % copies:
+        raise Unsupported(f"The encoder gave {needed} {media} features, the prompt has {held} {media} tokens. {CUT}")
+    spans: list[tuple[Span, int]] = []
+    queue = list(enumerate(items))
+    for first in range(0, len(rows), copies):
+        mine, length = [], 0
+        while queue and length < len(rows[first]):
+            number, parts = queue.pop(0)
+            mine.append((number, parts))
+            length += sum(part.length for part in parts)
+        for row in range(first, first + copies):
+            if length != len(rows[row]):
+                raise Unsupported(
+                    f"Row {row} has {len(rows[row])} {media} tokens, but its {media}s need {length}. {CUT}"
+                )
+            at = 0
+            for number, parts in mine:
+                for i, part in enumerate(parts):
+                    spans.append((_span(part, rows[row][at : at + part.length], row, media, number), i))
+                    at += part.length
+    return spans
+
+
+def _span(part: Part, columns: list[int], row: int, media: str, item: int) -> Span:
+    t, h, w = part.grid
+    tokens: list[int] = []
+    separators: list[Separator] = []
+    at = 0
+    for frame in range(t):
+        if part.frame_start:
+            separators.append(Separator(columns[at], frame * h * w, (frame + 1) * h * w))
+            at += 1
+        for _ in range(h):
+            tokens += columns[at : at + w]
+            at += w
+            if part.row_end:
+                separators.append(Separator(columns[at], len(tokens) - w, len(tokens)))
+                at += 1
+    if part.end:
+        separators.append(Separator(columns[at], 0, t * h * w))
+    name = part.name if media == "image" else media
+    return Span(row, tuple(tokens), part.grid, media, name, item, tuple(separators))
+
+
+def runs(columns: Tensor) -> list[Tensor]:
+    """Cut ascending int64 columns [n] where they are not consecutive."""
+    if len(columns) == 0:
+        return []
+    edges = (columns.diff() > 1).nonzero().flatten() + 1
+    return list(torch.tensor_split(columns, edges.cpu()))

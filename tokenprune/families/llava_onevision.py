@@ -1,0 +1,52 @@
+"""LLaVA-OneVision: tiles as in LLaVA-NeXT (shrunk where there are many), and videos with pooled frames."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Encoded, Part
+from tokenprune.families.llava_next import LlavaNext
+from tokenprune.families.square import patch_maps
+
+
+class LlavaOnevision(LlavaNext):
+    """`LlavaOnevisionForConditionalGeneration`: one image in tiles, several images untiled, videos."""
+
+    name: ClassVar[str] = "LLaVA-OneVision"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
+
+    def tiles(self, model: PreTrainedModel, encoded: Encoded) -> list[int]:
+        whole = super().tiles(model, encoded)
+        counts = encoded.arguments.get("batch_num_images")
+        if counts is None:
+            return whole
+        alone = [n == 1 for n in counts for _ in range(n)]
+        return [n if tiled else 1 for n, tiled in zip(whole, alone, strict=True)]
+
+    def pack(self, model: PreTrainedModel, encoded: Encoded, maps: list[Tensor], newline: Tensor) -> list[Tensor]:
+        aspect = encoded.arguments.get("vision_aspect_ratio") or model.config.vision_aspect_ratio
+        sizes = encoded.arguments["image_sizes"]
+        pack = self.base(model).pack_image_features
+        return pack(maps, sizes, image_newline=newline, vision_aspect_ratio=aspect)[0]
+
+    def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
+        if encoded.media == "image":
+            return super().items(model, encoded)
+        videos, frames = encoded.arguments["pixel_values_videos"].shape[:2]
+        side = math.ceil(self.side(model) / 2)
+        return [[Part((frames, side, side), end=True)] for _ in range(videos)]
+
+    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+        if encoded.media == "image":
+            return super().saliency(model, encoded, variant)
+        maps = patch_maps(encoded.calls[variant])
+        side = math.ceil(maps.shape[-1] / 2)
+        pooled = functional.interpolate(maps[:, None], size=(side, side), mode="bilinear")
+        frames = encoded.arguments["pixel_values_videos"].shape[1]
+        return [[video.flatten()] for video in pooled.split(frames)]

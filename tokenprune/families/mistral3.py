@@ -1,0 +1,71 @@
+"""Mistral 3 and Pixtral: pictures of any size, a break token in the text after each row of tokens but the last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Encoded, Family, Part, Separator, Span, feature_layer
+
+
+class Mistral3(Family):
+    """`Mistral3ForConditionalGeneration`, and `LlavaForConditionalGeneration` with a Pixtral tower."""
+
+    name: ClassVar[str] = "Mistral 3, Pixtral"
+    model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
+    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+
+    def serves(self, model: PreTrainedModel) -> bool:
+        vision = getattr(model.config, "vision_config", None)
+        pixtral = model.config.model_type == "llava" and vision.model_type == "pixtral"
+        return super().serves(model) or pixtral
+
+    def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
+        merge = _merge(model)
+        return [[Part((1, h // merge, w // merge))] for h, w in self._patches(model, encoded)]
+
+    def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
+        """The token between two rows is their break; the one after the last row ends the image and stays."""
+        finished = []
+        for span in spans:
+            _, h, w = span.grid
+            last = [span.columns[row * w - 1] for row in range(1, h)]
+            breaks = [
+                Separator(column + 1, row * w, (row + 1) * w)
+                for row, column in enumerate(last)
+                if span.columns[(row + 1) * w] == column + 2
+            ]
+            finished.append(replace(span, separators=tuple(breaks)))
+        return finished
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+        layers = self.base(model).vision_tower.transformer.layers
+        return feature_layer(layers, model.config.vision_feature_layer).attention
+
+    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+        """All images stand in one sequence, each seeing itself alone; a share of its own image is what counts."""
+        merge = _merge(model)
+        patches = self._patches(model, encoded)
+        flat = torch.cat([call.flatten() for call in encoded.calls[variant]])
+        found = []
+        for (h, w), values in zip(patches, flat.split([h * w for h, w in patches]), strict=True):
+            grid = (values / values.sum()).view(1, 1, h, w)
+            found.append([nn.functional.avg_pool2d(grid, merge).flatten()])
+        return found
+
+    def _patches(self, model: PreTrainedModel, encoded: Encoded) -> list[tuple[int, int]]:
+        """Encoder patches (rows, columns) of each image."""
+        sizes = encoded.arguments.get("image_sizes")
+        pixels = encoded.arguments["pixel_values"]
+        sizes = [pixels.shape[-2:]] * len(pixels) if sizes is None else torch.as_tensor(sizes).tolist()
+        patch = model.config.vision_config.patch_size
+        return [(int(h) // patch, int(w) // patch) for h, w in sizes]
+
+
+def _merge(model: PreTrainedModel) -> int:
+    """Patches along one side of a token."""
+    return getattr(model.config, "spatial_merge_size", 1)

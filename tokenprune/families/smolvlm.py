@@ -1,0 +1,45 @@
+"""SmolVLM and Idefics3: tiles of a fixed size and the whole picture, told apart by text tokens alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Span, encoder_layers
+from tokenprune.families.square import Square
+
+
+class SmolVLM(Square):
+    """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration`; each tile and video frame is a span."""
+
+    name: ClassVar[str] = "SmolVLM, Idefics3"
+    model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
+    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+
+    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        return self.base(model).text_model
+
+    def side(self, model: PreTrainedModel) -> int:
+        vision = model.config.vision_config
+        return vision.image_size // vision.patch_size // model.config.scale_factor
+
+    def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
+        return self.base(model).vision_model
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+        return encoder_layers(self.tower(model, media))[-1].self_attn
+
+    def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
+        """A picture ends with its whole view: what stands before the last span of a row marks whole views, and every
+        other mark (row 1 column 2, ...) a tile."""
+        ids = input_ids.tolist()
+        marks = [ids[s.row][s.columns[0] - 1] if s.columns[0] else None for s in spans]
+        whole = {span.row: mark for span, mark in zip(spans, marks, strict=True)}
+        tiled = {span.row for span, mark in zip(spans, marks, strict=True) if mark != whole[span.row]}
+        return [
+            replace(s, part="image" if s.row not in tiled else "base" if mark == whole[s.row] else "tile")
+            for s, mark in zip(spans, marks, strict=True)
+        ]

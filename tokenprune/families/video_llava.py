@@ -1,0 +1,36 @@
+"""Video-LLaVA: one encoder for images, one for videos, whose frames keep their CLS token."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Encoded, Part
+from tokenprune.families.llava import Llava
+from tokenprune.families.square import patch_maps
+
+
+class VideoLlava(Llava):
+    """`VideoLlavaForConditionalGeneration`. A frame's CLS token stands before it and goes when the frame has gone."""
+
+    name: ClassVar[str] = "Video-LLaVA"
+    model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
+    getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
+
+    def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
+        return getattr(self.base(model), f"{media}_tower")
+
+    def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
+        if encoded.media == "image":
+            return super().items(model, encoded)
+        videos, frames = encoded.arguments["pixel_values_videos"].shape[:2]
+        side = self.side(model)
+        return [[Part((frames, side, side), frame_start=True)] for _ in range(videos)]
+
+    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+        if encoded.media == "image":
+            return super().saliency(model, encoded, variant)
+        frames = encoded.arguments["pixel_values_videos"].shape[1]
+        return [[video.flatten()] for video in patch_maps(encoded.calls[variant]).split(frames)]

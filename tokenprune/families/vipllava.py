@@ -1,0 +1,24 @@
+"""VipLLaVA: LLaVA-1.5 with features of several CLIP layers side by side."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import encoder_layers, feature_layer
+from tokenprune.families.llava import Llava
+
+
+class VipLlava(Llava):
+    """`VipLlavaForConditionalGeneration`."""
+
+    name: ClassVar[str] = "VipLLaVA"
+    model_types: ClassVar[tuple[str, ...]] = ("vipllava",)
+
+    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+        """The deepest of the feature layers; the config's attribute was renamed in transformers 5.22."""
+        config = model.config
+        chosen = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer
+        return feature_layer(encoder_layers(self.tower(model, media)), chosen).self_attn
