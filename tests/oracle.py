@@ -41,7 +41,13 @@ def oracle_logits(
                 if compact:
                     positions = _renumbered(positions, alive, visual, before)
             own = kwargs["attention_mask"]
-            own = torch.ones(length, length).tril().bool() if own is None else own if own.dtype == torch.bool else own == 0
+            own = (
+                torch.ones(length, length).tril().bool()
+                if own is None
+                else own
+                if own.dtype == torch.bool
+                else own == 0
+            )
             allowed = own & alive[:, None, None] | torch.eye(length).bool()
             mask = torch.zeros(allowed.shape, dtype=args[0].dtype)
             changed = {"attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}

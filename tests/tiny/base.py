@@ -104,22 +104,25 @@ class Tiny:
         """Further inputs that follow from the ids, new tokens at the end included."""
         return {}
 
-    def inputs(self, rows: list[Row], seed: int = 0) -> dict[str, Tensor]:
-        """Left-padded batch."""
-        made = torch.Generator().manual_seed(seed)
-        ids = []
-        for row in rows:
+    def inputs(self, rows: list[Row], seed: int = 0, first: int = 0) -> dict[str, Tensor]:
+        """Left-padded batch. Row i is the same for every batch in which it is number `first` + i."""
+        ids, media = [], []
+        for i, row in enumerate(rows):
+            made = torch.Generator().manual_seed(1000 * seed + first + i)
             own = [BOS]
             for part in row:
                 text = isinstance(part, int)
                 own += torch.randint(5, 80, (part,), generator=made).tolist() if text else self.ids(part)
             ids.append(own)
+            media.append(self.media([row], made))
         longest = max(map(len, ids))
         batch = {
             "input_ids": torch.tensor([[PAD] * (longest - len(row)) + row for row in ids]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids]),
         }
-        return batch | self.extra(batch) | self.media(rows, made)
+        names = dict.fromkeys(name for one in media for name in one)
+        merged = {name: joined([one[name] for one in media if name in one]) for name in names}
+        return batch | self.extra(batch) | {name: value for name, value in merged.items() if value.numel()}
 
     def grown(self, inputs: dict[str, Tensor], sequences: Tensor) -> dict[str, Tensor]:
         """The inputs with `sequences` in place of input_ids; what came after the prompt is text."""
@@ -154,8 +157,10 @@ def stacked(rows: list[Row], made: torch.Generator, size: int = 24) -> dict[str,
     return {"pixel_values": torch.randn(count, 3, size, size, generator=made)} if count else {}
 
 
-def padded(images: list[Tensor]) -> Tensor:
-    """Stack [n, ...] tensors of different n, zeros at the end."""
-    return torch.nn.utils.rnn.pad_sequence(images, batch_first=True)
-
-
+def joined(parts: list[Tensor]) -> Tensor:
+    """Join along the first axis, zeros at the end of the other ones."""
+    sizes = [max(n) for n in zip(*(p.shape[1:] for p in parts), strict=True)]
+    whole = [torch.zeros(len(p), *sizes, dtype=p.dtype) for p in parts]
+    for target, part in zip(whole, parts, strict=True):
+        target[tuple(slice(n) for n in part.shape)] = part
+    return torch.cat(whole)

@@ -21,7 +21,23 @@ from transformers import (
 )
 
 from tests.tiny.base import (
-    BREAK, END, IMAGE, SIDE, START, TEXT, VIDEO, Picture, Tiny, Video, clip, frames, llama, padded, pictures, siglip, stacked,
+    BREAK,
+    END,
+    IMAGE,
+    SIDE,
+    START,
+    TEXT,
+    VIDEO,
+    Picture,
+    Tiny,
+    Video,
+    clip,
+    frames,
+    joined,
+    llama,
+    pictures,
+    siglip,
+    stacked,
 )
 
 
@@ -155,7 +171,7 @@ class TinyLlavaNext(Tiny):
         if not found:
             return {}
         counts = [1 + a * b for a, b in map(self.tiles, found)]
-        pixels = padded([torch.randn(n, 3, 24, 24, generator=made) for n in counts])
+        pixels = joined([torch.randn(1, n, 3, 24, 24, generator=made) for n in counts])
         return {"pixel_values": pixels, "image_sizes": torch.tensor([[8 * p.h, 8 * p.w] for p in found])}
 
 

@@ -66,6 +66,7 @@ class Forward:
     asked: bool = False  # whether a stage so far chose with the question in view
     saliency: dict[str, list[Tensor]] = field(default_factory=dict)  # variant -> for each span [n]
     attention: Tensor | None = None  # float32 [B, H, K], left by the tap of the layer before a stage
+    past_rows: dict[int, int] = field(default_factory=dict)  # keys that each cache layer held before this pass
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
     history: list[tuple[int, Rows]] = field(default_factory=list)  # (first layer, rows) from each stage on
@@ -318,6 +319,7 @@ class Forward:
             forget=forget,
             asked=self.asked,
         )
+        self.past_rows[i] = layer.rows
         layer.expect(news, self.rows.length)
 
     def add_plane(self, layer: int, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from tokenprune.attach.cache import PrunedLayer
 from tokenprune.attach.forward import Forward
@@ -104,11 +104,8 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
     visual = sum(span.count for span in forward.spans)
     dense_rows = forward.first_counts
     layer_rows = [forward.rows_before(i).counts for i in range(len(layers))]
-    past = [0] * len(layers)
-    if cache is not None:
-        past = [_rows(layer) - forward.rows_before(i).length for i, layer in enumerate(cache.layers)]
-    dense_past = forward.past
-    tokens = [visual - sum(dense_rows) + sum(counts) for counts in layer_rows]
+    past = [forward.past_rows.get(i, forward.past) for i in range(len(layers))]
+    tokens = [sum(len(c) for c in forward.rows_before(i).columns) for i in range(len(layers))]
     shapes = [_layer_shape(layer, config) for layer in layers]
     sizes = (config.hidden_size, config.intermediate_size)
     kv, dense_kv = _kv_bytes(cache)
@@ -127,21 +124,13 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
         flops=sum(
             layer_flops(shape, n, p) for shape, counts, p in zip(shapes, layer_rows, past, strict=True) for n in counts
         ),
-        dense_flops=sum(layer_flops(shape, n, dense_past) for shape in shapes for n in dense_rows),
+        dense_flops=sum(layer_flops(shape, n, forward.past) for shape in shapes for n in dense_rows),
         field_flops=field_flops(tokens, *sizes),
         dense_field_flops=field_flops([visual] * len(layers), *sizes),
         kv_bytes=kv,
         dense_kv_bytes=dense_kv,
         selection_ms=sum(s.selection_ms for s in stages),
     )
-
-
-def _rows(layer: CacheLayerMixin) -> int:
-    """Rows of keys that a layer holds."""
-    if isinstance(layer, PrunedLayer):
-        return layer.rows
-    length = int(layer.get_seq_length())
-    return min(length, layer.keys.shape[-2]) if layer.is_sliding else length
 
 
 def _kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:

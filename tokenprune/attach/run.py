@@ -150,10 +150,11 @@ class Run:
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
         local.input_ids = input_ids if media else None
-        local.given = kwargs.get("mm_encoder_outputs") or {}
+        given = kwargs.get("mm_encoder_outputs")
         if media:
-            if kwargs.get("image_hidden_states") is not None or not isinstance(local.given, dict):
+            if kwargs.get("image_hidden_states") is not None or not isinstance(given, (dict, type(None))):
                 raise Unsupported("tokenprune has to see the images encoded. Pass pixel_values, not their features.")
+            local.given = dict(given or {})  # the forward itself adds to it
             local.columns = placeholder_columns(input_ids, self.family.placeholders(self.model).values())
             if not any(any(rows) for rows in local.columns.values()):
                 raise BadInput(
