@@ -43,11 +43,11 @@ def works(family, plan):
 NO_SALIENCY = ("fast_vlm", "perception_lm")
 
 
-def attach(model, plan, positions="original"):
+def attach(model, plan, positions="original", **more):
     if plan in PLANS:
         name, options = PLANS[plan](0.3)
-        return prune(model, name, positions=positions, **options)
-    return prune(model, STAGES[plan](), positions=positions)
+        return prune(model, name, positions=positions, **options, **more)
+    return prune(model, STAGES[plan](), positions=positions, **more)
 
 
 def kept_by_layer(run):

@@ -102,7 +102,7 @@ class TinyGlm4V(TinyQwen25VL):
     name = "glm4v"
     model_class = Glm4vForConditionalGeneration
     placeholder = (IMAGE,)
-    rows_with_video_only = True
+    beams_one_image = True
 
     def config(self):
         vision = VISION | dict(hidden_size=32, intermediate_size=48, image_size=32, out_hidden_size=64)

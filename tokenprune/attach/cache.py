@@ -14,7 +14,6 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
     StaticLayer,
-    StaticSlidingWindowLayer,
 )
 
 from tokenprune.errors import Unsupported
@@ -189,30 +188,37 @@ def adopt(cache: Cache, places: list[int], windows: list[int | None], past_valid
     places: the layers that stages stand before. windows: for each decoder layer the size of its sliding window, None
     for full attention. past_valid: bool [batch, past], False for padding among the tokens that the cache holds already.
     """
-    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
-        raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
-    if cache.offloading:
-        raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
+    refuse_kinds(cache)
     while len(cache.layers) < len(windows):
         cache.layers.append(DynamicLayer())
-    odd = next((c for c in cache.layers if isinstance(c, StaticSlidingWindowLayer)), None)
-    for i in range(places[0], len(windows)):
-        layer = cache.layers[i]
-        if not isinstance(layer, PrunedLayer):
-            cache.layers[i] = layer = _converted(odd or layer, windows[i], past_valid, batch)
-        elif layer.places != places and layer.logical:
+    layers = range(places[0], len(windows))
+    for layer in (cache.layers[i] for i in layers):
+        if isinstance(layer, PrunedLayer) and layer.places != places and layer.logical:
             raise Unsupported(
                 f"This cache was pruned by stages at {layer.places}, and now stages stand at {places}. Keep the stages "
                 "as they were, or start a new cache."
             )
-        layer.places = places
+    for i in layers:
+        if not isinstance(cache.layers[i], PrunedLayer):
+            cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch)
+        cache.layers[i].places = places
+
+
+def refuse_kinds(cache: Cache) -> None:
+    """Raise `Unsupported` for caches that cannot be shortened."""
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
+        raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
+    if cache.offloading:
+        raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
+    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, PrunedLayer)
+    for layer in cache.layers:
+        if type(layer) not in known and not hasattr(layer, "_quantize"):
+            raise Unsupported(
+                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
+            )
 
 
 def _converted(layer: CacheLayerMixin, window: int | None, past_valid: Tensor | None, batch: int) -> PrunedLayer:
-    if not (type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or hasattr(layer, "_quantize")):
-        raise Unsupported(
-            f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
-        )
     past = int(layer.get_seq_length()) if layer.is_initialized else 0
     if type(layer) is DynamicSlidingWindowLayer:
         store = DynamicLayer()

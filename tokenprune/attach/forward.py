@@ -119,7 +119,7 @@ class Forward:
 
     def _seen_keys(self, i: int, layer: CacheLayerMixin | None, width: int) -> tuple[Tensor, Tensor, int]:
         """valid and slots [B, keys] of what attention in layer i gets, and where the rows of this pass begin there."""
-        if isinstance(layer, PrunedLayer):
+        if layer is None or isinstance(layer, PrunedLayer):
             valid, slots, _ = self._keys(i, layer)
             return valid, slots, valid.shape[1] - self.rows.length
         before = self.past_valid

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 
+from tokenprune.attach.cache import refuse_kinds
 from tokenprune.attach.masks import same_as_causal
 from tokenprune.errors import Unsupported
 
@@ -41,22 +42,24 @@ def refuse_paged(text_model: PreTrainedModel) -> None:
         raise Unsupported("Continuous batching (paged attention) cannot be pruned. Call generate() on plain batches.")
 
 
-def prepared_mask(mask: Any, cache: Cache | None, input_ids: Tensor | None) -> Tensor | None:
+def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tensor | None:
     """Padding as bool or int [B, past + L], from what the base model was given.
 
-    generate() prepares 4-D masks (or a dict of them) for static caches; anything else prepared is refused.
+    generate() prepares 4-D masks for static caches; anything else prepared is refused. blocks: as `Family.blocks`.
     """
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return mask
+    if cache is not None:
+        refuse_kinds(cache)
     static = cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers)
-    if static and isinstance(mask, dict):
-        mask = mask.get("full_attention")
+    if static and isinstance(mask, dict):  # by layer type; windows in a static cache were refused above
+        mask = mask["full_attention"]
         if mask is None:
             return None
     if static and isinstance(mask, Tensor) and mask.ndim == 4:
         total = int(cache.get_seq_length()) + mask.shape[2]
         last = mask[:, 0, -1, :]
         valid = last if last.dtype == torch.bool else last == 0
-        if same_as_causal(mask, valid):
+        if same_as_causal(mask, valid, blocks):
             return valid[:, :total]
     raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

@@ -101,14 +101,20 @@ def attention_mask(
     )
 
 
-def same_as_causal(mask: Tensor, valid: Tensor) -> bool:
-    """Whether a prepared mask [B, 1, L, keys] hides just the future and padding (valid: bool [B, keys])."""
+def same_as_causal(mask: Tensor, valid: Tensor, blocks: Tensor | None) -> bool:
+    """Whether a prepared mask [B, 1, L, keys] hides just the future outside blocks (int64 [B, past + L]) and padding
+    (valid: bool [B, keys])."""
     length, keys = mask.shape[-2:]
     seen = mask if mask.dtype == torch.bool else mask == 0
     past = int(valid.any(0).nonzero().max()) + 1 - length
     row = torch.arange(length, device=mask.device)[:, None] + past
     causal = torch.arange(keys, device=mask.device) <= row
-    expected = causal & valid[:, None, None]
+    seen_ahead = causal[None]
+    if blocks is not None:
+        numbers = pad(blocks[:, -length:], (past, keys - past - length), value=-1)
+        own = numbers[:, past : past + length, None]
+        seen_ahead = causal | ((own == numbers[:, None]) & (own >= 0))
+    expected = (seen_ahead & valid[:, None])[:, None]
     # Rows of padding see nothing that matters, and versions differ in what they show them.
     real = valid[:, None, past : past + length, None]
     return bool(((seen == expected) | ~real).all())

@@ -160,8 +160,8 @@ class Run:
                 raise BadInput(
                     f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder."
                 )
-        local.mask = prepared_mask(kwargs.get("attention_mask"), cache, input_ids)
         local.blocks = self.family.blocks(self.model, kwargs, cache is None or not cache.is_initialized)
+        local.mask = prepared_mask(kwargs.get("attention_mask"), cache, local.blocks)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Runs after an exception too."""
