@@ -39,9 +39,7 @@ def test_static_cache_is_allocated_at_its_real_length(family, tiny_models, batch
     for at, rows in kept.items():
         held = max(longest - int(n) + len(row) for n, row in zip(visual, rows, strict=True))
         padding = inputs["attention_mask"].eq(0).sum(1)
-        held = max(
-            longest - int(p) - int(n) + len(row) for p, n, row in zip(padding, visual, rows, strict=True)
-        )
+        held = max(longest - int(p) - int(n) + len(row) for p, n, row in zip(padding, visual, rows, strict=True))
         assert out.past_key_values.layers[at].keys.shape[2] in (held, held + 1)
     assert report.kv_bytes < report.dense_kv_bytes
 

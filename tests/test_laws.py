@@ -104,7 +104,7 @@ def test_missing_signals_are_refused(family, tiny_models):
     """A family without a signal says so when pruned, not later and not by another signal."""
     for plan in PLANS:
         if not works(family, plan):
-            with pytest.raises(MissingSignal, match="no saliency|no CLS"):
+            with pytest.raises(MissingSignal, match=r"no saliency|no CLS"):
                 attach(tiny_models(family), plan)
         else:
             attach(tiny_models(family), plan).remove()

@@ -25,7 +25,9 @@ def plan(request, family):
 
 
 def several(family):
-    return family.inputs([[3, Picture(4, 6), 5], [2, Picture(3, 4), 4]] if family.beams_one_image else BATCHES["padded"])
+    return family.inputs(
+        [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4]] if family.beams_one_image else BATCHES["padded"]
+    )
 
 
 @pytest.mark.parametrize("positions", POLICIES)

@@ -40,7 +40,6 @@ from tests.tiny.base import (
     stacked,
 )
 
-
 PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 
 

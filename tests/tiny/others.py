@@ -33,7 +33,7 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.tiny.base import (
     END,
@@ -237,7 +237,7 @@ class StandIn(PreTrainedModel):
         if self.config.flat:
             tokens = found.flatten(2).transpose(1, 2)
             found = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
-        return BaseModelOutput(last_hidden_state=found)
+        return BaseModelOutputWithPooling(last_hidden_state=found)
 
 
 AutoConfig.register(StandInConfig.model_type, StandInConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 
@@ -14,17 +14,21 @@ from tokenprune.attach.masks import same_as_causal
 from tokenprune.errors import Unsupported
 
 
+COMPILED = "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
+
+
 def unwrapped(model: Any) -> PreTrainedModel:
-    """The model inside a PEFT wrapper; raises `Unsupported` for a compiled one."""
-    if hasattr(model, "_orig_mod"):
-        raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+    """The model inside a PEFT wrapper; raises `Unsupported` for a model that is compiled, in whole or in part."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
+        raise Unsupported(COMPILED)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def refuse_compiled() -> None:
     """Raise `Unsupported` inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
     if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-        raise Unsupported("A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it.")
+        raise Unsupported(COMPILED)
 
 
 def refuse_parallel(model: PreTrainedModel) -> None:

@@ -171,6 +171,7 @@ class Run:
             taps.listeners().pop(layer.self_attn, None)
 
     def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        refuse_compiled()
         hidden, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if not hasattr(self._local, "input_ids") or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
@@ -299,6 +300,7 @@ class Run:
         stage = next((s for s in self.stages if s.at == i), None)
 
         def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            refuse_compiled()
             forward, cache = self._forward, kwargs.get("past_key_values")
             layer = self._cache_layer(cache, i)
             if forward is None:

@@ -65,6 +65,8 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
+    if torch.compiler.is_compiling():
+        raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
     listener = listeners().get(module)
     if listener is not None:
         scaling = kwargs.get("scaling")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -98,14 +99,25 @@ class EncoderReader:
         """Start a new forward: what was encoded earlier counts only where its output is passed in."""
         self._local.recent = []
 
+    def _find(self, media: str, output: Any) -> Laid | None:
+        """What is known of an encoder output, or of its copy: accelerate rebuilds what it passes on."""
+        reference, known = self._known.get(id(output), (None, None))
+        if reference is not None and reference() is output:
+            return known
+        for reference, known in list(self._known.values()):
+            original = reference()
+            if original is not None and known.media == media and _same(original.pooler_output, output.pooler_output):
+                return known
+        return None
+
     def take(self, given: dict[str, Any]) -> list[Laid]:
         """What the prompt of this forward is made of. given: its `mm_encoder_outputs`, by medium."""
         laid = []
         for media, output in given.items():
             if output is None:
                 continue
-            reference, known = self._known.get(id(output), (lambda: None, None))
-            if reference() is not output:
+            known = self._find(media, output)
+            if known is None:
                 raise Unsupported(
                     f"The {media} features of this prompt are not those that the pruned model encoded: they were made "
                     "before prune(), or chunked prefill cut them. Pass pixel_values, or encode with the pruned model, "
@@ -128,3 +140,12 @@ def _rows(output: Any) -> int:
     features = output[1] if isinstance(output, tuple) else output.pooler_output
     features = [features] if isinstance(features, Tensor) else features
     return sum(f[..., 0].numel() for f in features)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs hold the same features."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one.to(other.device), other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor) or len(one) != len(other):
+        return False
+    return all(_same(a, b) for a, b in zip(one, other, strict=True))
