@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test lint train results readme clean
+.PHONY: run test lint train results readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
@@ -40,6 +40,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Which method runs on which family: into the README, and on the screen.
+matrix: readme
+	$(BIN)/python -m eval.matrix
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from eval import results
+from eval.matrix import matrix
 from eval.scenes.questions import TYPES
 from tokenprune.methods.base import options_of
 from tokenprune.methods.registry import all_methods
@@ -84,7 +85,7 @@ def comparison() -> str:
     return table(head, rows)
 
 
-BLOCKS = {"methods": methods, "heldout": heldout, "comparison": comparison}
+BLOCKS = {"methods": methods, "matrix": matrix, "heldout": heldout, "comparison": comparison}
 
 
 def render(text: str) -> str:

@@ -6,11 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import skimage
 from PIL import Image
 
 from tests.tiny import FAMILIES
+from tests.tiny.saved import PROCESSORS, save
 from tokenprune import cli, scenes
 
 pytestmark = pytest.mark.cli
@@ -83,8 +86,7 @@ REFUSED = {
     "option": (("--kep", "0.1"), "Unknown option of divprune 'kep'. Did you mean 'keep'?"),
     "no value": (("--strategy",), "--strategy needs a value: --strategy VALUE."),
     "stray": (("picture.png",), "Unexpected argument 'picture.png'. Options of a method are written --name value."),
-    "keep 0": (("--keep", "0"), "keep=0 keeps nothing. An int is a number of tokens and must be at least 1."),
-    "keep -1": (("--keep", "-1"), "keep=-1 keeps nothing. An int is a number of tokens and must be at least 1."),
+    "keep -1": (("--keep", "-1"), "keep=-1 is below 0. An int is a number of tokens; 0 drops them all."),
     "keep nan": (
         ("--keep", "nan"),
         "keep=nan is not a number. Give a fraction such as 0.1 or a token count such as 58.",
@@ -153,3 +155,21 @@ def test_another_model(command, tmp_path):
     )
     assert code == 0, err
     assert json.loads(out)["report"]["tokens"] == 36
+
+
+@pytest.mark.parametrize("method", ["divprune", "fastv", "fopru"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_real_processors_on_a_photograph(command, tmp_path, name, method):
+    """Random weights: what counts is that all tokens of the real layout are found, and the right share of them kept."""
+    save(name, tmp_path / "model")
+    photo = Path(skimage.__file__).parent / "data" / "astronaut.png"
+    asked = ("--model", tmp_path / "model", "--image", photo, "--prompt", "what is in the picture ?")
+    overlay = tmp_path / "overlay.png"
+    settings = ("--method", method, "--keep", "0.25", "--repeat", 1, "--max-new-tokens", 3, "--save", overlay)
+    code, out, err = command("run", *asked, *settings, "--json")
+    assert code == 0, err
+    report = json.loads(out)["report"]
+    tokens = {"llava_next": [36, 144], "idefics3": [9] * 5, "gemma3": [9]}.get(name, [36])
+    assert report["tokens"] == sum(tokens)
+    assert report["final_tokens"] == sum(round(0.25 * n) for n in tokens)
+    assert min(Image.open(overlay).size) >= 480

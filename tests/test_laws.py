@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from eval.matrix import condition, obstacle, variants
 from tests.oracle import oracle_logits
 from tests.tiny import BREAK, IMAGE, VIDEO, Picture, Video
 from tokenprune import DivPrune, FastV, MissingSignal, Random, Stage, Uniform, prune
+from tokenprune.families.registry import family_of
 from tokenprune.methods.registry import all_methods
 
 pytestmark = pytest.mark.laws
@@ -108,6 +110,16 @@ def test_missing_signals_are_refused(family, tiny_models):
                 attach(tiny_models(family), plan)
         else:
             attach(tiny_models(family), plan).remove()
+
+
+def test_the_matrix_says_what_the_laws_hold(family, tiny_models):
+    """The table of the README, cell by cell: every yes is run by the tests above, every other cell is refused."""
+    served = family_of(tiny_models(family))
+    for name, method in variants():
+        plan = {"fopru source=cls": "fopru-cls"}.get(name, name)
+        partly = condition(served, method) is not None
+        assert partly or (obstacle(served, method) is None) == works(family, plan), f"{name} on {family.name}"
+        assert plan in PLANS
 
 
 def check_oracle(family, model, rows, plan, positions):

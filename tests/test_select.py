@@ -154,10 +154,17 @@ def test_primitives_equal_their_plain_reference(n, monkeypatch):
 
 
 WRONG = {
-    "keep=0": ({"keep": 0}, "keep=0 keeps nothing. An int is a number of tokens and must be at least 1."),
-    "keep=0.0": ({"keep": 0.0}, "keep=0.0 keeps nothing. A float is a fraction of the tokens and must be above 0."),
-    "negative": ({"keep": -0.5}, "keep=-0.5 keeps nothing. A float is a fraction of the tokens and must be above 0."),
-    "negative int": ({"keep": -3}, "keep=-3 keeps nothing. An int is a number of tokens and must be at least 1."),
+    "keep=0.0": (
+        {"keep": 0.0},
+        "keep=0.0 keeps nothing. A float is a fraction of the tokens and must be above 0; to drop them all, give the "
+        "int 0.",
+    ),
+    "negative": (
+        {"keep": -0.5},
+        "keep=-0.5 keeps nothing. A float is a fraction of the tokens and must be above 0; to drop them all, give the "
+        "int 0.",
+    ),
+    "negative int": ({"keep": -3}, "keep=-3 is below 0. An int is a number of tokens; 0 drops them all."),
     "nan": (
         {"keep": float("nan")},
         "keep=nan is not a number. Give a fraction such as 0.1 or a token count such as 58.",
@@ -175,6 +182,13 @@ WRONG = {
     "option": ({"sed": 3}, "Unknown signal or option of random 'sed'. Did you mean 'seed'?"),
     "type": ({"seed": 0.5}, "seed=0.5 of random must be a whole number."),
 }
+
+
+@pytest.mark.parametrize("method", all_methods())
+def test_keep_none_of_them(method):
+    """keep=0 drops every token, whatever the method."""
+    signals = {"features": torch.randn(9, 4), "saliency": torch.rand(9), "attention_row": torch.rand(2, 9)}
+    assert select(method, keep=0, grid=(1, 3, 3), **signals).index.shape == (0,)
 
 
 @pytest.mark.parametrize("case", WRONG)

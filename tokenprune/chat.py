@@ -28,7 +28,7 @@ class Chat:
             raise BadInput(f"There is no model folder at {name}.")
         gpu = torch.cuda.is_available()
         processor = _loaded(name, AutoProcessor)
-        if not getattr(processor, "chat_template", None):
+        if not getattr(processor, "chat_template", None) and not _is_plain(processor):
             raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
         model = _loaded(name, AutoModelForImageTextToText, dtype="auto" if gpu else torch.float32)
         return cls(model.to("cuda" if gpu else "cpu").eval(), processor)
@@ -39,7 +39,10 @@ class Chat:
             raise BadInput("The prompt is empty. Ask something about the image.")
         content = [{"type": "image"}, {"type": "text", "text": question}]
         turn = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        if _is_plain(self.processor):
+            text = f"{self.processor.image_token}{question}"
+        else:
+            text = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         return self.processor(images=image, text=text, return_tensors="pt").to(self.model.device)
 
     @torch.inference_mode()
@@ -49,6 +52,11 @@ class Chat:
         ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
         return text.strip(), time.perf_counter() - began
+
+
+def _is_plain(processor: Any) -> bool:
+    """PaliGemma has no chat format: its prompt is the image and a task or question."""
+    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _loaded(name: str | Path, kind: type, **options: Any) -> Any:

@@ -24,10 +24,14 @@ def seen_picture(image: Image.Image, pixel_values: Tensor, processor: object) ->
 
 
 def draw_overlay(run: Run, picture: Image.Image, stage: int = -1) -> Image.Image:
-    """One image's picture with the tokens dimmed that `stage` of the last prompt no longer holds."""
-    if len(run.spans) != 1:
-        raise BadInput(f"An overlay shows one image, but the last prompt held {len(run.spans)}.")
-    span = run.spans[0]
+    """One image's picture with the tokens dimmed that `stage` of the last prompt no longer holds.
+
+    Of an image that the model sees in tiles and as a whole, the tokens of the whole are shown.
+    """
+    whole = [span for span in run.spans if span.part != "tile"]
+    if len(whole) != 1:
+        raise BadInput(f"An overlay shows one image, but the last prompt held {len(whole)}.")
+    span = whole[0]
     t, h, w = span.grid
     if t != 1:
         raise BadInput("An overlay shows a still image, but the last prompt held a video.")

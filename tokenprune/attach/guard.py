@@ -13,7 +13,6 @@ from tokenprune.attach.cache import refuse_kinds
 from tokenprune.attach.masks import same_as_causal
 from tokenprune.errors import Unsupported
 
-
 COMPILED = "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
 
 

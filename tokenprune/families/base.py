@@ -83,7 +83,13 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features"}  # media -> method of the base model
     missing: ClassVar[dict[str, str]] = {}  # "signal" or "signal:variant" -> why this family cannot give it
+    conditions: ClassVar[dict[str, str]] = {}  # the same for signals that only some of its models give
     blocks_ignore_window: ClassVar[bool] = False  # whether `blocks` reach beyond a sliding window
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """What its prompts can hold: image, video."""
+        return tuple(self.getters)
 
     def serves(self, model: PreTrainedModel) -> bool:
         """Whether a model belongs to this family."""

@@ -18,6 +18,7 @@ class Llava(Square):
 
     name: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    conditions: ClassVar[dict[str, str]] = {"saliency:cls": "With a CLIP tower; SigLIP has no CLS token."}
 
     def serves(self, model: PreTrainedModel) -> bool:
         return super().serves(model) and model.config.vision_config.model_type != "pixtral"

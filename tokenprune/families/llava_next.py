@@ -23,6 +23,7 @@ class LlavaNext(Llava):
 
     name: ClassVar[str] = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    conditions: ClassVar[dict[str, str]] = {}
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         side = self.side(model)

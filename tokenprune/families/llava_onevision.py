@@ -19,6 +19,7 @@ class LlavaOnevision(LlavaNext):
 
     name: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 
     def tiles(self, model: PreTrainedModel, encoded: Encoded) -> list[int]:

@@ -16,6 +16,10 @@ class PerceptionLM(Family):
     model_types: ClassVar[tuple[str, ...]] = ("perception_lm",)
     missing: ClassVar[dict[str, str]] = {"saliency": "its vision encoder computes attention inside timm."}
 
+    @property
+    def media(self) -> tuple[str, ...]:
+        return ("image", "video")
+
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         return {"image": model.config.image_token_id, "video": model.config.video_token_id}
 

@@ -17,6 +17,7 @@ class VideoLlava(Llava):
 
     name: ClassVar[str] = "Video-LLaVA"
     model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
+    conditions: ClassVar[dict[str, str]] = {}
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 
     def tower(self, model: PreTrainedModel, media: str) -> nn.Module:

@@ -16,6 +16,7 @@ class VipLlava(Llava):
 
     name: ClassVar[str] = "VipLLaVA"
     model_types: ClassVar[tuple[str, ...]] = ("vipllava",)
+    conditions: ClassVar[dict[str, str]] = {}
 
     def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
         """The deepest of the feature layers; the config's attribute was renamed in transformers 5.22."""

@@ -1,0 +1,63 @@
+"""Which method runs on which family, from the two registries: `python -m eval.matrix` prints the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tokenprune.families.base import Family
+from tokenprune.families.registry import all_families
+from tokenprune.methods.base import Method, options_of
+from tokenprune.methods.registry import all_methods
+
+
+def variants() -> Iterator[tuple[str, Method]]:
+    """Every method, and every choice of an option that changes which signals it reads."""
+    for cls in all_methods().values():
+        plain = cls()
+        yield cls.name, plain
+        for field in options_of(cls):
+            for choice in field.metadata["choices"]:
+                changed = cls(**{field.name: choice})
+                if changed.needs != plain.needs:
+                    yield f"{cls.name} {field.name}={choice}", changed
+
+
+def obstacle(family: Family, method: Method) -> str | None:
+    """Why a family cannot run a method; None where it can."""
+    for need in method.needs:
+        for key in (need.signal, f"{need.signal}:{need.variant}"):
+            if key in family.missing:
+                return f"no {key.partition(':')[0]}: {family.missing[key]}"
+    return None
+
+
+def condition(family: Family, method: Method) -> str | None:
+    """What a model of the family must have to run a method, where not all have it."""
+    keys = [f"{need.signal}:{need.variant}" for need in method.needs]
+    return next((family.conditions[key] for key in keys if key in family.conditions), None)
+
+
+def matrix() -> str:
+    """The table as Markdown, its reasons as numbered notes."""
+    methods = dict(variants())
+    notes: list[str] = []
+
+    def noted(text: str) -> int:
+        if text not in notes:
+            notes.append(text)
+        return notes.index(text) + 1
+
+    lines = [f"| family | model types | media | {' | '.join(f'`{name}`' for name in methods)} |"]
+    lines.append("| :--- " * 3 + "| :---: " * len(methods) + "|")
+    for family in sorted(all_families().values(), key=lambda f: f.name.lower()):
+        cells = []
+        for method in methods.values():
+            why, given = obstacle(family, method), condition(family, method)
+            cells.append(f"refused ({noted(why)})" if why else f"yes ({noted(given)})" if given else "yes")
+        types = ", ".join(f"`{t}`" for t in family.model_types)
+        lines.append(f"| {family.name} | {types} | {', '.join(family.media)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"({i}) {note}" + "  " for i, note in enumerate(notes, 1))]).rstrip()
+
+
+if __name__ == "__main__":
+    print(matrix())
