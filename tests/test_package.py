@@ -89,11 +89,12 @@ def test_the_tree_in_the_readme_names_every_file():
             assert path.name in text, f"{path.name} is missing from the README's tree"
 
 
-def test_the_readmes_python_runs(monkeypatch):
-    """Every Python block of the README, in order, in one namespace."""
-    blocks = re.findall(r"```python\n(.*?)```", readme.README.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "tokenprune/families/README.md"])
+def test_the_python_of_the_pages_runs(monkeypatch, page):
+    """Every Python block of a page, in order, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     monkeypatch.chdir(ROOT)
-    namespace: dict = {}
+    namespace: dict = {"__name__": page}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)

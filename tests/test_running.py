@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.oracle import oracle_logits
 from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer, works
@@ -161,6 +163,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         with attach(model, "divprune+fastv"):
+            if checkpointing and "__call__" in vars(GradientCheckpointingLayer):
+                with pytest.raises(Unsupported, match=r"needs transformers 5\.22"):
+                    model(**inputs, labels=inputs["input_ids"])
+                return
             model(**inputs, labels=inputs["input_ids"]).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
@@ -221,6 +227,8 @@ def test_one_picture_several_questions(family, tiny_models):
     """Features that the pruned model encoded once serve later prompts, also after another picture was encoded."""
     if not family.counts_padding:
         return  # M-RoPE needs the pixel inputs' grids in every forward
+    if "mm_encoder_outputs" not in inspect.signature(family.model_class.forward).parameters:
+        pytest.skip("this version of transformers takes no features beside the prompt for this family")
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     other = family.inputs(BATCHES["one"], seed=3)
     names = [n for n in ("pixel_values", "image_sizes", "pixel_attention_mask") if n in inputs]

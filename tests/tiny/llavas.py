@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from transformers import (
     LlavaConfig,
@@ -245,4 +247,7 @@ class TinyVideoLlava(TinyLlava):
         return super().ids(part)
 
     def media(self, rows, made):
-        return super().media(rows, made) | frames(rows, made)
+        images = super().media(rows, made)
+        if "pixel_values" not in inspect.signature(self.model_class.forward).parameters:  # before transformers 5.23
+            images = {f"{name}_images": value for name, value in images.items()}
+        return images | frames(rows, made)

@@ -260,7 +260,10 @@ class Forward:
         rows, kind = self.rows, self.kinds[i].type
         if kind not in rows.ropes:
             if rows.renumbered:
-                positions = rows.positions[0] if len(rows.positions) == 1 else rows.positions
+                positions = rows.positions
+                if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
+                    three = hasattr(self.model.rotary_emb, "mrope_section")
+                    positions = positions.expand(3, -1, -1) if three else positions[0]
                 own = (kind,) if "layer_type" in inspect.signature(self.model.rotary_emb.forward).parameters else ()
                 rows.ropes[kind] = self.model.rotary_emb(hidden, positions, *own)
             else:

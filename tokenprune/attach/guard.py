@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.attach.cache import refuse_kinds
 from tokenprune.attach.masks import same_as_causal
@@ -28,6 +29,16 @@ def refuse_compiled() -> None:
     """Raise `Unsupported` inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
     if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
         raise Unsupported(COMPILED)
+
+
+def refuse_checkpointing(text_model: PreTrainedModel) -> None:
+    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order."""
+    active = text_model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in text_model.layers)
+    if active and "__call__" in vars(GradientCheckpointingLayer):
+        raise Unsupported(
+            "Gradient checkpointing of a pruned model needs transformers 5.22 or later: older versions run hooks again "
+            "while they recompute."
+        )
 
 
 def refuse_parallel(model: PreTrainedModel) -> None:

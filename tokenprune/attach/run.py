@@ -16,7 +16,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer, adopt
 from tokenprune.attach.forward import DeepStack, Forward
-from tokenprune.attach.guard import prepared_mask, refuse_compiled, refuse_paged, refuse_parallel, unwrapped
+from tokenprune.attach.guard import (
+    prepared_mask,
+    refuse_checkpointing,
+    refuse_compiled,
+    refuse_paged,
+    refuse_parallel,
+    unwrapped,
+)
 from tokenprune.attach.masks import layer_kinds
 from tokenprune.attach.report import Report, measure
 from tokenprune.attach.rows import Rows
@@ -181,6 +188,7 @@ class Run:
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not prompt and not pruned:
             return None
+        refuse_checkpointing(module)
         self._check_turn(pruned, hidden.shape[1])
         forward = self._local.forward = self._start(module, hidden, kwargs)
         if cache is not None:

@@ -69,6 +69,7 @@ class EncoderReader:
                 self._local.busy = False
                 taps.listeners().pop(module, None)
             arguments = signature.bind(*args, **kwargs).arguments
+            arguments |= arguments.pop("kwargs", {})
             self._remember(Encoded(media, arguments, _rows(output), calls), output)
             return output
 

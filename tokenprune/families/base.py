@@ -75,6 +75,12 @@ class Encoded:
     features: int
     calls: dict[str, list[Tensor]]
 
+    @property
+    def pixels(self) -> Tensor:
+        """The pixel input, whose argument has had several names."""
+        names = ("pixel_values", "pixel_values_videos", "pixel_values_images")
+        return next(self.arguments[n] for n in names if self.arguments.get(n) is not None)
+
 
 class Family(ABC):
     """One family of models. Stateless: everything is read from the model that is passed in."""

@@ -19,6 +19,6 @@ class FastVlm(Family):
     }
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
-        images = len(encoded.arguments["pixel_values"])
+        images = len(encoded.pixels)
         side = int((encoded.features // images) ** 0.5)
         return [[Part((1, side, side))] for _ in range(images)]

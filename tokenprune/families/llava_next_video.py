@@ -23,7 +23,7 @@ class LlavaNextVideo(LlavaNext):
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         if encoded.media == "image":
             return super().items(model, encoded)
-        videos, frames = encoded.arguments["pixel_values_videos"].shape[:2]
+        videos, frames = encoded.pixels.shape[:2]
         side = self.side(model) // model.config.spatial_pool_stride
         return [[Part((frames, side, side))] for _ in range(videos)]
 
@@ -32,5 +32,5 @@ class LlavaNextVideo(LlavaNext):
             return super().saliency(model, encoded, variant)
         maps = patch_maps(encoded.calls[variant])
         pooled = functional.avg_pool2d(maps[:, None], model.config.spatial_pool_stride)
-        frames = encoded.arguments["pixel_values_videos"].shape[1]
+        frames = encoded.pixels.shape[1]
         return [[video.flatten()] for video in pooled.split(frames)]

@@ -39,8 +39,10 @@ class LlavaOnevision(LlavaNext):
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         if encoded.media == "image":
             return super().items(model, encoded)
-        videos, frames = encoded.arguments["pixel_values_videos"].shape[:2]
+        videos, frames = encoded.pixels.shape[:2]
         side = math.ceil(self.side(model) / 2)
+        if encoded.features == videos * frames * side * side:  # transformers 5.17 adds the newlines later
+            encoded.features += videos
         return [[Part((frames, side, side), end=True)] for _ in range(videos)]
 
     def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
@@ -49,5 +51,5 @@ class LlavaOnevision(LlavaNext):
         maps = patch_maps(encoded.calls[variant])
         side = math.ceil(maps.shape[-1] / 2)
         pooled = functional.interpolate(maps[:, None], size=(side, side), mode="bilinear")
-        frames = encoded.arguments["pixel_values_videos"].shape[1]
+        frames = encoded.pixels.shape[1]
         return [[video.flatten()] for video in pooled.split(frames)]

@@ -60,7 +60,7 @@ class Mistral3(Family):
     def _patches(self, model: PreTrainedModel, encoded: Encoded) -> list[tuple[int, int]]:
         """Encoder patches (rows, columns) of each image."""
         sizes = encoded.arguments.get("image_sizes")
-        pixels = encoded.arguments["pixel_values"]
+        pixels = encoded.pixels
         sizes = [pixels.shape[-2:]] * len(pixels) if sizes is None else torch.as_tensor(sizes).tolist()
         patch = model.config.vision_config.patch_size
         return [(int(h) // patch, int(w) // patch) for h, w in sizes]

@@ -28,7 +28,7 @@ class PerceptionLM(Family):
         return present[: len(encoded)]
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
-        samples, squares = encoded.arguments["pixel_values"].shape[:2]
+        samples, squares = encoded.pixels.shape[:2]
         side = int((encoded.features // (samples * squares)) ** 0.5)
         part = Part((1, side, side), "tile" if squares > 1 else "image")
         return [[part] for _ in range(samples * squares)]

@@ -26,12 +26,12 @@ class VideoLlava(Llava):
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         if encoded.media == "image":
             return super().items(model, encoded)
-        videos, frames = encoded.arguments["pixel_values_videos"].shape[:2]
+        videos, frames = encoded.pixels.shape[:2]
         side = self.side(model)
         return [[Part((frames, side, side), frame_start=True)] for _ in range(videos)]
 
     def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
         if encoded.media == "image":
             return super().saliency(model, encoded, variant)
-        frames = encoded.arguments["pixel_values_videos"].shape[1]
+        frames = encoded.pixels.shape[1]
         return [[video.flatten()] for video in patch_maps(encoded.calls[variant]).split(frames)]
