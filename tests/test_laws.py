@@ -95,7 +95,7 @@ def test_oracle_with_videos(video_family, tiny_models, plan, positions):
 @pytest.mark.parametrize("plan", [*PLANS, *STAGES])
 def test_oracle_with_images_beside_videos(video_family, tiny_models, plan, positions):
     """Law 3 for both in one prompt, a video before an image of as many tokens included."""
-    if video_family.name == "glm4v":  # its own model cannot tell the two apart
+    if video_family.name.startswith("glm4"):  # its own model cannot tell the two apart
         return
     rows = [[3, Video(2, 3, 2), 2, Picture(3, 4), 5], [2, Picture(4, 3), 4, Video(2, 2, 4), 6], [9]]
     if works(video_family, plan):

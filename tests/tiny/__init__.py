@@ -22,7 +22,7 @@ from tests.tiny.others import (
     TinyPerceptionLM,
     TinySmolVLM,
 )
-from tests.tiny.qwens import TinyGlm4V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
+from tests.tiny.qwens import TinyGlm4V, TinyGlm4VMoe, TinyGlm46V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
 
 FAMILIES: dict[str, Tiny] = {
     cls.name: cls()
@@ -40,6 +40,8 @@ FAMILIES: dict[str, Tiny] = {
         TinyQwen3VL,
         TinyQwen3VLMoe,
         TinyGlm4V,
+        TinyGlm46V,
+        TinyGlm4VMoe,
         TinyInternVL,
         TinySmolVLM,
         TinyIdefics3,

@@ -6,6 +6,10 @@ import torch
 from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
@@ -104,10 +108,14 @@ class TinyGlm4V(TinyQwen25VL):
     placeholder = (IMAGE,)
     beams_one_image = True
 
+    config_class = Glm4vConfig
+    text: dict = {}
+    vision: dict = {}
+
     def config(self):
-        vision = VISION | dict(hidden_size=32, intermediate_size=48, image_size=32, out_hidden_size=64)
+        vision = VISION | dict(hidden_size=32, intermediate_size=48, image_size=32, out_hidden_size=64) | self.vision
         ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END)
-        return Glm4vConfig(text_config=TEXT | MROPE, vision_config=vision, **ids)
+        return self.config_class(text_config=TEXT | MROPE | self.text, vision_config=vision, **ids)
 
     def ids(self, part):
         if isinstance(part, Video):
@@ -120,6 +128,31 @@ class TinyGlm4V(TinyQwen25VL):
         ids = batch["input_ids"]
         inside = (ids == 88).cumsum(1) - (ids == 89).cumsum(1)
         return {"mm_token_type_ids": ((ids == IMAGE) * (1 + inside)).int()}
+
+
+class TinyGlm46V(TinyGlm4V):
+    name = "glm46v"
+    model_class = Glm46VForConditionalGeneration
+    config_class = Glm46VConfig
+    text = {"model_type": "glm4v_text"}
+    vision = {"model_type": "glm4v_vision"}
+
+
+class TinyGlm4VMoe(TinyGlm4V):
+    """Half of each head rotated; the first layer dense, the others of four experts."""
+
+    name = "glm4v_moe"
+    model_class = Glm4vMoeForConditionalGeneration
+    config_class = Glm4vMoeConfig
+    text = dict(
+        head_dim=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
+        rope_parameters=MROPE["rope_parameters"] | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5},
+    )
 
 
 def patches(grids, made):

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
 
+NO_CLASS_TOKEN = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+
 
 @dataclass(frozen=True)
 class Part:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import encoder_layers
+from tokenprune.families.base import NO_CLASS_TOKEN
 from tokenprune.families.square import Square
 
 
@@ -17,13 +17,10 @@ class Gemma3(Square):
 
     name: ClassVar[str] = "Gemma 3"
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def side(self, model: PreTrainedModel) -> int:
         return int(model.config.mm_tokens_per_image**0.5)
-
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        return encoder_layers(self.tower(model, media))[-1].self_attn
 
     def blocks(self, model: PreTrainedModel, arguments: dict[str, Any], first: bool) -> Tensor | None:
         """Each run of image tokens is a block."""

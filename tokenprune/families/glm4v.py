@@ -10,10 +10,10 @@ from tokenprune.families.qwen2_vl import Qwen2VL
 
 
 class Glm4V(Qwen2VL):
-    """`Glm4vForConditionalGeneration` (GLM-4.1V) and `Glm4vMoeForConditionalGeneration` (GLM-4.5V)."""
+    """`Glm4vForConditionalGeneration` (GLM-4.1V), `Glm4vMoeForConditionalGeneration` (GLM-4.5V), GLM-4.6V."""
 
     name: ClassVar[str] = "GLM-4V"
-    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v")
 
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         return dict.fromkeys(self.getters, model.config.image_token_id)

@@ -7,7 +7,6 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
-from tokenprune.families.base import Family
 from tokenprune.families.square import Square
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -24,30 +23,20 @@ class Llava(Square):
         return super().serves(model) and model.config.vision_config.model_type != "pixtral"
 
     def check(self, model: PreTrainedModel) -> None:
-        check_tower(self, model)
+        vision = model.config.vision_config.model_type
+        if vision not in CLASS_TOKENS:
+            known = ", ".join(sorted(CLASS_TOKENS))
+            raise Unsupported(
+                f"tokenprune cannot prune {self.name} with a {vision!r} tower. Supported towers: {known}."
+            )
+        strategy = getattr(model.config, "vision_feature_select_strategy", "default")
+        if (strategy == "default") != (CLASS_TOKENS[vision] == 1):
+            raise Unsupported(
+                f"vision_feature_select_strategy={strategy!r} on a {vision!r} tower does not give a square of patches. "
+                "Use 'default' with CLIP and 'full' with SigLIP."
+            )
 
     def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
         super().require(model, signal, variant)
-        require_class_token(model, signal, variant)
-
-
-def check_tower(family: Family, model: PreTrainedModel) -> None:
-    """Refuse towers whose features are not a square of patches."""
-    vision = model.config.vision_config.model_type
-    if vision not in CLASS_TOKENS:
-        known = ", ".join(sorted(CLASS_TOKENS))
-        raise Unsupported(
-            f"tokenprune cannot prune a {family.name} with a {vision!r} tower. Supported towers: {known}."
-        )
-    strategy = getattr(model.config, "vision_feature_select_strategy", "default")
-    if (strategy == "default") != (CLASS_TOKENS[vision] == 1):
-        raise Unsupported(
-            f"vision_feature_select_strategy={strategy!r} on a {vision!r} tower does not give a square of patches. "
-            "Use 'default' with CLIP and 'full' with SigLIP."
-        )
-
-
-def require_class_token(model: PreTrainedModel, signal: str, variant: str) -> None:
-    """Refuse the CLS variant of the saliency where the tower has no CLS token."""
-    if (signal, variant) == ("saliency", "cls") and not CLASS_TOKENS[model.config.vision_config.model_type]:
-        raise MissingSignal("This vision tower has no CLS token. Use source='received'.")
+        if (signal, variant) == ("saliency", "cls") and not CLASS_TOKENS[model.config.vision_config.model_type]:
+            raise MissingSignal("This vision tower has no CLS token. Use source='received'.")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Encoded, Part
+from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Part
 from tokenprune.families.llava_next import LlavaNext
 from tokenprune.families.square import patch_maps
 
@@ -19,7 +19,7 @@ class LlavaOnevision(LlavaNext):
 
     name: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 
     def tiles(self, model: PreTrainedModel, encoded: Encoded) -> list[int]:

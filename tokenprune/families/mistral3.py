@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Encoded, Family, Part, Separator, Span, feature_layer
+from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Family, Part, Separator, Span, feature_layer
 
 
 class Mistral3(Family):
@@ -17,7 +17,7 @@ class Mistral3(Family):
 
     name: ClassVar[str] = "Mistral 3, Pixtral"
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def serves(self, model: PreTrainedModel) -> bool:
         vision = getattr(model.config, "vision_config", None)

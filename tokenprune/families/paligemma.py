@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import encoder_layers
+from tokenprune.families.base import NO_CLASS_TOKEN
 from tokenprune.families.square import Square
 
 
@@ -17,11 +17,8 @@ class PaliGemma(Square):
 
     name: ClassVar[str] = "PaliGemma"
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
     blocks_ignore_window: ClassVar[bool] = True
-
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        return encoder_layers(self.tower(model, media))[-1].self_attn
 
     def blocks(self, model: PreTrainedModel, arguments: dict[str, Any], first: bool) -> Tensor | None:
         """The prefix (token type 0) is one block, in the first forward only."""

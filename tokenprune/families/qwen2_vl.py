@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Encoded, Family, Part
+from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Family, Part
 
 
 class Qwen2VL(Family):
@@ -17,7 +17,7 @@ class Qwen2VL(Family):
     name: ClassVar[str] = "Qwen2-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         merge = model.config.vision_config.spatial_merge_size

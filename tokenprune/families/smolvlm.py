@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Span, encoder_layers
+from tokenprune.families.base import NO_CLASS_TOKEN, Span
 from tokenprune.families.square import Square
 
 
@@ -17,7 +17,7 @@ class SmolVLM(Square):
 
     name: ClassVar[str] = "SmolVLM, Idefics3"
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
-    missing: ClassVar[dict[str, str]] = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
         return self.base(model).text_model
@@ -28,9 +28,6 @@ class SmolVLM(Square):
 
     def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
         return self.base(model).vision_model
-
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        return encoder_layers(self.tower(model, media))[-1].self_attn
 
     def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
         """A picture ends with its whole view: what stands before the last span of a row marks whole views, and every
