@@ -11,7 +11,7 @@ run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

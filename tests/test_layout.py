@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.test_laws import works
+from tests.test_laws import cells
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tests.tiny.base import SIDE
 from tokenprune import Selection, prune
@@ -179,14 +179,19 @@ def test_onevision_shrinks_many_tiles():
     assert [s.grid for s in run.spans] == [(1, 6, 6), (1, 6, 6)]
 
 
-@pytest.mark.parametrize("media", ["image", "video"])
+@pytest.mark.parametrize(
+    ("family", "media"),
+    [
+        pytest.param(cell.values[0], media, id=f"{cell.values[0].name}-{media}")
+        for media in ("image", "video")
+        for cell in cells(["fopru"], video=media == "video")
+    ],
+)
 def test_saliency_follows_the_features(family, monkeypatch, media):
     """A change in one spot of the picture shows at the same token in the features and in the saliency.
 
     In place of attention the tap gives how far each key has moved since the unchanged picture.
     """
-    if not works(family, "fopru") or (media == "video" and not family.has_video):
-        return
     still: list[torch.Tensor] = []
     moved: list[torch.Tensor] = []
 
