@@ -57,7 +57,7 @@ def test_towers_and_features_that_are_no_square():
     with pytest.raises(Unsupported, match="does not give a square of patches"):
         prune(model, "uniform", keep=0.5)
     config.vision_config.model_type = "vit"
-    with pytest.raises(Unsupported, match=r"LLaVA-1.5 with a 'vit' tower\. Supported: clip_vision_model"):
+    with pytest.raises(Unsupported, match=r"LLaVA-1.5 with a 'vit' tower\. Supported towers: clip_vision_model"):
         prune(model, "uniform", keep=0.5)
 
 
