@@ -13,6 +13,8 @@ from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tests.tiny.base import SIDE
 from tokenprune import Selection, prune
 from tokenprune.attach import taps
+from tokenprune.families import registry
+from tokenprune.families.llava import Llava
 from tokenprune.methods.base import Method, Need
 
 pytestmark = pytest.mark.laws
@@ -244,3 +246,39 @@ def dented(pixels, made):
     y, x = (4 * int(torch.randint(n // 4, (), generator=made)) for n in pixels.shape[-2:])
     flat[image, :, y : y + 4, x : x + 4] = loud
     return changed
+
+
+def test_a_family_from_another_package(monkeypatch, tiny_models):
+    """Found by its entry point, and preferred to ours of the same model type."""
+
+    class Other(Llava):
+        name = "Other"
+        model_types = ("llava",)
+
+    class Entry:
+        def load(self):
+            return Other
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()] if group == registry.GROUP else [])
+    registry.all_families.cache_clear()
+    try:
+        family = FAMILIES["llava"]
+        with torch.no_grad(), prune(tiny_models(family), "uniform", keep=0.5) as run:
+            assert run.family.name == "Other"
+            run.model(**family.inputs([[3, Picture(4, 6), 5]]))
+            assert len(run.kept[0][0]) == 18
+    finally:
+        monkeypatch.undo()
+        registry.all_families.cache_clear()
+
+
+def test_a_wrapper_that_was_there_before_stays(tiny_models):
+    base = tiny_models(FAMILIES["llava"]).model
+    own = base.get_image_features
+    base.get_image_features = own
+    try:
+        with prune(tiny_models(FAMILIES["llava"]), "uniform", keep=0.5):
+            assert base.__dict__["get_image_features"] is not own
+        assert base.__dict__["get_image_features"] is own
+    finally:
+        del base.__dict__["get_image_features"]

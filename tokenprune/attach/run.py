@@ -124,7 +124,7 @@ class Run:
 
     @property
     def spans(self) -> list[Span]:
-        """The images and videos of the last prompt: row, first column and grid of each."""
+        """The images, tiles and videos of the last prompt: row, prompt columns and grid of each, in reading order."""
         return self._last()[1]
 
     def report(self) -> Report:

@@ -29,27 +29,32 @@ class Laid:
 
 
 class EncoderReader:
-    """Wraps the feature getters of the base model. Everything it holds is per thread.
+    """Wraps the feature getters of the base model.
 
-    generate() encodes before the first forward and passes the outputs on; so can a user who asks several questions
-    about one picture. An output is therefore remembered for as long as it lives.
+    What a forward encodes by itself is kept per thread. generate() encodes before the first forward and passes the
+    outputs on, and so can a user who asks several questions about one picture: an output is known for as long as it
+    lives.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, variants: Sequence[str]) -> None:
         self.model, self.family, self.variants = model, family, variants
         self.base = family.base(model)
+        self._found: dict[str, Callable | None] = {}
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
 
     def attach(self) -> None:
         """Put the wrappers on the base model."""
         for media, name in self.family.getters.items():
+            self._found[name] = self.base.__dict__.get(name)
             setattr(self.base, name, self._wrapped(media, getattr(self.base, name)))
 
     def detach(self) -> None:
-        """Take the wrappers off."""
-        for name in self.family.getters.values():
+        """Take the wrappers off, and put back what others had put there."""
+        for name, found in self._found.items():
             del self.base.__dict__[name]
+            if found is not None:
+                self.base.__dict__[name] = found
 
     def _wrapped(self, media: str, original: Callable) -> Callable:
         signature = inspect.signature(original)

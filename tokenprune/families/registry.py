@@ -19,15 +19,18 @@ GROUP = "tokenprune.families"
 
 @lru_cache(maxsize=1)
 def all_families() -> dict[str, Family]:
-    """Every known family by name; a family of another package stands before ours of the same model type."""
+    """Every known family by name; a family of another package stands before ours of the same name or model type."""
     found = [
         value
         for module in pkgutil.iter_modules(families.__path__)
         for value in vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
         if isinstance(value, type) and issubclass(value, Family) and not inspect.isabstract(value)
     ]
-    classes = [entry.load() for entry in entry_points(group=GROUP)] + found
-    return {cls.name: cls() for cls in classes if "model_types" in vars(cls)}
+    families_by_name: dict[str, Family] = {}
+    for cls in [*(entry.load() for entry in entry_points(group=GROUP)), *found]:
+        if "model_types" in vars(cls):
+            families_by_name.setdefault(cls.name, cls())
+    return families_by_name
 
 
 def family_of(model: PreTrainedModel) -> Family:
