@@ -8,7 +8,7 @@ from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torch.ao.quantization import quantize_dynamic
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from tests.oracle import oracle_logits
@@ -61,17 +61,17 @@ def test_accelerate_hooks(family, tiny_models, tmp_path, place):
 
 
 def test_quantized_linear_layers(family):
-    """8-bit weights: equal to the oracle with the same weights, and FLOPs counted by the layers' real sizes."""
-    if family.name == "qwen3_vl_moe":
-        pytest.skip("torchao quantizes nn.Linear; this model's experts are bare parameters")
+    """Packed half-precision weights, in layers whose `weight` is no tensor: equal to the oracle with the same layers,
+    and FLOPs counted by their real sizes. (8-bit activations would depend on which other rows are there.)"""
     model, inputs = family.build(), family.inputs(BATCHES["one"])
     with torch.no_grad(), attach(model, PLAN) as run:
         plain = model(**inputs).logits[:, -1]
         flops = run.report().flops
-        quantize_(family.text_model(model), Int8WeightOnlyConfig())
+        for layer in family.text_model(model).layers:
+            quantize_dynamic(layer, {torch.nn.Linear}, dtype=torch.float16, inplace=True)
         logits = model(**inputs).logits[:, -1]
         kept = kept_by_layer(run)
-        assert abs(run.report().flops - flops) < 0.2 * flops
+        assert run.report().flops == flops
     assert not torch.equal(plain, logits)
     expected = oracle_logits(family, model, inputs, kept)[:, -1]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
