@@ -169,7 +169,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         with attach(model, "divprune+fastv"):
             if checkpointing and "__call__" in vars(GradientCheckpointingLayer):
-                with pytest.raises(Unsupported, match=r"needs transformers 5\.22"):
+                with pytest.raises(Unsupported, match="needs a newer transformers"):
                     model(**inputs, labels=inputs["input_ids"])
                 return
             model(**inputs, labels=inputs["input_ids"]).loss.backward()

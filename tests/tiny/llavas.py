@@ -29,6 +29,7 @@ from tests.tiny.base import (
     SIDE,
     START,
     TEXT,
+    TOWER,
     VIDEO,
     Picture,
     Tiny,
@@ -98,16 +99,8 @@ class TinyPixtral(Tiny):
     placeholder = (IMAGE, BREAK)
 
     def config(self):
-        vision = PixtralVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=4,
-        )
         return LlavaConfig(
-            vision_config=vision,
+            vision_config=PixtralVisionConfig(**TOWER | {"image_size": 64}),
             text_config=llama(),
             image_token_index=IMAGE,
             vision_feature_layer=-1,

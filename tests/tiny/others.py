@@ -198,14 +198,7 @@ class TinyMistral3(TinyPixtral):
     pixels = 8
 
     def config(self):
-        vision = PixtralVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=64,
-            patch_size=4,
-        )
+        vision = PixtralVisionConfig(**TOWER | {"image_size": 64})
         text = MistralConfig(**TEXT, sliding_window=16)
         return Mistral3Config(vision_config=vision, text_config=text, image_token_index=IMAGE, spatial_merge_size=2)
 

@@ -36,8 +36,8 @@ def refuse_checkpointing(text_model: PreTrainedModel) -> None:
     active = text_model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in text_model.layers)
     if active and "__call__" in vars(GradientCheckpointingLayer):
         raise Unsupported(
-            "Gradient checkpointing of a pruned model needs transformers 5.22 or later: older versions run hooks again "
-            "while they recompute."
+            "Gradient checkpointing of a pruned model needs a newer transformers (5.23 will do): this one runs hooks "
+            "again while it recomputes."
         )
 
 

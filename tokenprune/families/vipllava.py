@@ -19,7 +19,7 @@ class VipLlava(Llava):
     conditions: ClassVar[dict[str, str]] = {}
 
     def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        """The deepest of the feature layers; the config's attribute was renamed in transformers 5.22."""
+        """The deepest of the feature layers; older versions of transformers call the config's attribute otherwise."""
         config = model.config
         chosen = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer
         return feature_layer(encoder_layers(self.tower(model, media)), chosen).self_attn
