@@ -21,7 +21,7 @@ pytestmark = pytest.mark.laws
 PLAN = "divprune+fastv"
 
 
-def test_peft(family):
+def test_peft(family, tiny_models):
     """A LoRA adapter that changes the answers; the wrapper is what is pruned, run and given back."""
     model = family.build()
     targets = r".*(language_model|text_model)\.layers.*\.(q_proj|v_proj)"
@@ -33,7 +33,11 @@ def test_peft(family):
     with attach(wrapped, PLAN) as run:
         out = wrapped.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
         kept = kept_by_layer(run)
+        flops = run.report().dense_flops
     assert state_of(model) == before
+    with torch.no_grad(), attach(tiny_models(family), PLAN) as run:
+        tiny_models(family)(**inputs)
+        assert 1 < flops / run.report().dense_flops < 1.2, "the adapter alone is counted on top"
     expected = oracle_logits(family, model, family.grown(inputs, out.sequences), kept)
     for step, scores in enumerate(out.logits):
         torch.testing.assert_close(scores, expected[:, length - 1 + step], atol=1e-4, rtol=0)

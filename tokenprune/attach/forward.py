@@ -18,11 +18,10 @@ from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows, gather_rows
 from tokenprune.attach.taps import row_attention
-from tokenprune.core.positions import compact
+from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Span
-from tokenprune.families.layout import runs
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
 
@@ -112,7 +111,12 @@ class Forward:
         visible = valid & (slots <= own)
         window = self.kinds[i].window
         if window is not None:
-            visible &= slots > own - window
+            near = slots > own - window
+            if self.blocks is not None and self.blocks_ignore_window:
+                numbers = self._block_numbers(valid.shape[1])
+                mine = numbers.gather(1, self.query_rows()[:, None] + first)
+                near |= (numbers == mine) & (mine >= 0)
+            visible &= near
         visible = pad(visible, (0, key.shape[2] - visible.shape[1]))
         paid = row_attention(query, key, self.query_rows(), visible.to(key.device), scaling, softcap)
         self.attention = paid[..., first : first + self.rows.length]
@@ -166,6 +170,7 @@ class Forward:
         if any(len(c) != len(old) for c, old in zip(chosen, self.rows.columns, strict=True)):
             hidden = self._shorten(chosen, hidden, positions_policy)
         self.asked |= stage.method.asks
+        self.attention = None  # a later stage must hear its own
         self.records.append(StageRecord(before, self.visual_counts(), seconds))
         self.kept.append(self._kept_columns())
         self.history.append((stage.at, self.rows))
@@ -292,10 +297,7 @@ class Forward:
         if window not in self.rows.masks:
             valid, slots, _ = self._keys(i, layer)
             width = valid.shape[1] if layer is None else layer.width(self.rows.length)
-            blocks = self.blocks
-            if blocks is not None:
-                own = blocks.gather(1, self.rows.prompt_columns())
-                blocks = pad(own, (valid.shape[1] - own.shape[1], 0), value=-1)
+            blocks = None if self.blocks is None else self._block_numbers(valid.shape[1])
             reached = window is not None and self.past + self.length > window
             self.rows.masks[window] = attention_mask(
                 self.model,
@@ -308,6 +310,11 @@ class Forward:
                 self.blocks_ignore_window,
             )
         return self.rows.masks[window]
+
+    def _block_numbers(self, keys: int) -> Tensor:
+        """int64 [B, keys]: the block of each key, the current rows last; cached ones are in none."""
+        own = self.blocks.gather(1, self.rows.prompt_columns())
+        return pad(own, (keys - own.shape[1], 0), value=-1)
 
     def announce(self, i: int, layer: PrunedLayer) -> None:
         """Tell a cache layer what the rows that it is about to receive stand for."""

@@ -92,7 +92,10 @@ def _share(part: float, whole: float) -> str:
 
 
 def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
-    linear = sum(m.in_features * m.out_features for m in layer.modules() if hasattr(m, "in_features"))
+    holders = [m for m in layer.modules() if hasattr(m, "in_features")]
+    # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
+    leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
+    linear = sum(m.in_features * m.out_features for m in leaves)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LayerShape(linear, config.num_attention_heads * head)
 

@@ -39,6 +39,7 @@ class EncoderReader:
     def __init__(self, model: PreTrainedModel, family: Family, variants: Sequence[str]) -> None:
         self.model, self.family, self.variants = model, family, variants
         self.base = family.base(model)
+        self.modules = {media: family.saliency_module(model, media) for media in family.getters} if variants else {}
         self._found: dict[str, Callable | None] = {}
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
@@ -64,7 +65,7 @@ class EncoderReader:
             if getattr(self._local, "busy", False):  # a getter that calls another one
                 return original(*args, **kwargs)
             calls: dict[str, list[Tensor]] = {v: [] for v in self.variants}
-            module = self.family.saliency_module(self.model, media) if calls else None
+            module = self.modules.get(media)
             self._local.busy = True
             if module is not None:
                 taps.listeners()[module] = functools.partial(_listen, calls)

@@ -49,3 +49,11 @@ def compact(positions: Tensor, keep: Tensor, spans: list[Tensor]) -> tuple[Tenso
         until = spans[i + 1][0] if i + 1 < len(spans) else positions.shape[-1]
         result[:, after:until] = positions[:, after:until] - moved
     return result, moved
+
+
+def runs(columns: Tensor) -> list[Tensor]:
+    """Cut ascending int64 columns [n] where they are not consecutive."""
+    if len(columns) == 0:
+        return []
+    edges = (columns.diff() > 1).nonzero().flatten() + 1
+    return list(torch.tensor_split(columns, edges.cpu()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from tokenprune.errors import Unsupported
@@ -78,11 +77,3 @@ def _span(part: Part, columns: list[int], row: int, media: str, item: int) -> Sp
         separators.append(Separator(columns[at], 0, t * h * w))
     name = part.name if media == "image" else media
     return Span(row, tuple(tokens), part.grid, media, name, item, tuple(separators))
-
-
-def runs(columns: Tensor) -> list[Tensor]:
-    """Cut ascending int64 columns [n] where they are not consecutive."""
-    if len(columns) == 0:
-        return []
-    edges = (columns.diff() > 1).nonzero().flatten() + 1
-    return list(torch.tensor_split(columns, edges.cpu()))
