@@ -4,67 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run
+from tokenprune.attach.run import Run, language_layers
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, unknown
-from tokenprune.methods.base import SIGNALS, Method, View, make_method
+from tokenprune.methods.base import Grid, Method, View, make_method
 from tokenprune.methods.registry import method_class
+from tokenprune.methods.signals import SIGNALS
 from tokenprune.methods.stage import Stage
+from tokenprune.recipes import Recipe, is_recipe, load_recipe
 
 
 def prune(
     model: PreTrainedModel,
-    method: str | Method | Stage | Sequence[Stage],
+    method: str | Path | Method | Stage | Recipe | Sequence[Stage],
     *,
     at: int | None = None,
-    positions: str = "original",
+    positions: str | None = None,
     turns: str = "refuse",
+    scope: str | None = None,
     **options: Any,
 ) -> Run:
     """Attach pruners to a model; the result is a context manager with `remove()`, `report()` and `kept`.
 
     model: a Hugging Face vision-language model of a supported family.
-    method: a method's name (options such as `keep=0.1` follow), a method, a `Stage`, or several stages.
-    at: decoder layer before which a single method runs, 0 = before the LLM; default: where the paper puts it.
-    positions: `original` keeps the survivors' position ids, `compact` renumbers them as if the prompt had been short.
+    method: a method's name (options such as `keep=0.1` follow), a method, a `Stage`, several stages, or a recipe: its
+        name (see `tokenprune list --recipes`), its YAML file or a `Recipe`.
+    at: decoder layer before which a single method runs, 0 = before the LLM; default: where the paper puts it, which may
+        be several stages.
+    positions: `original` keeps the survivors' position ids (the default, unless a recipe says otherwise), `compact`
+        renumbers them as if the prompt had been short.
     turns: what happens when a later question meets a cache whose visual tokens a text-guided method (`fastv`) chose
         for an earlier one. `refuse` raises `Unsupported`; `accept` answers it from those tokens. Methods that do not
         read the question serve every turn alike.
+    scope: `part` counts budgets in every base image, tile grid or video by itself, `item` in a picture with all its
+        parts; default: the method's own.
 
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
     """
-    if isinstance(method, str):
-        stages = [_stage(make_method(method_class(method), options), at)]
+    if isinstance(method, (str, Path)) and is_recipe(method):
+        method = load_recipe(method)
+    if isinstance(method, Recipe):
+        if options or at is not None or scope is not None:
+            given = [*options, *(n for n, v in (("at", at), ("scope", scope)) if v is not None)]
+            raise BadInput(f"{', '.join(given)} cannot be changed beside a recipe. Edit a copy of its file.")
+        return Run(model, method.to_stages(), positions or method.positions, turns)
+    if isinstance(method, (str, Path)):
+        method = make_method(method_class(str(method)), options)
     elif options:
         raise BadInput(f"Options ({', '.join(options)}) go with a method's name; give the others to the method itself.")
-    elif isinstance(method, Method):
-        stages = [_stage(method, at)]
+    if isinstance(method, Method):
+        places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
+        stages = [Stage(place, one, scope or "") for place, one in places]
     else:
         stages = [method] if isinstance(method, Stage) else list(method)
         wrong = [s for s in stages if not isinstance(s, Stage)]
         if wrong:
             raise BadInput(f"{wrong[0]!r} is not a Stage. Write Stage(at, method).")
-        if at is not None:
-            raise BadInput("at= goes with a single method; a Stage says where it stands.")
-    return Run(model, stages, positions, turns)
-
-
-def _stage(method: Method, at: int | None) -> Stage:
-    return Stage(method.default_at if at is None else at, method)
+        if at is not None or scope is not None:
+            raise BadInput("at= and scope= go with a single method; a Stage says where it stands.")
+    return Run(model, stages, positions or "original", turns)
 
 
 def select(
-    method: str | Method, *, keep: Keep | None = None, grid: tuple[int, int, int] | None = None, **arguments: Any
+    method: str | Method,
+    *,
+    keep: Keep | None = None,
+    grid: Grid | Sequence[Grid] | None = None,
+    total: int | None = None,
+    tokens: Tensor | None = None,
+    **arguments: Any,
 ) -> Selection:
     """Run a method on signals that you bring, without any model.
 
+    grid: (t, h, w) of the span, or one for each of its parts (base image, tiles), which then follow each other in the
+    signals. total, tokens: where an earlier stage has removed some, how many there were and which are left (int64 [n]).
     arguments: signals (see `tokenprune.methods.base.SIGNALS`) and options of the method, by name. Signals are those of
     one span ([n, d] features give an index [k]) or of S spans stacked in front ([S, n, d] give [S, k]).
     """
@@ -73,7 +95,7 @@ def select(
     if isinstance(method, str):
         cls = method_class(method)
         given = options if keep is None else options | {"keep": keep}
-        known = [*SIGNALS, "grid", *cls.__dataclass_fields__]
+        known = [*SIGNALS, "grid", "total", "tokens", *cls.__dataclass_fields__]
         for name in options:
             if name not in cls.__dataclass_fields__:
                 raise unknown(f"signal or option of {cls.name}", name, known)
@@ -82,10 +104,13 @@ def select(
         raise unknown(f"signal of {method.name}", next(iter(options)), [*SIGNALS, "grid"])
     elif keep is not None:
         method = replace(method, keep=keep)
-    return _select(method, signals, grid)
+    grids = () if grid is None else tuple(tuple(g) for g in ([grid] if isinstance(grid[0], int) else grid))
+    return _select(method, signals, grids, total, tokens)
 
 
-def _select(method: Method, signals: dict[str, Any], grid: tuple[int, int, int] | None) -> Selection:
+def _select(
+    method: Method, signals: dict[str, Any], grids: tuple[Grid, ...], total: int | None, tokens: Any
+) -> Selection:
     if not signals:
         raise BadInput(f"No signals. {method.name} needs the number of tokens: give features=[n, d] or another signal.")
     signals = {name: torch.as_tensor(value) for name, value in signals.items()}
@@ -94,7 +119,12 @@ def _select(method: Method, signals: dict[str, Any], grid: tuple[int, int, int] 
         shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in signals.items())
         wanted = ", ".join(f"{name} {SIGNALS[name].shape}" for name in signals)
         raise BadInput(f"The shapes of {shapes} do not fit: expected {wanted}, or that with [S] in front.")
-    counts = {name: value.shape[SIGNALS[name].token_axis] for name, value in signals.items()}
+    axes = {name: SIGNALS[name].token_axis for name in signals}
+    counts = {name: signals[name].shape[axis] for name, axis in axes.items() if axis is not None}
+    if not counts:
+        raise BadInput(
+            f"None of {', '.join(signals)} counts the visual tokens. Give features=[n, d] or another signal."
+        )
     if len(set(counts.values())) > 1:
         raise BadInput(f"The signals disagree on the number of tokens: {counts}.")
     count = next(iter(counts.values()))
@@ -106,7 +136,9 @@ def _select(method: Method, signals: dict[str, Any], grid: tuple[int, int, int] 
     single = extra_axes == {0}
     stacked = {name: value[None] if single else value for name, value in signals.items()}
     spans = next(iter(stacked.values())).shape[0]
-    result = method.select(View(count, spans, grid, stacked))
+    if tokens is not None:
+        tokens = torch.as_tensor(tokens).expand(spans, count)
+    result = method.select(View(count, spans, grids, stacked, tokens, total or count))
     if not single:
         return result
-    return Selection(result.index[0], None if result.weights is None else result.weights[0])
+    return Selection(*result.span(0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,15 +14,16 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from tokenprune.attach.cache import Incoming, PrunedLayer
+from tokenprune.attach.choose import Merge, choose
 from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows, gather_rows
-from tokenprune.attach.taps import row_attention
+from tokenprune.attach.signals import Heard, Signals
 from tokenprune.core.positions import compact, runs
-from tokenprune.core.selection import Selection
-from tokenprune.errors import BadInput, Unsupported
+from tokenprune.errors import BadInput
 from tokenprune.families.base import Span
-from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
+
+Merged = tuple[int, Tensor, Tensor, Tensor]  # batch row, prompt columns that went in, that stayed, weights
 
 
 @dataclass
@@ -45,6 +45,17 @@ class DeepStack:
 
 
 @dataclass
+class Aside:
+    """Rows that wait beside the layers: what they were, their hidden states, and how far positions had moved, by this
+    prompt and by earlier ones."""
+
+    rows: Rows
+    hidden: Tensor
+    moved: Tensor | None
+    past_shift: Tensor | None
+
+
+@dataclass
 class Forward:
     """State of one pass. `spans` is empty for decoding steps and text-only prompts."""
 
@@ -54,6 +65,7 @@ class Forward:
     past: int  # tokens before this pass, removed ones counted
     rows: Rows
     spans: list[Span]
+    signals: Signals
     tail: int  # tokens after the last span: rows that stay, one for one
     logits_to_keep: int
     past_valid: Tensor | None = None  # bool [B, P]: which cached tokens of an unpruned layer are not padding
@@ -63,11 +75,11 @@ class Forward:
     blocks_ignore_window: bool = False
     deepstack: DeepStack | None = None
     asked: bool = False  # whether a stage so far chose with the question in view
-    saliency: dict[str, list[Tensor]] = field(default_factory=dict)  # variant -> for each span [n]
-    attention: Tensor | None = None  # float32 [B, H, K], left by the tap of the layer before a stage
+    aside: Aside | None = None
     past_rows: dict[int, int] = field(default_factory=dict)  # keys that each cache layer held before this pass
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
+    merged: list[list[Merged]] = field(default_factory=list)
     history: list[tuple[int, Rows]] = field(default_factory=list)  # (first layer, rows) from each stage on
 
     def __post_init__(self) -> None:
@@ -102,26 +114,7 @@ class Forward:
         place = torch.arange(1, self.rows.length + 1, device=usable.device)
         return (usable * place).argmax(-1)
 
-    def hear(
-        self, i: int, layer: CacheLayerMixin | None, query: Tensor, key: Tensor, scaling: float, softcap: float
-    ) -> None:
-        """Tap of layer i: keep what the query row pays to the rows of this pass, softmax over its whole row."""
-        valid, slots, first = self._seen_keys(i, layer, key.shape[2])
-        own = (self.past + self.rows.prompt_columns()).gather(1, self.query_rows()[:, None])
-        visible = valid & (slots <= own)
-        window = self.kinds[i].window
-        if window is not None:
-            near = slots > own - window
-            if self.blocks is not None and self.blocks_ignore_window:
-                numbers = self._block_numbers(valid.shape[1])
-                mine = numbers.gather(1, self.query_rows()[:, None] + first)
-                near |= (numbers == mine) & (mine >= 0)
-            visible &= near
-        visible = pad(visible, (0, key.shape[2] - visible.shape[1]))
-        paid = row_attention(query, key, self.query_rows(), visible.to(key.device), scaling, softcap)
-        self.attention = paid[..., first : first + self.rows.length]
-
-    def _seen_keys(self, i: int, layer: CacheLayerMixin | None, width: int) -> tuple[Tensor, Tensor, int]:
+    def seen_keys(self, i: int, layer: CacheLayerMixin | None, width: int) -> tuple[Tensor, Tensor, int]:
         """valid and slots [B, keys] of what attention in layer i gets, and where the rows of this pass begin there."""
         if layer is None or isinstance(layer, PrunedLayer):
             valid, slots, _ = self._keys(i, layer)
@@ -136,25 +129,13 @@ class Forward:
             valid, slots = valid[:, total - width :], slots[:, total - width :]
         return valid, slots, valid.shape[1] - self.rows.length
 
-    def _signals(self, stage: Stage, hidden: Tensor, members: list[int], columns: Tensor) -> dict[str, Tensor]:
-        batch_rows = torch.tensor([self.spans[i].row for i in members], device=columns.device)
-        signals = {}
-        for need in stage.method.needs:
-            if need.signal == "features":
-                signals["features"] = hidden[batch_rows[:, None], columns]
-            elif need.signal == "attention_row" and self.attention is not None:
-                per_span = self.attention.to(columns.device)[batch_rows]
-                signals["attention_row"] = per_span.gather(2, columns[:, None].expand(-1, per_span.shape[1], -1))
-            elif need.signal == "saliency" and need.variant in self.saliency:
-                whole = torch.stack([self.saliency[need.variant][i] for i in members]).to(columns.device)
-                signals["saliency"] = whole.gather(1, torch.stack([self.rows.tokens[i] for i in members]))
-        return signals
-
     # Stages.
 
     def enter_group(self, layer: PrunedLayer | None) -> None:
         """Start a group of layers that share their rows: its cache may have another length and another shift."""
-        shift = None if layer is None else layer.shift
+        self._shift_to(None if layer is None else layer.shift)
+
+    def _shift_to(self, shift: Tensor | None) -> None:
         rows = replace(self.rows, masks={}, keys={})
         if shift is not None or self.past_shift is not None:
             change = (0 if shift is None else shift) - (0 if self.past_shift is None else self.past_shift)
@@ -163,34 +144,61 @@ class Forward:
 
     def run_stage(self, stage: Stage, hidden: Tensor, positions_policy: str) -> Tensor:
         """Select, shorten the rows and return the shortened hidden states [B, K', d]."""
+        if stage.method.recalls:
+            hidden = self._recall(hidden)
         before = self.visual_counts()
         began = time.perf_counter()
-        chosen = self._select(stage, hidden)
+        chosen = choose(stage, self, hidden)
         seconds = time.perf_counter() - began
-        if any(len(c) != len(old) for c, old in zip(chosen, self.rows.columns, strict=True)):
-            hidden = self._shorten(chosen, hidden, positions_policy)
+        if stage.method.sets_aside:
+            self.aside = Aside(self.rows, hidden, self.moved, self.past_shift)
+        columns = self.rows.prompt_columns()
+        self.merged.append(
+            [(one.row, columns[one.row, one.sources], columns[one.row, one.kept], one.weights) for one in chosen.merges]
+        )
+        hidden = self._merge(chosen.merges, hidden)
+        if any(len(c) != len(old) for c, old in zip(chosen.tokens, self.rows.columns, strict=True)):
+            hidden = self._shorten(chosen.tokens, hidden, positions_policy)
         self.asked |= stage.method.asks
-        self.attention = None  # a later stage must hear its own
+        self.signals.heard = Heard()  # a later stage must hear its own
         self.records.append(StageRecord(before, self.visual_counts(), seconds))
         self.kept.append(self._kept_columns())
         self.history.append((stage.at, self.rows))
         return hidden
 
-    @torch.no_grad()
-    def _select(self, stage: Stage, hidden: Tensor) -> list[Tensor]:
-        """For each span which of its remaining tokens stay. Spans of equal length and grid are selected together."""
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for i, (span, columns) in enumerate(zip(self.spans, self.rows.columns, strict=True)):
-            if len(columns):
-                groups[len(columns), span.grid].append(i)
-        chosen = [torch.arange(len(columns), device=columns.device) for columns in self.rows.columns]
-        for (count, grid), members in groups.items():
-            columns = torch.stack([self.rows.columns[i] for i in members])
-            view = View(count, len(members), grid, self._signals(stage, hidden, members, columns))
-            selection = checked(stage.method.select(view), stage.method, view)
-            for i, own in zip(members, selection.index.to(columns.device), strict=True):
-                chosen[i] = own
-        return chosen
+    def _merge(self, merges: list[Merge], hidden: Tensor) -> Tensor:
+        """Hidden states in which survivors are the mixtures that a method asked for, features of DeepStack likewise."""
+        if not merges:
+            return hidden
+        hidden = hidden.clone()
+        planes = {} if self.deepstack is None else {i: p.clone() for i, p in self.deepstack.planes.items()}
+        for one in merges:
+            weights = one.weights.to(hidden.device)
+            hidden[one.row, one.kept] = (weights @ hidden[one.row, one.sources].float()).to(hidden.dtype)
+            for plane in planes.values():
+                order = self.deepstack.order[one.row, self.rows.prompt_columns()[one.row]].to(plane.device)
+                mixed = weights.to(plane.device) @ plane[order[one.sources]].float()
+                plane[order[one.kept]] = mixed.to(plane.dtype)
+        if planes:
+            self.deepstack = DeepStack(planes, self.deepstack.order)
+        return hidden
+
+    def _recall(self, hidden: Tensor) -> Tensor:
+        """Bring back the tokens that an earlier stage set aside, as they were when they left."""
+        if self.aside is None:
+            raise BadInput("This stage recalls tokens, but no stage before it set any aside.")
+        then, waiting, own_shift = self.aside.rows, self.aside.hidden, self.past_shift
+        place = torch.full((self.batch, self.length), -1, device=hidden.device)
+        own = torch.arange(then.length, device=hidden.device).expand(self.batch, -1)
+        place = place.scatter(1, then.prompt_columns(), own)
+        target = place.gather(1, self.rows.prompt_columns())
+        rows, columns = (self.rows.valid & (target >= 0)).nonzero(as_tuple=True)
+        waiting = waiting.clone()
+        waiting[rows, target[rows, columns]] = hidden[rows, columns]
+        self.rows, self.moved, self.past_shift = then, self.aside.moved, self.aside.past_shift
+        self._shift_to(own_shift)
+        self.aside = None
+        return waiting
 
     def _shorten(self, chosen: list[Tensor], hidden: Tensor, policy: str) -> Tensor:
         old = self.rows
@@ -260,11 +268,12 @@ class Forward:
 
     # What a layer gets.
 
-    def rope(self, i: int, hidden: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, K, e] of the current rows: what the text model computed, where it knew the positions."""
+    def rope(self, i: int, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, K, e] of the current rows: what the text model computed (`given`), where it knew the
+        positions."""
         rows, kind = self.rows, self.kinds[i].type
         if kind not in rows.ropes:
-            if rows.renumbered:
+            if rows.renumbered or given is None:
                 positions = rows.positions
                 if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
                     three = hasattr(self.model.rotary_emb, "mrope_section")
@@ -297,7 +306,7 @@ class Forward:
         if window not in self.rows.masks:
             valid, slots, _ = self._keys(i, layer)
             width = valid.shape[1] if layer is None else layer.width(self.rows.length)
-            blocks = None if self.blocks is None else self._block_numbers(valid.shape[1])
+            blocks = None if self.blocks is None else self.block_numbers(valid.shape[1])
             reached = window is not None and self.past + self.length > window
             self.rows.masks[window] = attention_mask(
                 self.model,
@@ -311,7 +320,7 @@ class Forward:
             )
         return self.rows.masks[window]
 
-    def _block_numbers(self, keys: int) -> Tensor:
+    def block_numbers(self, keys: int) -> Tensor:
         """int64 [B, keys]: the block of each key, the current rows last; cached ones are in none."""
         own = self.blocks.gather(1, self.rows.prompt_columns())
         return pad(own, (keys - own.shape[1], 0), value=-1)
@@ -345,19 +354,3 @@ class Forward:
         index, valid = rows.index.to(hidden.device), rows.valid.to(hidden.device)
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
         return full.scatter(1, index[..., None].expand_as(hidden), hidden.masked_fill(~valid[..., None], 0))
-
-
-def checked(selection: Selection, method: Method, view: View) -> Selection:
-    """Refuse a selection that breaks the contract; order and range are looked at where that needs no host sync."""
-    index = selection.index
-    good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long
-    if good and index.device.type == "cpu" and index.numel():
-        good = bool((index.diff(dim=-1) > 0).all() and index[:, 0].min() >= 0 and index[:, -1].max() < view.count)
-    if not good:
-        raise BadInput(
-            f"The method {method.name!r} returned a wrong index (shape {list(index.shape)}, {index.dtype}). It must be "
-            f"int64 [{view.spans}, k], ascending, unique and below {view.count}."
-        )
-    if selection.weights is not None:
-        raise Unsupported(f"{method.name} merges tokens, which cannot run inside a model yet. Use tokenprune.select.")
-    return selection

@@ -18,7 +18,7 @@ class Rows:
     columns: for each span the int64 rows it still occupies, ascending; tokens: which tokens of the span they are.
     ends, end_ids: the same for its separators. native: the rows of the text model's own cos and sin (None: all in
     order). renumbered: the positions are not those that the text model computed cos and sin for.
-    ropes, masks, keys: what layers of one kind share, once made.
+    ropes, masks, keys: what layers of one kind share, once made. text: what `signals.text_rows` found.
     """
 
     index: Tensor | None
@@ -34,6 +34,7 @@ class Rows:
     ropes: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)
     keys: dict[Any, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
+    text: list[Tensor] | None = None
 
     @property
     def length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer, adopt
-from tokenprune.attach.forward import DeepStack, Forward
+from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
     prepared_mask,
     refuse_checkpointing,
@@ -27,11 +28,13 @@ from tokenprune.attach.guard import (
 from tokenprune.attach.masks import layer_kinds
 from tokenprune.attach.report import Report, measure
 from tokenprune.attach.rows import Rows
+from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
+from tokenprune.methods.signals import SIGNALS, Need
 from tokenprune.methods.stage import Stage
 
 POSITIONS = ("original", "compact")
@@ -60,15 +63,15 @@ class Run:
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._local = threading.local()
-        self._done: tuple[list[list[Tensor]], list[Span], Report] | None = None
+        self._done: tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report] | None = None
         self._handles: list[Any] = []
         needs = {need for stage in self.stages for need in stage.method.needs}
         for need in sorted(needs, key=str):
             self.family.require(self.model, need.signal, need.variant)
-        variants = sorted(need.variant for need in needs if need.signal == "saliency")
-        self._tapped = any(need.signal in ("saliency", "attention_row") for need in needs)
+        vision = sorted((need for need in needs if SIGNALS[need.signal].vision), key=str)
+        self._tapped = any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
         refuse_parallel(self.model)
-        self._encoder = EncoderReader(self.model, self.family, variants)
+        self._encoder = EncoderReader(self.model, self.family, vision)
         self._attach()
 
     def _check_stages(self) -> None:
@@ -80,6 +83,17 @@ class Run:
             raise BadInput(f"Two stages stand at the same layer (at={places}). Give each its own.")
         if places[-1] >= layers:
             raise BadInput(f"at={places[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
+        for before, stage in zip([None, *self.stages], self.stages, strict=False):
+            waiting = before is not None and before.method.sets_aside
+            if waiting != stage.method.recalls:
+                raise BadInput(
+                    f"The stage at {stage.at} "
+                    + ("stands between" if waiting else "recalls tokens, but not after")
+                    + " a stage that sets tokens aside"
+                    + (" and one that recalls them." if waiting else ".")
+                )
+        if self.stages[-1].method.sets_aside:
+            raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
 
     def _attach(self) -> None:
         _active[self.text_model] = self
@@ -97,6 +111,8 @@ class Run:
         for i, layer in enumerate(self.text_model.layers):
             if i >= self.stages[0].at:
                 put(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
+            if any(s.at == i + 1 and Need("attention_row", "content") in s.method.needs for s in self.stages):
+                put(layer.register_forward_pre_hook(self._before_scoring, with_kwargs=True))
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
@@ -127,11 +143,17 @@ class Run:
         """The images, tiles and videos of the last prompt: row, prompt columns and grid of each, in reading order."""
         return self._last()[1]
 
-    def report(self) -> Report:
-        """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time."""
+    @property
+    def merges(self) -> list[list[Merged]]:
+        """For each stage what it merged: row of the batch, prompt columns [n] that went in, prompt columns [k] that
+        stayed, and weights float32 [k, n]: the stayed token i became weights[i] @ hidden states of what went in."""
         return self._last()[2]
 
-    def _last(self) -> tuple[list[list[Tensor]], list[Span], Report]:
+    def report(self) -> Report:
+        """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time."""
+        return self._last()[3]
+
+    def _last(self) -> tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report]:
         if self._done is None:
             raise BadInput("Nothing has been pruned yet. Run the model on a prompt with an image first.")
         return self._done
@@ -201,7 +223,7 @@ class Run:
             return args, kwargs
         forward.enter_group(self._cache_layer(cache, 0))
         if forward.spans:
-            hidden = forward.run_stage(self.stages[0], hidden, self.positions)
+            hidden = self._run_stage(self.stages[0], hidden, None)
         rows = forward.rows
         rows.native, rows.renumbered = None, False  # the text model itself computes cos and sin for these rows
         positions = rows.positions[0] if len(rows.positions) == 1 else rows.positions
@@ -228,11 +250,14 @@ class Run:
         given = self._local.mask
         given = None if given is None else given.bool().to(hidden.device)
         valid = hidden.new_ones(batch, length, dtype=torch.bool) if given is None else given[:, -length:]
-        spans, saliency = self._spans() if self._local.input_ids is not None else ([], {})
+        spans, vision = self._spans() if self._local.input_ids is not None else ([], {})
         *counts, right_padded = [length] * batch + [0]
         if given is not None:
             *counts, right_padded = torch.cat([valid.sum(1), (~valid[:, -1:]).sum()[None]]).tolist()
         ends = [[c.column for c in s.separators] for s in spans]
+        is_text = valid.clone()
+        for span, own in zip(spans, ends, strict=True):
+            is_text[span.row, [*span.columns, *own]] = False
         end = max((max(s.columns[-1], *e, -1) + 1 for s, e in zip(spans, ends, strict=True)), default=0)
         blocks = self._local.blocks
 
@@ -256,16 +281,16 @@ class Run:
             past=past,
             rows=rows,
             spans=spans,
+            signals=Signals(hidden, is_text, vision),
             tail=length - (length if right_padded else end),
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),
             past_valid=None if given is None else given[:, :-length],
             blocks=None if blocks is None else blocks.to(hidden.device)[:, -length:],
             blocks_ignore_window=self.family.blocks_ignore_window,
-            saliency=saliency,
         )
 
-    def _spans(self) -> tuple[list[Span], dict[str, list[Tensor]]]:
-        """The spans of this prompt in reading order, and the saliency of each."""
+    def _spans(self) -> tuple[list[Span], dict[Need, list[Tensor]]]:
+        """The spans of this prompt in reading order, and the vision encoder's signals of each."""
         tokens = self.family.placeholders(self.model)
         laid = self._encoder.take(self._local.given)
         present = [media for media in tokens if any(self._local.columns[tokens[media]])]
@@ -274,12 +299,12 @@ class Run:
         for media in dict.fromkeys(names):
             mine = [one for one, name in zip(laid, names, strict=True) if name == media]
             items = [parts for one in mine for parts in one.items]
-            saliency = {v: [s for one in mine for s in one.saliency[v]] for v in self._encoder.variants}
+            signals = {n: [s for one in mine for s in one.signals[n]] for n in self._encoder.needs}
             for span, part in lay_out(items, self._local.columns[tokens[media]], media):
-                found.append((span, {v: signal[span.item][part] for v, signal in saliency.items()}))
+                found.append((span, {n: signal[span.item][part] for n, signal in signals.items()}))
         found.sort(key=lambda pair: (pair[0].row, pair[0].columns[0]))
         spans = self.family.finish(self.model, [span for span, _ in found], self._local.input_ids)
-        return spans, {v: [signal[v] for _, signal in found] for v in self._encoder.variants}
+        return spans, {n: [signal[n] for _, signal in found] for n in self._encoder.needs}
 
     def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
         """Planes of features that the text model would add to rows that are gone by then are added here instead."""
@@ -295,14 +320,22 @@ class Run:
 
     def _listen(self, forward: Forward, cache: Cache | None) -> None:
         for stage in self.stages:
-            if any(need.signal == "attention_row" for need in stage.method.needs):
+            needs = tuple(n for n in stage.method.needs if SIGNALS[n.signal].heard and n.variant == "")
+            if needs:
                 i = stage.at - 1
-                module = self.text_model.layers[i].self_attn
+                layer = functools.partial(self._cache_layer, cache, i)
+                taps.listeners()[self.text_model.layers[i].self_attn] = listener(forward, i, needs, layer)
 
-                def listen(query: Tensor, key: Tensor, scaling: float, mask: Any, softcap: float, i: int = i) -> None:
-                    forward.hear(i, self._cache_layer(cache, i), query, key, scaling, softcap)
+    def _before_scoring(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._forward is not None and self._forward.spans:
+            hear_content(self._forward, module, args[0], kwargs["position_embeddings"])
 
-                taps.listeners()[module] = listen
+    def _run_stage(self, stage: Stage, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
+        forward = self._forward
+        if Need("attention_row", "next") in stage.method.needs:
+            rope = forward.rope(stage.at, hidden, given)
+            look_ahead(forward, stage.at, self.text_model.layers[stage.at], hidden, rope)
+        return forward.run_stage(stage, hidden, self.positions)
 
     def _layer_hook(self, i: int) -> Any:
         stage = next((s for s in self.stages if s.at == i), None)
@@ -321,7 +354,7 @@ class Run:
             if stage is not None and i > 0:
                 forward.enter_group(layer)
                 if forward.spans:
-                    hidden = forward.run_stage(stage, hidden, self.positions)
+                    hidden = self._run_stage(stage, hidden, kwargs["position_embeddings"])
             if layer is not None:
                 forward.announce(i, layer)
             changed = {
@@ -341,13 +374,20 @@ class Run:
         forward = self._forward
         if forward is None or not forward.spans:
             return None
-        self._done = forward.kept, forward.spans, measure(self, forward, output.past_key_values)
+        report = measure(self, forward, output.past_key_values)
+        self._done = forward.kept, forward.spans, forward.merged, report
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
                 forward.restore(h, forward.rows_before(max(i - 1, 0))) for i, h in enumerate(output.hidden_states)
             )
         return output
+
+
+def language_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a model, wrapped or not."""
+    model = unwrapped(model)
+    return family_of(model).language_model(model).layers
 
 
 def _holds(media: Any) -> bool:

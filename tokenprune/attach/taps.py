@@ -88,41 +88,77 @@ def _attention(
 def row_attention(
     query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float, softcap: float = 0.0
 ) -> Tensor:
-    """Softmax over the whole visible row for one query per batch row; float32 [B, H, keys].
+    """Softmax over the whole visible row for m queries of each batch row; float32 [B, H, m, keys].
 
-    query [B, H, L, e]; key [B, H', keys, e] with H a multiple of H'; rows int64 [B]; visible bool [B, keys].
+    query [B, H, L, e]; key [B, H', keys, e] with H a multiple of H'; rows int64 [B, m]; visible bool [B, m, keys].
     """
     batch, heads, _, width = query.shape
-    picked = query[torch.arange(batch, device=query.device), :, rows].float()
+    picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width)).float()
     grouped = picked.view(batch, key.shape[1], -1, width)
-    scores = (grouped @ key.float().mT).view(batch, heads, -1) * scaling
+    scores = (grouped @ key.float().mT).view(batch, heads, rows.shape[1], -1) * scaling
     if softcap:
         scores = softcap * (scores / softcap).tanh()
     return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
 
 
-def received_attention(
-    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, chunk: int = 256
-) -> Tensor:
-    """Attention each position receives in a bidirectional layer, mean over heads and queries; float32 [N, keys].
+def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Attention each position receives in a bidirectional layer: mean over heads and over the queries that see it.
 
-    mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None.
+    mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None. float32 [N, keys].
     """
+    return _received(query, key, scaling, mask, lambda start, stop: None)
+
+
+def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, times: float) -> Tensor:
+    """The same from the queries alone that receive more than `times` the mean themselves; float32 [N, keys].
+
+    Where no query does, all of them count.
+    """
+    received = received_attention(query, key, scaling, mask)
+    seen = _seen(mask, query.shape[2], key.shape[2], query.device).float()
+    mean = (seen @ received[..., None]).squeeze(-1) / seen.sum(-1)
+    focus = (received > times * mean).float()
+    focus = torch.where((seen @ focus[..., None]).squeeze(-1) > 0, focus, 1.0)
+    return _received(query, key, scaling, mask, lambda start, stop: focus[:, start:stop])
+
+
+def _received(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, weight: Callable, chunk: int = 256):
     if key.shape[1] != query.shape[1]:
         raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
     total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
-    at = 0
-    for piece in query.float().split(chunk, dim=2):
-        scores = _masked(piece @ key.float().mT * scaling, mask, at)
-        total += scores.softmax(-1).sum((1, 2))
-        at += piece.shape[2]
-    return total / (query.shape[1] * query.shape[2])
+    count = torch.zeros_like(total)
+    for start in range(0, query.shape[2], chunk):
+        piece = query[:, :, start : start + chunk].float()
+        stop = start + piece.shape[2]
+        paid = _masked(piece @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
+        seen = _seen(mask, query.shape[2], key.shape[2], query.device)[:, start:stop].float()
+        own = weight(start, stop)
+        if own is not None:
+            paid, seen = paid * own[..., None], seen * own[..., None]
+        total += paid.sum(1)
+        count += seen.sum(1)
+    return total / count.clamp(min=1)
 
 
 def first_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """Attention that the first position pays in a bidirectional layer, mean over heads; float32 [N, keys]."""
     scores = _masked(query[:, :, :1].float() @ key.float().mT * scaling, mask, 0)
     return scores.softmax(-1).mean(1).squeeze(1)
+
+
+def joint_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Attention of the first position as if all heads were one wide head; float32 [N, keys]."""
+    scores = (query[:, :, :1].float() @ key.float().mT).sum(1, keepdim=True) * scaling / query.shape[1] ** 0.5
+    return _masked(scores, mask, 0).softmax(-1)[:, 0, 0]
+
+
+def _seen(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
+    """bool [N or 1, queries, keys]: who sees whom."""
+    if mask is None:
+        return torch.ones(1, queries, keys, dtype=torch.bool, device=device)
+    rows = mask[:, None, None] if mask.ndim == 2 else mask
+    rows = rows[:, 0, :, :keys].expand(-1, queries, -1)
+    return rows > torch.finfo(rows.dtype).min / 2 if rows.is_floating_point() else rows.bool()
 
 
 def _masked(scores: Tensor, mask: object, first: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Watches the vision encoder: what was encoded, how it is laid out, and the saliency signal of each part."""
+"""Watches the vision encoder: what was encoded, how it is laid out, and the signals of each part."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.attach import taps
+from tokenprune.core.pixels import grey_entropy
 from tokenprune.errors import Unsupported
-from tokenprune.families.base import Encoded, Family, Part
+from tokenprune.families.base import Encoded, Family, Part, attention_of
+from tokenprune.methods.signals import SIGNALS, Need
 
 
 @dataclass
 class Laid:
-    """One call of a feature getter: medium, the parts of each item, their saliency [n] for each variant."""
+    """One call of a feature getter: medium, the parts of each item, and of each of these the signals [n, ...]."""
 
     media: str
     items: list[list[Part]]
-    saliency: dict[str, list[list[Tensor]]]
+    signals: dict[Need, list[list[Tensor]]]
 
 
 class EncoderReader:
@@ -36,13 +39,23 @@ class EncoderReader:
     lives.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, variants: Sequence[str]) -> None:
-        self.model, self.family, self.variants = model, family, variants
+    def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need]) -> None:
+        self.model, self.family, self.needs = model, family, needs
         self.base = family.base(model)
-        self.modules = {media: family.saliency_module(model, media) for media in family.getters} if variants else {}
+        self.layers = {media: self._places(media) for media in family.getters} if needs else {}
         self._found: dict[str, Callable | None] = {}
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
+
+    def _places(self, media: str) -> dict[Need, nn.Module]:
+        """For each need the encoder layer that it is read in."""
+        layers, chosen = self.family.encoder(self.model, media)
+        where = {"saliency_first": 0}
+        return {
+            need: layers[-1 if need.variant in ("joint", "last") else where.get(need.signal, chosen)]
+            for need in self.needs
+            if need.signal != "entropy"
+        }
 
     def attach(self) -> None:
         """Put the wrappers on the base model."""
@@ -64,24 +77,41 @@ class EncoderReader:
         def getter(*args: Any, **kwargs: Any) -> Any:
             if getattr(self._local, "busy", False):  # a getter that calls another one
                 return original(*args, **kwargs)
-            calls: dict[str, list[Tensor]] = {v: [] for v in self.variants}
-            module = self.modules.get(media)
+            calls: dict[Need, list[Tensor]] = {need: [] for need in self.needs}
             self._local.busy = True
-            if module is not None:
-                taps.listeners()[module] = functools.partial(_listen, calls)
             try:
-                output = original(*args, **kwargs)
+                with self._listening(media, calls):
+                    output = original(*args, **kwargs)
             finally:
                 self._local.busy = False
-                taps.listeners().pop(module, None)
             arguments = signature.bind(*args, **kwargs).arguments
             arguments |= arguments.pop("kwargs", {})
-            self._remember(Encoded(media, arguments, _rows(output), calls), output)
+            self._remember(Encoded(media, arguments, _rows(output)), output, calls)
             return output
 
         return getter
 
-    def _remember(self, encoded: Encoded, output: Any) -> None:
+    @contextmanager
+    def _listening(self, media: str, calls: dict[Need, list[Tensor]]) -> Iterator[None]:
+        """While the encoder runs, fill `calls` with what each needed layer gives."""
+        heard: dict[nn.Module, dict[Need, list[Tensor]]] = {}
+        handles = []
+        for need, layer in self.layers.get(media, {}).items():
+            if need.signal == "vision_features":
+                handles.append(layer.register_forward_hook(functools.partial(_note_output, calls[need])))
+            else:
+                heard.setdefault(attention_of(layer), {})[need] = calls[need]
+        try:
+            for module, own in heard.items():
+                taps.listeners()[module] = functools.partial(_listen, own)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in heard:
+                taps.listeners().pop(module, None)
+
+    def _remember(self, encoded: Encoded, output: Any, calls: dict[Need, list[Tensor]]) -> None:
         items = self.family.items(self.model, encoded)
         length = sum(part.length for parts in items for part in parts)
         if length != encoded.features:
@@ -89,12 +119,19 @@ class EncoderReader:
                 f"The layout of these {encoded.media}s gives {length} tokens, but the encoder made {encoded.features}. "
                 f"This {self.family.name} is built in a way that tokenprune does not know."
             )
-        saliency = {v: self.family.saliency(self.model, encoded, v) for v in self.variants}
-        laid = Laid(encoded.media, items, saliency)
+        laid = Laid(encoded.media, items, {need: self._placed(need, encoded, calls[need]) for need in self.needs})
         self.recent().append(laid)
         if not isinstance(output, tuple):
             key = id(output)
             self._known[key] = weakref.ref(output, lambda _: self._known.pop(key, None)), laid
+
+    def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        """A signal of the encoder as one tensor [n, ...] per part."""
+        if need.signal == "entropy":
+            calls = [grey_entropy(self.family.patches(self.model, encoded))]
+        scalar = SIGNALS[need.signal].ndim == 1
+        placed = self.family.place(self.model, encoded, [c[..., None] if scalar else c for c in calls])
+        return [[part[:, 0] if scalar else part for part in parts] for parts in placed]
 
     def recent(self) -> list[Laid]:
         """What this thread encoded since `forget`, in order."""
@@ -135,11 +172,26 @@ class EncoderReader:
 
 
 def _listen(
-    calls: dict[str, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
+    calls: dict[Need, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
 ) -> None:
-    for variant, found in calls.items():
-        read = taps.first_row_attention if variant == "cls" else taps.received_attention
-        found.append(read(query, key, scaling, mask))
+    for need, found in calls.items():
+        kind, _, times = need.variant.partition("@")
+        if need.signal == "vision_keys":
+            found.append(key.float().mean(1))
+        elif kind == "cls":
+            found.append(taps.first_row_attention(query, key, scaling, mask))
+        elif kind == "joint":
+            found.append(taps.joint_row_attention(query, key, scaling, mask))
+        elif kind == "global":
+            found.append(taps.focused_attention(query, key, scaling, mask, float(times)))
+        else:
+            found.append(taps.received_attention(query, key, scaling, mask))
+
+
+def _note_output(found: list[Tensor], module: nn.Module, args: tuple, output: Any) -> None:
+    """Hook of an encoder layer: its output as float32 [N, patches, c]."""
+    hidden = (output[0] if isinstance(output, tuple) else output).float()
+    found.append(hidden[None] if hidden.ndim == 2 else hidden)
 
 
 def _rows(output: Any) -> int:

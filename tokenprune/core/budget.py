@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from tokenprune.errors import BadInput
 
 Keep = int | float
+ROUNDINGS = ("nearest", "down", "up")
 
 
 def check_keep(keep: Keep) -> Keep:
@@ -35,11 +36,15 @@ def check_keep(keep: Keep) -> Keep:
     return float(keep)
 
 
-def n_keep(keep: Keep, n: int) -> int:
-    """Tokens kept of `n`: an int as it is, a fraction rounded half to even as FastV and DivPrune do, at least 1."""
+def n_keep(keep: Keep, n: int, rounding: str = "nearest") -> int:
+    """Tokens kept of `n`: an int as it is; a fraction rounded, at least 1.
+
+    rounding: `nearest` is half to even (FastV, DivPrune), `down` truncates (PyramidDrop, FEATHER), `up` is the ceiling
+    (Light-ColPali).
+    """
     keep = check_keep(keep)
     if isinstance(keep, int):
         if keep > n:
             raise BadInput(f"keep={keep} is more than the {n} visual tokens there are. Lower it, or give a fraction.")
         return keep
-    return max(1, round(n * keep))
+    return max(1, {"nearest": round, "down": int, "up": math.ceil}[rounding](n * keep))

@@ -1,4 +1,4 @@
-"""What a method returns, and the primitives that methods share."""
+"""What a method returns, and the ranking that methods share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from tokenprune.errors import BadInput
 class Selection:
     """Tokens that survive.
 
-    index: int64 [S, k] (or [k] without spans in front), ascending and unique.
+    index: int64 [S, k] (or [k] without spans in front), ascending and unique where valid.
     weights: optional float [S, k, n] (or [k, n]): survivor i becomes `weights[i] @ x` instead of `x[index[i]]`.
+    valid: optional bool [S, k]: False at the end of a span that keeps fewer tokens than the others.
     """
 
     index: Tensor
     weights: Tensor | None = None
+    valid: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         """Gather (or merge) the rows of `x` [S, n, ...] (or [n, ...]) into [S, k, ...] (or [k, ...])."""
@@ -35,27 +37,39 @@ class Selection:
         shape = self.index.shape + (1,) * (x.ndim - spans - 1)
         return x.gather(spans, self.index.reshape(shape).expand(*self.index.shape, *x.shape[spans + 1 :]))
 
+    def span(self, i: int) -> tuple[Tensor, Tensor | None]:
+        """Index [k'] and weights [k', n] of span i alone, without what is not valid."""
+        if self.valid is None:
+            return self.index[i], None if self.weights is None else self.weights[i]
+        real = self.valid[i]
+        return self.index[i][real], None if self.weights is None else self.weights[i][real]
+
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Ascending int64 index [..., k] of the `k` highest scores [..., n]; of equal scores the lowest index wins."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :k].sort(dim=-1).values
+    return ranked(scores)[..., :k].sort(dim=-1).values
 
 
-def max_min(distance: Tensor, k: int) -> Tensor:
-    """Greedy max-min diversity (k-center) over `distance` [S, n, n]; int64 [S, k] in order of picking.
+def ranked(scores: Tensor) -> Tensor:
+    """int64 [..., n]: indices from the highest score to the lowest; of equal scores the lowest index comes first."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices
 
-    First the token farthest from its nearest neighbour, then always the token whose nearest chosen token is farthest.
-    A chosen token is never chosen again; of equal candidates the lowest index wins. O(n k) after the distances.
-    """
-    n = distance.shape[-1]
-    own = torch.eye(n, dtype=torch.bool, device=distance.device)
-    nearest = distance.masked_fill(own, float("inf")).amin(-1)
-    picks = []
-    for _ in range(k):
-        pick = nearest.argmax(-1)
-        picks.append(pick)
-        row = distance.gather(1, pick[:, None, None].expand(-1, 1, n)).squeeze(1)
-        nearest = row if len(picks) == 1 else torch.minimum(nearest, row)
-        nearest = nearest.scatter(1, pick[:, None], -1.0)
-    return torch.stack(picks, dim=-1) if picks else distance.new_empty(len(distance), 0, dtype=torch.long)
+
+def ranks(scores: Tensor) -> Tensor:
+    """int64 [..., n]: 0 for the highest score, n - 1 for the lowest; of equal scores the lowest index ranks first."""
+    return ranked(scores).argsort(dim=-1)
+
+
+def marked(index: Tensor, n: int) -> Tensor:
+    """bool [..., n]: True at the places `index` [..., k]."""
+    return torch.zeros(*index.shape[:-1], n, dtype=torch.bool, device=index.device).scatter(-1, index, True)
+
+
+def places(mask: Tensor, k: int) -> Tensor:
+    """Ascending int64 [..., k] of the True places of `mask` [..., n], which must be k in each row."""
+    return top_k(mask.long(), k)
+
+
+def one_hot(index: Tensor, n: int) -> Tensor:
+    """float32 [..., k, n]: row i picks token `index[i]`."""
+    return torch.nn.functional.one_hot(index, n).float()

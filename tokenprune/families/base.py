@@ -66,16 +66,11 @@ class Span:
 
 @dataclass
 class Encoded:
-    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, all items together.
-
-    calls: for each variant of the saliency signal, what each attention call of the chosen encoder layer gave: float32
-    [N, patches], attention received or paid by the first query, head mean.
-    """
+    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, of all items."""
 
     media: str
     arguments: dict[str, Any]
     features: int
-    calls: dict[str, list[Tensor]]
 
     @property
     def pixels(self) -> Tensor:
@@ -146,21 +141,34 @@ class Family(ABC):
             if key in self.missing:
                 raise MissingSignal(f"{self.name} has no {key} signal: {self.missing[key]}")
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        """The attention module of the vision encoder that the `saliency` signal is read from."""
-        raise MissingSignal(f"{self.name} has no saliency signal.")
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
+        """The layers of the vision encoder, and the number of the one whose output becomes the features: attention
+        signals are read in it."""
+        raise MissingSignal(f"{self.name} gives no signals of its vision encoder.")
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
-        """For each item and part of `items`, the saliency of its tokens: float32 [n], separators left out."""
-        raise MissingSignal(f"{self.name} has no saliency signal.")
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        """Values of encoder patches as values of tokens: float32 [n, c] for each item and part of `items`.
+
+        calls: float32 [N, patches, c], what each call of an encoder layer gave for every patch, CLS token included.
+        """
+        raise MissingSignal(f"{self.name} gives no signals of its vision encoder.")
+
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        """Pixels of each patch, in the order that `place` takes: float [N, patches, 3, pixels]."""
+        raise MissingSignal(f"{self.name} gives no pixels of its patches.")
 
 
-def feature_layer(layers: nn.ModuleList, index: int | list[int]) -> nn.Module:
-    """The encoder layer whose output is `hidden_states[index]`; the deepest one of several."""
+def feature_layer(layers: nn.ModuleList, index: int | list[int]) -> int:
+    """Number of the encoder layer whose output is `hidden_states[index]`; the deepest one of several."""
     places = [i if i >= 0 else i + len(layers) + 1 for i in (index if isinstance(index, (list, tuple)) else [index])]
     if max(places) == 0:
         raise Unsupported("This model uses the patch embeddings as features, so no encoder layer gives a saliency.")
-    return layers[max(places) - 1]
+    return max(places) - 1
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention module of an encoder layer, under any of its names."""
+    return next(getattr(layer, name) for name in ("self_attn", "attention", "attn") if hasattr(layer, name))
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:

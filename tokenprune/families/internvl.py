@@ -30,21 +30,21 @@ class InternVL(Square):
         """Tiles of one picture follow each other without a token between; the last of several is the whole picture."""
         return name_tiles(spans)
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         layers = encoder_layers(self.tower(model, media))
-        return feature_layer(layers, model.config.vision_feature_layer).attention
+        return layers, feature_layer(layers, model.config.vision_feature_layer)
 
 
 def name_tiles(spans: list[Span]) -> list[Span]:
-    """Name spans that touch each other `tile`, and the last of them `base`."""
+    """Make spans that touch each other one item, and name them `tile`, the last of them `base`."""
 
     def picture(pair: tuple[int, Span]) -> tuple[int, int]:
         number, span = pair
         return span.row, span.columns[0] - number * span.count
 
     named = []
-    for _, group in groupby(enumerate(spans), key=picture):
-        tiles = [span for _, span in group]
+    for number, (_, group) in enumerate(groupby(enumerate(spans), key=picture)):
+        tiles = [replace(span, item=number) for _, span in group]
         if len(tiles) > 1:
             tiles = [replace(t, part="tile") for t in tiles[:-1]] + [replace(tiles[-1], part="base")]
         named += tiles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,8 @@ class LlavaNext(Llava):
         side = self.side(model)
         tiles = self.tiles(model, encoded)
         blank = torch.zeros(sum(tiles), side * side)
-        return [self._parts(side, packed) for packed in self._packed(model, encoded, blank, newline=1.0)]
+        packed = self._packed(model, encoded, blank[..., None], newline=1.0)
+        return [self._parts(side, image.flatten()) for image in packed]
 
     def _parts(self, side: int, packed: Tensor) -> list[Part]:
         newlines = int(packed.sum())
@@ -39,14 +41,22 @@ class LlavaNext(Llava):
         tiles = Part((1, newlines, rest // newlines - 1), "tile", row_end=True)
         return [Part((1, side, side), "base"), tiles]
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
-        maps = patch_maps(encoded.calls[variant]).flatten(1)
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        maps = patch_maps(calls).flatten(2).mT
         parts = self.items(model, encoded)
         found = []
-        for own, packed in zip(parts, self._packed(model, encoded, maps, newline=-1.0), strict=True):
-            values = packed[packed >= 0].split([t * h * w for t, h, w in (part.grid for part in own)])
+        for own, packed in zip(parts, self._packed(model, encoded, maps, newline=float("nan")), strict=True):
+            values = packed[~packed[:, 0].isnan()].split([t * h * w for t, h, w in (part.grid for part in own)])
             found.append(list(values))
         return found
+
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        """Without the empty tiles that fill up a batch of pictures."""
+        pixels = encoded.pixels
+        if encoded.media == "image" and pixels.ndim == 5:
+            real = [image[:tiles] for image, tiles in zip(pixels, self.tiles(model, encoded), strict=True)]
+            pixels = torch.cat(real)
+        return super().patches(model, replace(encoded, arguments={"pixel_values": pixels}))
 
     def tiles(self, model: PreTrainedModel, encoded: Encoded) -> list[int]:
         """Encoder inputs of each image, the base image counted."""
@@ -55,12 +65,11 @@ class LlavaNext(Llava):
         return [image_size_to_num_patches(s, config.image_grid_pinpoints, edge) for s in sizes]
 
     def pack(self, model: PreTrainedModel, encoded: Encoded, maps: list[Tensor], newline: Tensor) -> list[Tensor]:
-        """Run the model's packing on `maps` [tiles, patches, 1] of each image; [tokens, 1] of each."""
+        """Run the model's packing on `maps` [tiles, patches, c] of each image; [tokens, c] of each."""
         strategy = model.config.vision_feature_select_strategy
         sizes = encoded.arguments["image_sizes"]
         return self.base(model).pack_image_features(maps, sizes, strategy, image_newline=newline)[0]
 
     def _packed(self, model: PreTrainedModel, encoded: Encoded, maps: Tensor, newline: float) -> list[Tensor]:
-        split = list(maps[..., None].split(self.tiles(model, encoded)))
-        packed = self.pack(model, encoded, split, maps.new_full((1,), newline))
-        return [image.flatten() for image in packed]
+        split = list(maps.split(self.tiles(model, encoded)))
+        return self.pack(model, encoded, split, maps.new_full((maps.shape[-1],), newline))

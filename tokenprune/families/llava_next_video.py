@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.families.base import Encoded, Part
 from tokenprune.families.llava_next import LlavaNext
-from tokenprune.families.square import patch_maps
+from tokenprune.families.square import flat_map, patch_maps
 
 
 class LlavaNextVideo(LlavaNext):
@@ -27,10 +27,8 @@ class LlavaNextVideo(LlavaNext):
         side = self.side(model) // model.config.spatial_pool_stride
         return [[Part((frames, side, side))] for _ in range(videos)]
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().saliency(model, encoded, variant)
-        maps = patch_maps(encoded.calls[variant])
-        pooled = functional.avg_pool2d(maps[:, None], model.config.spatial_pool_stride)
-        frames = encoded.pixels.shape[1]
-        return [[video.flatten()] for video in pooled.split(frames)]
+            return super().place(model, encoded, calls)
+        pooled = functional.avg_pool2d(patch_maps(calls), model.config.spatial_pool_stride)
+        return [[flat_map(video)] for video in pooled.split(encoded.pixels.shape[1])]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Part
 from tokenprune.families.llava_next import LlavaNext
-from tokenprune.families.square import patch_maps
+from tokenprune.families.square import flat_map, patch_maps
 
 
 class LlavaOnevision(LlavaNext):
@@ -45,11 +45,10 @@ class LlavaOnevision(LlavaNext):
             encoded.features += videos
         return [[Part((frames, side, side), end=True)] for _ in range(videos)]
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().saliency(model, encoded, variant)
-        maps = patch_maps(encoded.calls[variant])
+            return super().place(model, encoded, calls)
+        maps = patch_maps(calls)
         side = math.ceil(maps.shape[-1] / 2)
-        pooled = functional.interpolate(maps[:, None], size=(side, side), mode="bilinear")
-        frames = encoded.pixels.shape[1]
-        return [[video.flatten()] for video in pooled.split(frames)]
+        pooled = functional.interpolate(maps, size=(side, side), mode="bilinear")
+        return [[flat_map(video)] for video in pooled.split(encoded.pixels.shape[1])]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Family, Part, Separator, Span, feature_layer
+from tokenprune.families.square import flat_map
 
 
 class Mistral3(Family):
@@ -26,7 +27,7 @@ class Mistral3(Family):
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         merge = _merge(model)
-        return [[Part((1, h // merge, w // merge))] for h, w in self._patches(model, encoded)]
+        return [[Part((1, h // merge, w // merge))] for h, w in self._sizes(model, encoded)]
 
     def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:
         """The token between two rows is their break; the one after the last row ends the image and stays."""
@@ -42,22 +43,30 @@ class Mistral3(Family):
             finished.append(replace(span, separators=tuple(breaks)))
         return finished
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         layers = self.base(model).vision_tower.transformer.layers
-        return feature_layer(layers, model.config.vision_feature_layer).attention
+        return layers, feature_layer(layers, model.config.vision_feature_layer)
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
-        """All images stand in one sequence, each seeing itself alone; a share of its own image is what counts."""
-        merge = _merge(model)
-        patches = self._patches(model, encoded)
-        flat = torch.cat([call.flatten() for call in encoded.calls[variant]])
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        """All images stand in one sequence, each seeing itself alone."""
+        sizes = self._sizes(model, encoded)
+        flat = torch.cat([call.flatten(0, 1) for call in calls])
         found = []
-        for (h, w), values in zip(patches, flat.split([h * w for h, w in patches]), strict=True):
-            grid = (values / values.sum()).view(1, 1, h, w)
-            found.append([nn.functional.avg_pool2d(grid, merge).flatten()])
+        for (h, w), values in zip(sizes, flat.split([h * w for h, w in sizes]), strict=True):
+            pooled = nn.functional.avg_pool2d(values.mT.unflatten(1, (h, w)), _merge(model))
+            found.append([flat_map(pooled)])
         return found
 
-    def _patches(self, model: PreTrainedModel, encoded: Encoded) -> list[tuple[int, int]]:
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        """Without what pads the smaller pictures of a batch."""
+        size = model.config.vision_config.patch_size
+        found = []
+        for image, (h, w) in zip(encoded.pixels.float(), self._sizes(model, encoded), strict=True):
+            image = image[None, :, : h * size, : w * size]
+            found.append(nn.functional.unfold(image, size, stride=size)[0].mT.unflatten(1, (3, -1)))
+        return torch.cat(found)[None]
+
+    def _sizes(self, model: PreTrainedModel, encoded: Encoded) -> list[tuple[int, int]]:
         """Encoder patches (rows, columns) of each image."""
         sizes = encoded.arguments.get("image_sizes")
         pixels = encoded.pixels

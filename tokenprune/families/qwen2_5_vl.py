@@ -17,13 +17,13 @@ class Qwen25VL(Qwen2VL):
     name: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         """The last full-attention block: window blocks cannot compare tokens of different windows."""
         visual = self.base(model).visual
         full = [i for i in visual.fullatt_block_indexes if i < len(visual.blocks)]
         if not full:
             raise Unsupported("This Qwen2.5-VL has no full-attention vision block, so it has no saliency signal.")
-        return visual.blocks[max(full)].attn
+        return visual.blocks, max(full)
 
     def in_order(self, model: PreTrainedModel, merged: Tensor, grids: Tensor) -> Tensor:
         order = _window_index(self.base(model).visual, grids).to(merged.device)

@@ -23,13 +23,17 @@ class Qwen2VL(Family):
         merge = model.config.vision_config.spatial_merge_size
         return [[Part((t, h // merge, w // merge), encoded.media)] for t, h, w in self._grids(encoded).tolist()]
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        return self.base(model).visual.blocks[-1].attn
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
+        blocks = self.base(model).visual.blocks
+        return blocks, len(blocks) - 1
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        return encoded.pixels.float().unflatten(1, (3, -1))[None]
+
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """The encoder holds the merge**2 patches of a token side by side; their mean is the token's."""
         unit = model.config.vision_config.spatial_merge_size**2
-        merged = torch.cat([call.flatten() for call in encoded.calls[variant]]).unflatten(0, (-1, unit)).mean(-1)
+        merged = torch.cat([call.flatten(0, 1) for call in calls]).unflatten(0, (-1, unit)).mean(1)
         grids = self._grids(encoded)
         merged = self.in_order(model, merged, grids)
         return [[item] for item in merged.split((grids.prod(-1) // unit).tolist())]

@@ -36,7 +36,10 @@ class SmolVLM(Square):
         marks = [ids[s.row][s.columns[0] - 1] if s.columns[0] else None for s in spans]
         whole = {span.row: mark for span, mark in zip(spans, marks, strict=True)}
         tiled = {span.row for span, mark in zip(spans, marks, strict=True) if mark != whole[span.row]}
-        return [
-            replace(s, part="image" if s.row not in tiled else "base" if mark == whole[s.row] else "tile")
-            for s, mark in zip(spans, marks, strict=True)
-        ]
+        finished, item = [], 0
+        for span, mark in zip(spans, marks, strict=True):
+            ends = mark == whole[span.row]
+            part = "image" if span.row not in tiled else "base" if ends else "tile"
+            finished.append(replace(span, part=part, item=item))
+            item += ends
+        return finished

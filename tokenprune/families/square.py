@@ -26,22 +26,31 @@ class Square(Family):
         side = self.side(model)
         return [[Part((1, side, side))] for _ in range(encoded.features // (side * side))]
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
-        chosen = getattr(model.config, "vision_feature_layer", -1)
-        return feature_layer(encoder_layers(self.tower(model, media)), chosen).self_attn
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
+        layers = encoder_layers(self.tower(model, media))
+        return layers, feature_layer(layers, getattr(model.config, "vision_feature_layer", -1))
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
-        maps = self.pool(model, patch_maps(encoded.calls[variant]))
-        return [[image.flatten()] for image in maps]
-
-    def pool(self, model: PreTrainedModel, maps: Tensor) -> Tensor:
-        """float32 [N, side, side] from one value per patch [N, S, S]: the mean over the patches of each token."""
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        """A token's value is the mean over its patches."""
         side = self.side(model)
-        return functional.adaptive_avg_pool2d(maps[:, None], (side, side))[:, 0]
+        pooled = functional.adaptive_avg_pool2d(patch_maps(calls), (side, side))
+        return [[flat_map(image)] for image in pooled]
+
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        pixels = encoded.pixels.float()
+        flat = pixels.reshape(-1, *pixels.shape[-3:])
+        vision = model.config.vision_config
+        size = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+        return functional.unfold(flat, size, stride=size).mT.unflatten(2, (3, -1))
 
 
 def patch_maps(calls: list[Tensor]) -> Tensor:
-    """float32 [N, S, S] from attention over [N, S * S] patches, or over those and a CLS token in front."""
+    """float32 [N, c, S, S] from values [N, S * S, c] of patches, or of those and a CLS token in front."""
     flat = torch.cat(calls)
     side = int(flat.shape[1] ** 0.5)
-    return flat[:, flat.shape[1] - side * side :].unflatten(1, (side, side))
+    return flat[:, flat.shape[1] - side * side :].mT.unflatten(2, (side, side))
+
+
+def flat_map(maps: Tensor) -> Tensor:
+    """[S * S, c] from [c, S, S], or [N * S * S, c] from frames [N, c, S, S]."""
+    return maps.movedim(-3, -1).flatten(0, -2)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.families.base import Encoded, Part
 from tokenprune.families.llava import Llava
-from tokenprune.families.square import patch_maps
+from tokenprune.families.square import flat_map, patch_maps
 
 
 class VideoLlava(Llava):
@@ -30,8 +30,7 @@ class VideoLlava(Llava):
         side = self.side(model)
         return [[Part((frames, side, side), frame_start=True)] for _ in range(videos)]
 
-    def saliency(self, model: PreTrainedModel, encoded: Encoded, variant: str) -> list[list[Tensor]]:
+    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().saliency(model, encoded, variant)
-        frames = encoded.pixels.shape[1]
-        return [[video.flatten()] for video in patch_maps(encoded.calls[variant]).split(frames)]
+            return super().place(model, encoded, calls)
+        return [[flat_map(video)] for video in patch_maps(calls).split(encoded.pixels.shape[1])]

@@ -18,8 +18,9 @@ class VipLlava(Llava):
     model_types: ClassVar[tuple[str, ...]] = ("vipllava",)
     conditions: ClassVar[dict[str, str]] = {}
 
-    def saliency_module(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         """The deepest of the feature layers; older versions of transformers call the config's attribute otherwise."""
         config = model.config
         chosen = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer
-        return feature_layer(encoder_layers(self.tower(model, media)), chosen).self_attn
+        layers = encoder_layers(self.tower(model, media))
+        return layers, feature_layer(layers, chosen)

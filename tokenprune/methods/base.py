@@ -6,57 +6,34 @@ from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, get_type_hints
 
+import torch
 from torch import Tensor
 
-from tokenprune.core.budget import Keep, check_keep
+from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, MissingSignal, unknown
+from tokenprune.methods.signals import SIGNALS, Need
 
-
-@dataclass(frozen=True)
-class Signal:
-    """A signal's shape for one span, what it is, and which axis counts the tokens."""
-
-    shape: str
-    what: str
-    token_axis: int = -1
-    asks: bool = False  # depends on the question in the prompt
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes for one span."""
-        return self.shape.count(",") + 1
-
-
-SIGNALS = {
-    "features": Signal("[n, d]", "projected visual embeddings, LLM width", token_axis=-2),
-    "saliency": Signal("[n]", "attention of the vision encoder, head mean"),
-    "attention_row": Signal(
-        "[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1", asks=True
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Need:
-    """A signal that a method reads; `variant` picks between ways to compute it (`saliency`: cls or received)."""
-
-    signal: str
-    variant: str = ""
+Grid = tuple[int, int, int]
+SCOPES = ("part", "item")
 
 
 @dataclass(frozen=True)
 class View:
-    """What a method sees: spans of equal length stacked in front.
+    """What a method sees: spans of equal length and grids, stacked in front.
 
-    count: n, tokens per span. grid: (t, h, w) of the whole span. Every signal has the shape of `SIGNALS` with [S] in
-    front.
+    count: n, tokens of a span that are left. spans: S. grids: (t, h, w) of the whole span, or of each of its parts
+    (base image, tiles) one after the other where a method sees a picture at once; empty where nobody knows. signals:
+    each of the shape in `SIGNALS` with [S] in front. tokens: int64 [S, n], which tokens of the whole span are left,
+    ascending; None for all of them. total: tokens of the whole span, before any stage.
     """
 
     count: int
     spans: int
-    grid: tuple[int, int, int] | None
+    grids: tuple[Grid, ...]
     signals: dict[str, Tensor]
+    tokens: Tensor | None = None
+    total: int = 0
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.signals:
@@ -64,10 +41,42 @@ class View:
             raise MissingSignal(f"The signal {name!r} ({signal.shape} {signal.what}) was not given.")
         return self.signals[name]
 
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of a span that is one rectangle; None where its grid is not known or it has several parts."""
+        return self.grids[0] if len(self.grids) == 1 else None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the signals are; None without any."""
+        return next((s.device for s in self.signals.values()), None if self.tokens is None else self.tokens.device)
+
+    def cells(self, who: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """int64 [S, n] each: the part, frame, row and column in which every token lies."""
+        wanted = f"{who} needs the grid (t, h, w) of the span"
+        if not self.grids:
+            raise BadInput(f"{wanted}.")
+        total = sum(t * h * w for t, h, w in self.grids)
+        if self.tokens is None and total != self.count:
+            grids = ", ".join(" x ".join(map(str, grid)) for grid in self.grids)
+            raise BadInput(f"{wanted}: a grid of {grids} has {total} tokens, but there are {self.count}.")
+        tables = []
+        for part, (t, h, w) in enumerate(self.grids):
+            axes = torch.meshgrid(*(torch.arange(size) for size in (t, h, w)), indexing="ij")
+            tables.append(torch.stack([torch.full((t * h * w,), part), *(a.flatten() for a in axes)]))
+        table = torch.cat(tables, dim=1).to(self.device)
+        tokens = torch.arange(self.count, device=table.device)[None] if self.tokens is None else self.tokens
+        return tuple(table[:, tokens].expand(4, self.spans, -1))
+
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     """Dataclass field of a method: its default (the paper's) and the help text that every interface shows."""
     return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def keep_option(default: Keep | None, help: str = "") -> Any:
+    """The field `keep` of a method with the paper's own default."""
+    return option(default, help or "what survives: a float is a fraction of the tokens, an int is a number of tokens")
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,18 @@ class Method(ABC):
     year: ClassVar[int]
     kind: ClassVar[str]
     default_at: ClassVar[int] = 0
-    first_at: ClassVar[int] = 0  # the earliest stage the method can stand at
+    adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
+    scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
-    keep: Keep = option(0.1, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+    keep: Keep = keep_option(0.1)
+    rounding: str = option("nearest", "how a fraction becomes a number of tokens", choices=ROUNDINGS)
+    of: str = option(
+        "current", "what a fraction counts from: tokens that the stage sees, or before any", ("current", "original")
+    )
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        if not (self.keep is None and self.adaptive):
+            check_keep(self.keep)
         for f in options_of(type(self)):
             value = getattr(self, f.name)
             choices = f.metadata["choices"]
@@ -101,9 +116,39 @@ class Method(ABC):
         """Whether the choice depends on the question, so that the next question would choose otherwise."""
         return any(SIGNALS[need.signal].asks for need in self.needs)
 
+    @property
+    def first_at(self) -> int:
+        """The earliest stage the method can stand at: 1 where it reads attention of the layer before."""
+        return int(any(SIGNALS[need.signal].heard and need.variant != "next" for need in self.needs))
+
+    @property
+    def together(self) -> bool:
+        """Whether the spans of one picture bear on each other, so that no other picture may be stacked with them."""
+        return False
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether what is not chosen waits beside the layers until a later stage `recalls` it."""
+        return False
+
+    @property
+    def recalls(self) -> bool:
+        """Whether tokens that the stage before set aside come back before this one chooses."""
+        return False
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        """Where the paper puts it in a model of so many decoder layers: (layer, method) for each stage."""
+        return [(self.default_at, self)]
+
+    def budget(self, view: View) -> int:
+        """Tokens to keep of each span."""
+        if self.of == "current":
+            return n_keep(self.keep, view.count, self.rounding)
+        return min(n_keep(self.keep, view.total or view.count, self.rounding), view.count)
+
     @abstractmethod
     def select(self, view: View) -> Selection:
-        """Choose `n_keep(self.keep, view.count)` tokens of each span."""
+        """Choose `budget(view)` tokens of each span."""
 
 
 def options_of(method: type[Method]) -> list[Field]:
@@ -118,6 +163,15 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {cls.name}", name, known)
-        if hints[name] is int and (isinstance(value, bool) or not isinstance(value, int)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if hints[name] is int and not (number and isinstance(value, int)):
             raise BadInput(f"{name}={value!r} of {cls.name} must be a whole number.")
+        if hints[name] is float and not number:
+            raise BadInput(f"{name}={value!r} of {cls.name} must be a number.")
     return cls(**options)
+
+
+def within(who: str, name: str, value: float, low: float, high: float) -> None:
+    """Raise `BadInput` unless low <= value <= high."""
+    if not low <= value <= high:
+        raise BadInput(f"{name}={value!r} of {who} must be between {low} and {high}.")

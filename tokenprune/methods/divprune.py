@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn import functional
-
-from tokenprune.core.budget import Keep, n_keep
-from tokenprune.core.selection import Selection, max_min
-from tokenprune.methods.base import Method, Need, View, option
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import cosine_distance, max_min
+from tokenprune.core.selection import Selection
+from tokenprune.methods.base import Method, View, keep_option
+from tokenprune.methods.signals import Need
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,12 @@ class DivPrune(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity"
 
-    keep: Keep = option(0.098, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+    keep: Keep = keep_option(0.098)
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
     def select(self, view: View) -> Selection:
-        x = view["features"]
-        x = x.double() if x.dtype == torch.float32 else x.float() if x.dtype != torch.float64 else x
-        unit = functional.normalize(x, dim=-1)
-        picks = max_min(1 - unit @ unit.mT, n_keep(self.keep, view.count))
+        picks = max_min(cosine_distance(view["features"]), self.budget(view))
         return Selection(picks.sort(dim=-1).values)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenprune.core.budget import Keep, n_keep
+from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, Need, View, option
+from tokenprune.methods.base import Method, View, keep_option
+from tokenprune.methods.signals import Need
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,8 @@ class FastV(Method):
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
     default_at: ClassVar[int] = 2
-    first_at: ClassVar[int] = 1
 
-    keep: Keep = option(0.5, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+    keep: Keep = keep_option(0.5)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -38,4 +38,4 @@ class FastV(Method):
 
     def select(self, view: View) -> Selection:
         scores = view["attention_row"].float().mean(-2)
-        return Selection(top_k(scores, n_keep(self.keep, view.count)))
+        return Selection(top_k(scores, self.budget(view)))

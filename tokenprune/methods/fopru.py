@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from tokenprune.core.budget import Keep, n_keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, Need, View, option
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class FoPru(Method):
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
 
-    keep: Keep = option(0.25, "what survives: a float is a fraction of the tokens, an int is a number of tokens")
+    keep: Keep = keep_option(0.25)
     strategy: str = option("rank", "rank: best tokens; row: best rows of the grid", choices=("rank", "row"))
     source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
 
@@ -40,27 +41,13 @@ class FoPru(Method):
 
     def select(self, view: View) -> Selection:
         scores = view["saliency"].float()
-        k = n_keep(self.keep, view.count)
-        return Selection(top_k(scores if self.strategy == "rank" else self._by_row(view, scores), k))
+        return Selection(top_k(scores if self.strategy == "rank" else self._by_row(view, scores), self.budget(view)))
 
     def _by_row(self, view: View, scores: Tensor) -> Tensor:
         """Scores in which every token of a better row stands before every token of a worse one."""
-        if view.grid is None:
-            raise BadInput("fopru with strategy='row' needs the grid (t, h, w) of the span.")
-        t, h, w = view.grid
-        if t * h * w != view.count:
-            raise BadInput(
-                f"fopru with strategy='row' needs the whole {t} x {h} x {w} grid, but {view.count} tokens are left. "
-                "Make it the first stage."
-            )
-        rows = scores.unflatten(-1, (t * h, w))
-        row_rank = _rank(rows.mean(-1))
-        token_rank = _rank(rows)
-        return (row_rank[..., None] * w + token_rank).flatten(-2)
-
-
-def _rank(scores: Tensor) -> Tensor:
-    """0 for the lowest score, n - 1 for the highest; of equal scores the lowest index ranks higher."""
-    n = scores.shape[-1]
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return n - 1 - order.argsort(dim=-1)
+        part, frame, row, _ = view.cells("fopru with strategy='row'")
+        rows = ((part * (frame.max() + 1) + frame) * (row.max() + 1) + row).long()
+        total = scores.new_zeros(len(scores), int(rows.max()) + 1)
+        mean = total.scatter_add(1, rows, scores) / total.scatter_add(1, rows, torch.ones_like(scores)).clamp(min=1)
+        best_first = ranks(mean).gather(1, rows)
+        return -(best_first * view.count + ranks(scores))

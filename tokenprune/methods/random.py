@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from tokenprune.core.budget import n_keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, option
 
@@ -29,4 +28,4 @@ class Random(Method):
 
     def select(self, view: View) -> Selection:
         scores = torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed))
-        return Selection(top_k(scores, n_keep(self.keep, view.count)).expand(view.spans, -1))
+        return Selection(top_k(scores, self.budget(view)).expand(view.spans, -1))

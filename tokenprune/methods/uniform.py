@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from tokenprune.core.budget import n_keep
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
 
@@ -22,6 +21,6 @@ class Uniform(Method):
     kind: ClassVar[str] = "baseline"
 
     def select(self, view: View) -> Selection:
-        k = n_keep(self.keep, view.count)
+        k = self.budget(view)
         index = (2 * torch.arange(k) + 1) * view.count // max(2 * k, 1)
         return Selection(index.expand(view.spans, -1))

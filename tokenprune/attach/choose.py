@@ -1,0 +1,119 @@
+"""Runs a stage's method: what is selected from together, and what comes of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenprune.attach.signals import Unit, stacked, text_after
+from tokenprune.core.selection import Selection
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View
+from tokenprune.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from tokenprune.attach.forward import Forward
+
+
+@dataclass
+class Merge:
+    """Rows of batch row `row` that become mixtures: row `kept[i]` = weights[i] @ rows `sources`."""
+
+    row: int
+    sources: Tensor
+    kept: Tensor
+    weights: Tensor
+
+
+@dataclass
+class Chosen:
+    """For each span which of its remaining tokens stay (int64, ascending), and what is merged on the way."""
+
+    tokens: list[Tensor]
+    merges: list[Merge]
+
+
+@torch.no_grad()
+def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
+    """Run the method on every unit. Units of one shape are selected from together."""
+    groups: dict[tuple, list[Unit]] = defaultdict(list)
+    for unit in _units(stage, forward):
+        picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
+        grids = tuple(forward.spans[i].grid for i in unit.spans)
+        groups[len(unit.columns), grids, unit.text, picture].append(unit)
+    chosen = Chosen([torch.arange(len(c), device=c.device) for c in forward.rows.columns], [])
+    for (count, grids, *_), units in groups.items():
+        signals = {need.signal: stacked(need, forward, stage.at, units, hidden) for need in stage.method.needs}
+        found = {name: value for name, value in signals.items() if value is not None}
+        tokens = torch.stack([u.tokens for u in units])
+        view = View(count, len(units), grids, found, tokens, units[0].total)
+        selection = checked(stage.method.select(view), stage.method, view)
+        for number, unit in enumerate(units):
+            _take(chosen, forward, unit, *selection.span(number))
+    return chosen
+
+
+def _units(stage: Stage, forward: Forward) -> list[Unit]:
+    """Spans with tokens left; with scope=item, all spans of a picture as one."""
+    reads_text = any(need.signal.startswith("text_") or need.signal == "rope_weight" for need in stage.method.needs)
+    members: dict[tuple, list[int]] = defaultdict(list)
+    for i, span in enumerate(forward.spans):
+        key = (span.row, span.media, span.item) if stage.scope == "item" else (i,)
+        members[key].append(i)
+    units = []
+    for spans in members.values():
+        columns = torch.cat([forward.rows.columns[i] for i in spans])
+        if not len(columns):
+            continue
+        tokens, total = [], 0
+        for i in spans:
+            tokens.append(forward.rows.tokens[i] + total)
+            total += forward.spans[i].count
+        unit = Unit(spans, forward.spans[spans[0]].row, columns, torch.cat(tokens), total)
+        if reads_text:
+            unit.text = len(text_after(forward, unit))
+        units.append(unit)
+    return units
+
+
+def _take(chosen: Chosen, forward: Forward, unit: Unit, index: Tensor, weights: Tensor | None) -> None:
+    """Spread the choice of a unit over its spans."""
+    index = index.to(unit.columns.device)
+    if weights is not None and len(index):
+        chosen.merges.append(Merge(unit.row, unit.columns, unit.columns[index], weights.float()))
+    start = 0
+    for i in unit.spans:
+        length = len(forward.rows.columns[i])
+        if length < len(unit.columns):
+            chosen.tokens[i] = index[(index >= start) & (index < start + length)] - start
+        else:
+            chosen.tokens[i] = index
+        start += length
+
+
+def checked(selection: Selection, method: Method, view: View) -> Selection:
+    """Refuse a selection that breaks the contract; order and range are looked at where that needs no host sync."""
+    index, valid = selection.index, selection.valid
+    good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long
+    good = good and (valid is None or (valid.shape == index.shape and valid.dtype == torch.bool))
+    if good and index.device.type == "cpu" and index.numel():
+        real = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+        rising = (index.diff(dim=-1) > 0) | ~real[:, 1:]
+        inside = ((index >= 0) & (index < view.count)) | ~real
+        good = bool(rising.all() and inside.all() and (real[:, :-1] | ~real[:, 1:]).all())
+    if not good:
+        raise BadInput(
+            f"The method {method.name!r} returned a wrong index (shape {list(index.shape)}, {index.dtype}). It must be "
+            f"int64 [{view.spans}, k], ascending, unique and below {view.count}."
+        )
+    weights = selection.weights
+    if weights is not None and weights.shape != (*index.shape, view.count):
+        raise BadInput(
+            f"The method {method.name!r} returned weights of shape {list(weights.shape)}. They must be "
+            f"[{view.spans}, {index.shape[1]}, {view.count}]."
+        )
+    return selection

@@ -1,0 +1,64 @@
+"""DART: tokens least like a few pivots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.selection import Selection, marked, places, ranked
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class DART(Method):
+    """DART (Wen et al., EMNLP 2025, arXiv 2502.11494): duplication matters more than importance.
+
+    Before layer K: pivots are the `pivots` visual tokens and as many text tokens after the image whose keys of layer
+    K-1 have the largest L1 norm over all heads. The visual pivots stay; then each pivot in turn takes the tokens that
+    are left and least similar to it (cosine of layer K-1's output after the model's final norm), all pivots equally
+    many, until k are kept (the first pivots one more where k does not divide).
+
+    The published code goes through the pivots in the order of a Python set (`order` repeats one such order: places in
+    the list of visual, then text pivots, by falling norm), keeps more than it was asked for, and fails near full
+    budgets and with fewer text tokens than pivots. Keys are rotated, as in the code.
+    """
+
+    name: ClassVar[str] = "dart"
+    paper: ClassVar[str] = "arXiv 2502.11494"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "diversity"
+    default_at: ClassVar[int] = 2
+
+    keep: Keep = keep_option(0.229)
+    pivots: int = option(4, "visual pivots, and text pivots")
+    order: tuple[int, ...] = option((), "order in which pivots choose; empty: visual ones first, by norm")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("hidden", "normed"), Need("text_hidden", "normed"), Need("keys"), Need("text_keys"))
+
+    def select(self, view: View) -> Selection:
+        k, n = self.budget(view), view.count
+        norms = view["keys"].float().abs().sum((1, 3))
+        text_norms = view["text_keys"].float().abs().sum((1, 3))
+        image = ranked(norms)[:, : min(self.pivots, k)]
+        text = ranked(text_norms)[:, : self.pivots]
+        hidden, texts = unit_rows(view["hidden"]), unit_rows(view["text_hidden"])
+        sources = [x.gather(1, p[..., None].expand(-1, -1, x.shape[-1])) for x, p in ((hidden, image), (texts, text))]
+        pivots = torch.cat(sources, dim=1)
+        order = list(self.order) or list(range(pivots.shape[1]))
+        if sorted(order) != list(range(pivots.shape[1])):
+            raise BadInput(f"order={self.order} of dart must name each of the {pivots.shape[1]} pivots once, from 0.")
+        likeness = pivots[:, order] @ hidden.mT
+        taken = marked(image, n)
+        quota, more = divmod(k - image.shape[1], max(len(order), 1))
+        for i in range(len(order)):
+            free = -likeness[:, i].masked_fill(taken, float("inf"))
+            taken = taken.scatter(1, ranked(free)[:, : quota + (i < more)], True)
+        return Selection(places(taken, k))

@@ -1,0 +1,33 @@
+"""FasterVLM: tokens that the encoder's CLS row attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class FasterVLM(Method):
+    """FasterVLM (Zhang et al., arXiv 2412.01818 v1), section 3.2: the k highest of the CLS row of the penultimate
+    encoder layer, mean over heads, in raster order. `source="received"` is for encoders without a CLS token.
+    """
+
+    name: ClassVar[str] = "fastervlm"
+    paper: ClassVar[str] = "arXiv 2412.01818v1"
+    year: ClassVar[int] = 2024
+    kind: ClassVar[str] = "attention"
+
+    keep: Keep = keep_option(0.05)
+    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("saliency", self.source),)
+
+    def select(self, view: View) -> Selection:
+        return Selection(top_k(view["saliency"].float(), self.budget(view)))

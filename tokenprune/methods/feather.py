@@ -1,0 +1,68 @@
+"""FEATHER: attention without rotation, and an even grid beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class FEATHER(Method):
+    """FEATHER the Throttle (Endo et al., ICCV 2025, arXiv 2412.13180), section 5.
+
+    Score before layer k: products of the last prompt token's query and the visual keys of layer k-1 without rotary
+    positions, softmax over the visual keys alone, mean over heads. The first stage keeps the best int(n * keep) and
+    every `stride`-th token of every `stride`-th row; the second keeps the best int(n * keep**2) of what is left,
+    without a grid (`stride=0`). By name they stand before a quarter and half of the layers (8, 16 of 32).
+
+    With `budget_of="published"` the grid comes on top of `keep`; with `budget_of="total"` it counts in it, and the best
+    scored tokens fill up. The published code needs one square image without padding; here every grid will do.
+    """
+
+    name: ClassVar[str] = "feather"
+    paper: ClassVar[str] = "arXiv 2412.13180"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, staged"
+    default_at: ClassVar[int] = 8
+
+    keep: Keep = keep_option(0.3, "what survives by score: a fraction of the tokens, or a number")
+    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    stride: int = option(3, "distance of the even grid's rows and columns; 0: no grid")
+    budget_of: str = option(
+        "total", "whether the grid counts in keep (total) or not (published)", ("total", "published")
+    )
+
+    def __post_init__(self) -> None:
+        if self.stride is None:
+            object.__setattr__(self, "stride", 0)
+        super().__post_init__()
+        if self.stride < 0:
+            raise BadInput(f"stride={self.stride} of feather must be 0 (no grid) or more.")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("attention_row", "content"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        first = max(1, layers // 4)
+        if isinstance(self.keep, int):
+            return [(first, self)]
+        return [(first, self), (max(2, layers // 2), replace(self, keep=self.keep**2, stride=0))]
+
+    def select(self, view: View) -> Selection:
+        rank, k = ranks(view["attention_row"].float().mean(-2)), self.budget(view)
+        if not self.stride:
+            return Selection(top_k(-rank, k))
+        _, _, row, column = view.cells("feather with a stride")
+        grid = (row % self.stride == 0) & (column % self.stride == 0)
+        if self.budget_of == "total":
+            return Selection(top_k(grid * view.count - rank, k))
+        kept = grid | (rank < k)
+        order = kept.long().sort(dim=-1, descending=True, stable=True).indices[:, : int(kept.sum(-1).max())]
+        return Selection(order, valid=kept.gather(1, order))

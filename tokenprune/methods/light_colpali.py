@@ -1,0 +1,61 @@
+"""Light-ColPali: the patch embeddings of an indexed page, merged by hierarchical clustering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import cut_tree, linkage
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.merging import averaged
+from tokenprune.core.selection import Selection
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class LightColPali(Method):
+    """Light-ColPali (Ma et al., ACL Findings 2025, arXiv 2506.04997), the training-free part of section 4.
+
+    The question is unknown when a page is indexed, so nothing is scored: L2-normalised embeddings are clustered
+    agglomeratively (Ward) into ceil(n * keep) groups, and each becomes its mean, at the place of its first member. For
+    ColPali and ColQwen2 see `tokenprune.retrieval`; the paper's factors 4, 9, 25, 49 are keep = 1 / factor.
+
+    Clustering runs on the host, page by page: indexing is done once. The paper merges after the projector and
+    fine-tunes afterwards, which this does not.
+    """
+
+    name: ClassVar[str] = "light_colpali"
+    paper: ClassVar[str] = "arXiv 2506.04997"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "merging, retrieval"
+
+    keep: Keep = keep_option(1 / 9)
+    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("features"),)
+
+    def select(self, view: View) -> Selection:
+        unit, k = unit_rows(view["features"]), self.budget(view)
+        if k in (0, view.count):
+            every = torch.arange(k, device=unit.device)
+            return Selection(every.expand(view.spans, -1))
+        groups = [_clusters(page, k) for page in unit.double().cpu().numpy()]
+        group = torch.from_numpy(np.stack(groups)).to(unit.device)
+        place = torch.arange(view.count, device=unit.device).expand_as(group)
+        first = torch.full((view.spans, k), view.count, device=unit.device)
+        first = first.scatter_reduce(1, group, place, "amin")
+        return Selection(first, averaged(first, group))
+
+
+def _clusters(page: np.ndarray, k: int) -> np.ndarray:
+    """int64 [n]: the group of each row, numbered by first appearance."""
+    labels = cut_tree(linkage(page, method="ward"), n_clusters=k)[:, 0]
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64)

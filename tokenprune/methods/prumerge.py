@@ -1,0 +1,93 @@
+"""PruMerge: outliers of the CLS attention stay and take in the tokens most like them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, marked, one_hot, ranked, ranks
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class PruMerge(Method):
+    """LLaVA-PruMerge and PruMerge+ (Shang et al., ICCV 2025, arXiv 2403.15388), sections 3.2 to 3.4.
+
+    Attention a is the CLS row of the encoder's last layer, all heads' products summed before the softmax. With
+    keep=None the number of tokens is that of the outliers, a above Q3 + 1.5 (Q3 - Q1), and one more; else k, that one
+    included. The best attended stay; `plus` adds evenly spaced ones (every int(int(1 / ratio) / 3)-th; with a budget,
+    three for each attended one). A kept token becomes itself plus the sum of a_j x_j over the `neighbours` tokens with
+    the most similar keys, and one more token is the sum of a_j x_j over all that are dropped, at the place of the best
+    attended of these. Weights are not normalised, as published.
+
+    The published code takes its percentiles over the whole batch, fails without outliers or with more than a third of
+    them, never adds the last token, and sorts by attention. It merges before the projector; here the projected tokens
+    are merged. `source="received"` reads the layer of the features, for encoders without CLS.
+    """
+
+    name: ClassVar[str] = "prumerge"
+    paper: ClassVar[str] = "arXiv 2403.15388"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, merging"
+    adaptive: ClassVar[bool] = True
+
+    keep: Keep | None = keep_option(
+        None, "what survives: a fraction, a number, or None for as many as there are outliers"
+    )
+    plus: bool = option(False, "PruMerge+: add evenly spaced tokens")
+    neighbours: int = option(32, "tokens that each kept one takes in")
+    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        if self.source == "cls":
+            return (Need("saliency", "joint"), Need("vision_keys", "last"))
+        return (Need("saliency", "received"), Need("vision_keys"))
+
+    def select(self, view: View) -> Selection:
+        attention, n = view["saliency"].float(), view.count
+        if self.keep is not None and self.budget(view) in (0, n):
+            every = torch.arange(self.budget(view), device=attention.device)
+            return Selection(every.expand(view.spans, -1))
+        kept = self._kept(view, attention)
+        rest = attention.masked_fill(kept, float("-inf"))
+        extra = one_hot(rest.argmax(-1), n).bool() & ~kept
+        stays = kept | extra
+        index = ranked(stays.long())[:, : int(stays.sum(-1).max())]
+        keys = functional.normalize(view["vision_keys"].float(), dim=-1)
+        likeness = keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1])) @ keys.mT
+        likeness = likeness.scatter(2, index[..., None], float("-inf"))
+        near = likeness.topk(min(self.neighbours, n - 1), dim=-1).indices
+        own = one_hot(index, n)
+        taken = marked(near, n) * attention[:, None]
+        dropped = torch.where(kept[:, None], 0.0, attention[:, None])
+        weights = torch.where(extra.gather(1, index)[..., None], dropped, own + taken)
+        return Selection(index, weights, stays.gather(1, index))
+
+    def _kept(self, view: View, attention: Tensor) -> Tensor:
+        """bool [S, n]: the tokens that stay, without the one for all that are dropped."""
+        n, rank = view.count, ranks(attention)
+        place = torch.arange(n, device=attention.device)
+        if self.keep is not None:
+            k = self.budget(view) - 1
+            top = rank < (k // 4 if self.plus else k)
+            if not self.plus:
+                return top
+            others = (~top).long().cumsum(-1) - 1
+            more, left = k - k // 4, n - k // 4
+            spaced = (others * more // left) != ((others - 1) * more // left)
+            return top | (~top & spaced)
+        low, high = torch.quantile(attention, torch.tensor([0.25, 0.75], device=attention.device), dim=-1)
+        outliers = (attention > (high + 1.5 * (high - low))[:, None]).sum(-1, keepdim=True)
+        outliers = outliers.clamp(min=1, max=n)
+        top = rank < outliers
+        if not self.plus:
+            return top
+        step = (n // outliers // 3).clamp(min=1)
+        return top | (place % step == 0)

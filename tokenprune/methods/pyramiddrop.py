@@ -1,0 +1,49 @@
+"""PyramidDrop: fewer tokens from stage to stage, ranked by the layer that comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class PyramidDrop(Method):
+    """PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247), section 3.2.
+
+    Score before layer k: the mean over heads of what the last instruction token would pay in layer k itself (its norm,
+    projections and RoPE on the current hidden states, softmax over the causal row). By name it stands before a
+    quarter, half and three quarters of the layers (8, 16, 24 of 32), keeping keep, keep**2 and keep**3 of the tokens
+    that there were at first, truncated; a single stage (`at=`) keeps `keep`.
+
+    The published code renumbers positions after every stage (`positions="compact"`), fails for grouped-query models and
+    left padding, and reads the first image of a sample alone. Here all of these work, and every span is ranked.
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+    paper: ClassVar[str] = "arXiv 2410.17247"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, staged"
+    default_at: ClassVar[int] = 8
+
+    keep: Keep = keep_option(0.5, "what survives each stage: a fraction of what the stage before it kept, or tokens")
+    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    of: str = option(
+        "original", "what a fraction counts from: tokens that the stage sees, or before any", ("current", "original")
+    )
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("attention_row", "next"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        if isinstance(self.keep, int):
+            return [(max(1, layers // 4), self)]
+        return [(max(i, i * layers // 4), replace(self, keep=self.keep**i, of="original")) for i in (1, 2, 3)]
+
+    def select(self, view: View) -> Selection:
+        return Selection(top_k(view["attention_row"].float().mean(-2), self.budget(view)))

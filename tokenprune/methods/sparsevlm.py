@@ -1,0 +1,108 @@
+"""SparseVLM: the visual words of the question rate the tokens; what is dropped is partly recycled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.merging import averaged, density_peaks, in_order
+from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+STAGES = ((3, 300 / 576), (7, 200 / 576), (16, 110 / 576))  # of 32 layers, at 192 tokens
+
+
+@dataclass(frozen=True)
+class SparseVLM(Method):
+    """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417) and SparseVLM+.
+
+    Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of
+    V E^T (no scaling), mean over visual tokens, strictly above the average text token. The score of a token is what the
+    raters pay to it in the layer before the stage, mean over heads and raters. `version="1.5"`: the best tokens stay;
+    of the dropped ones the int(recycle * dropped) + 1 best are clustered (density peaks) into a tenth as many, plus 1,
+    and each cluster's mean goes on at the place of its centre. `version="2"` (SparseVLM+): attention is divided by what
+    rotation alone does to all-ones vectors, the half of the heads with most of the raters' attention counts, and
+    nothing is recycled. By name it stands after layers 2, 6 and 15 of 32 with the published budgets 300, 200, 110 of
+    576, scaled so that the first stage keeps `keep`.
+
+    With `budget_of="total"` merged tokens count in `keep`; with `budget_of="published"` they come on top. The published
+    code's tables know a few budgets only, its v1.5 renumbers positions (`positions="compact"`), and its noise on ties
+    is left out. The paper sums clusters and assigns by cosine; we follow the code (mean, Euclidean).
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    paper: ClassVar[str] = "arXiv 2410.04417"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "text-guided, merging, staged"
+    default_at: ClassVar[int] = 3
+
+    keep: Keep = keep_option(300 / 576, "what survives the first stage: a fraction of the tokens, or a number")
+    version: str = option("1.5", "1.5 (with recycling) or 2 (SparseVLM+)", choices=("1.5", "2"))
+    recycle: float = option(0.3, "share of the dropped tokens that are recycled; 0: none")
+    budget_of: str = option(
+        "total", "whether merged tokens count in keep (total) or not (published)", ("total", "published")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "recycle", self.recycle, 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        common = (Need("features"), Need("text_embeddings"), Need("text_attention"))
+        return (*common, Need("hidden")) if self.version == "1.5" else (*common, Need("rope_weight"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        if isinstance(self.keep, int):
+            return [(min(3, layers - 1), self)]
+        places = [max(i + 1, round(at * layers / 32)) for i, (at, _) in enumerate(STAGES)]
+        shares = [self.keep * share / STAGES[0][1] for _, share in STAGES]
+        return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
+
+    def select(self, view: View) -> Selection:
+        scores = self._scores(view)
+        k, n = self.budget(view), view.count
+        recycles = self.version == "1.5" and self.recycle > 0
+        if not recycles or k == n or k == 0:
+            return Selection(top_k(scores, k))
+        kept, clusters = self._split(k, n)
+        order = ranked(scores)
+        candidates = order[:, kept : kept + self._pool(n - kept)]
+        hidden = view["hidden"].float()
+        centres, group = density_peaks(
+            hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1])), clusters, clusters
+        )
+        index = candidates.gather(1, centres)
+        members = torch.full((view.spans, n), -1, device=order.device).scatter(1, candidates, group)
+        weights = torch.cat([one_hot(order[:, :kept], n), averaged(index, members)], dim=1)
+        return Selection(*in_order(torch.cat([order[:, :kept], index], dim=1), weights))
+
+    def _split(self, k: int, n: int) -> tuple[int, int]:
+        """Tokens kept as they are, and clusters."""
+        if self.budget_of == "published":
+            return (k, self._clusters(n - k))
+        kept = max(j for j in range(k) if j + self._clusters(n - j) <= k) if self._clusters(n) <= k else 0
+        return kept, min(self._clusters(n - kept), k - kept)
+
+    def _pool(self, dropped: int) -> int:
+        return min(int(self.recycle * dropped) + 1, dropped)
+
+    def _clusters(self, dropped: int) -> int:
+        return int(self._pool(dropped) / 10) + 1 if dropped else 0
+
+    def _scores(self, view: View) -> Tensor:
+        text = view["text_embeddings"].float()
+        about = (view["features"].float() @ text.mT).softmax(-1).mean(1)
+        raters = (about > about.mean(-1, keepdim=True)).float()
+        raters = torch.where(raters.any(-1, keepdim=True), raters, 1.0)
+        paid = view["text_attention"].float()
+        if self.version == "1.5":
+            return (paid.mean(1) * raters[..., None]).sum(1) / raters.sum(-1, keepdim=True)
+        paid = paid / view["rope_weight"].float()[:, None] * raters[:, None, :, None]
+        heads = ranks(paid.sum((-2, -1))) < max(1, paid.shape[1] // 2)
+        return (paid * heads[..., None, None]).sum((1, 2)) / (heads.sum(-1) * raters.sum(-1))[:, None]

@@ -1,0 +1,50 @@
+"""Token Transforming: every kept token becomes a mixture of all tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class TokenTransforming(Method):
+    """Token Transforming (Zeng et al., ICCV 2025, arXiv 2506.05709): many-to-many compression.
+
+    Y = M X: the k most attended tokens of the encoder stay, and row i of the row-stochastic M is the softmax over all
+    tokens of cosine / temperature, cosines between kept token i and every token. Pruning is the special case of one-hot
+    rows, merging that of averages.
+
+    The matrix's exact form in the paper was not found; the softmax and its temperature are our reading.
+    """
+
+    name: ClassVar[str] = "token_transforming"
+    paper: ClassVar[str] = "arXiv 2506.05709"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, merging"
+
+    temperature: float = option(0.05, "how far the mixture spreads; towards 0 it is pruning")
+    source: str = option("received", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise BadInput(f"temperature={self.temperature} of token_transforming must be above 0.")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("features"), Need("saliency", self.source))
+
+    def select(self, view: View) -> Selection:
+        k = self.budget(view)
+        index = top_k(view["saliency"].float(), k)
+        if k in (0, view.count):
+            return Selection(index)
+        unit = unit_rows(view["features"])
+        kept = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
+        return Selection(index, (kept @ unit.mT / self.temperature).softmax(-1).float())

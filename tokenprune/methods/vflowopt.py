@@ -1,0 +1,92 @@
+"""VFlowOpt: an importance map for all stages, and what is dropped recycled cell by cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.merging import averaged
+from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class VFlowOpt(Method):
+    """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211), sections 3.2 and 3.3.
+
+    Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
+    it, plus `entropy` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before the
+    LLM: the most important tokens stay; the others are grouped by cells of `cell` x `cell` tokens of their grid (a real
+    number), and each cell's importance-weighted mean goes on at the place of its most important member. `phase="drop"`,
+    inside the LLM: the same importance, nothing recycled. By name: recycle before the LLM keeping `keep`, then drop
+    before a third and two thirds of the layers (9, 18 of 28), keeping `later` of what is left. Defaults are the
+    published settings for 10 %; the recipes hold those for 25 and 50 %.
+
+    Kept and recycled tokens together are exactly `keep`; the published count varies with the number of cells in use.
+    Where no query passes the threshold, all of them count. Importance is read in the layer whose output becomes the
+    features (the code: layer 25 of SigLIP's 27). The search for the settings is not part of the method.
+    """
+
+    name: ClassVar[str] = "vflowopt"
+    paper: ClassVar[str] = "arXiv 2508.05211"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, recycling, staged"
+
+    keep: Keep = keep_option(0.1166)
+    phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))
+    threshold: float = option(39.26, "how many times the mean attention makes a query global")
+    entropy: float = option(0.0, "weight of the entropy")
+    cell: float = option(17.39, "side of a recycling cell in tokens")
+    later: tuple[float, ...] = option((1.0, 0.6011), "what survives the later stages of what is left")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cell < 1:
+            raise BadInput(f"cell={self.cell} of vflowopt must be at least 1 token.")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        importance = (Need("saliency", f"global@{self.threshold}"),)
+        return (*importance, Need("entropy")) if self.entropy else importance
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        if self.phase == "drop":
+            return [(max(1, layers // 3), self)]
+        steps = [(max(i, round(9 * i * layers / 28)), share) for i, share in enumerate(self.later, 1)]
+        return [(0, self), *((at, replace(self, phase="drop", keep=share)) for at, share in steps)]
+
+    def select(self, view: View) -> Selection:
+        importance, k, n = self._importance(view), self.budget(view), view.count
+        if self.phase == "drop" or k in (0, n):
+            return Selection(top_k(importance, k))
+        rank = ranks(importance)
+        cell = self._cells(view)
+        cells = int(cell.max()) + 1
+        kept = rank < max(k - cells, 0)
+        first = torch.full((view.spans, cells), n, device=rank.device)
+        first = first.scatter_reduce(1, cell, torch.where(kept, n, rank), "amin")
+        stands = rank == first.gather(1, cell)  # the best of its cell stands for it
+        index = top_k((kept | stands) * n - rank, k)
+        chosen = torch.zeros_like(kept).scatter(1, index, True)
+        own = torch.where(stands.gather(1, index), cell.gather(1, index), cells)
+        place = torch.arange(k, device=rank.device).expand(view.spans, -1)
+        place = torch.full((view.spans, cells + 1), -1, device=rank.device).scatter(1, own, place)
+        group = torch.where(chosen & ~stands, -1, place.gather(1, cell))
+        return Selection(index, averaged(index, group, importance.clamp(min=1e-12)))
+
+    def _importance(self, view: View) -> Tensor:
+        importance = view["saliency"].float()
+        return importance + self.entropy * view["entropy"].float().softmax(-1) if self.entropy else importance
+
+    def _cells(self, view: View) -> Tensor:
+        """int64 [S, n]: number of each token's cell, counted over all parts and frames."""
+        part, frame, row, column = view.cells(self.name)
+        down, across = (row / self.cell).long(), (column / self.cell).long()
+        plane = part * (frame.max() + 1) + frame
+        return (plane * (down.max() + 1) + down) * (across.max() + 1) + across

@@ -1,0 +1,77 @@
+"""VisionZip: dominant tokens by encoder attention, and the others merged into contextual ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.merging import in_order
+from tokenprune.core.selection import Selection, marked, one_hot, places, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class VisionZip(Method):
+    """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467), sections 3.2 and 3.3.
+
+    Of k tokens, C = round(k * contextual) are contextual and the others dominant: the ones that the CLS row of the
+    penultimate encoder layer attends to most (`source="received"`: what all patches pay, for encoders without CLS). Of
+    the m tokens left over, every floor(m / C)-th becomes a target; each other one goes to the target with the most
+    similar key (cosine, keys averaged over heads), and a target becomes itself plus the mean of what came to it
+    (`merge="sum"`, as published, which doubles its length) or the mean of them all (`merge="mean"`).
+
+    The published code keeps the CLS token too, which these prompts have no place for; it appends the contextual tokens
+    at the end, while here each stays at its target's place; it merges before the projector, here the projected tokens
+    are merged. It fails where fewer tokens than C are left over: then those become dominant.
+    """
+
+    name: ClassVar[str] = "visionzip"
+    paper: ClassVar[str] = "arXiv 2412.04467"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, merging"
+
+    keep: Keep = keep_option(0.111)
+    contextual: float = option(0.15625, "share of the kept tokens that are contextual")
+    merge: str = option("sum", "what a target becomes: sum (itself + mean of the others) or mean", ("sum", "mean"))
+    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "contextual", self.contextual, 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("saliency", self.source), Need("vision_keys"))
+
+    def select(self, view: View) -> Selection:
+        k, n = self.budget(view), view.count
+        count = min(round(k * self.contextual), k)
+        dominant = top_k(view["saliency"].float(), k - count)
+        if not count or k == n:
+            return Selection(top_k(view["saliency"].float(), k))
+        rest = places(~marked(dominant, n), n - len(dominant[0]))
+        keys = functional.normalize(view["vision_keys"].float(), dim=-1)
+        keys = keys.gather(1, rest[..., None].expand(-1, -1, keys.shape[-1]))
+        step = max(1, rest.shape[1] // count)
+        chosen = torch.arange(0, rest.shape[1], step, device=rest.device)[:count]
+        group = (keys @ keys[:, chosen].mT).argmax(-1)
+        others = torch.ones(rest.shape[1], dtype=torch.bool, device=rest.device)
+        others[chosen] = False
+        members = functional.one_hot(group, count).mT * others
+        share = members / members.sum(-1, keepdim=True).clamp(min=1)
+        targets = rest[:, chosen]
+        own = one_hot(targets, n)
+        weights = own + torch.zeros_like(own).scatter(2, rest[:, None].expand(-1, count, -1), share)
+        if self.merge == "mean":
+            size = members.sum(-1, keepdim=True)
+            weights = own + (weights - own) * size
+            weights = weights / (size + 1)
+        index, weights = in_order(
+            torch.cat([dominant, targets], dim=1), torch.cat([one_hot(dominant, n), weights], dim=1)
+        )
+        return Selection(index, weights)

@@ -1,0 +1,64 @@
+"""VisPruner: important tokens by encoder attention, and a diverse rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.selection import Selection, ranked
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class VisPruner(Method):
+    """VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818), section 3.3.
+
+    Of k tokens, int(k * important) are those that the CLS row attends to most (`source="received"` for encoders without
+    CLS). The others, in order of attention, are thinned: every second one is compared with the ones between (cosine of
+    encoder features), and the up to 8 most alike of them leave; the list is then those that stay, most alike first,
+    followed by the ones between, and so on until k - int(k * important) are left.
+
+    The published code fails where an odd number is to be thinned, and joins the tokens of a batch into one row.
+    """
+
+    name: ClassVar[str] = "vispruner"
+    paper: ClassVar[str] = "arXiv 2412.01818"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "attention, diversity"
+
+    keep: Keep = keep_option(0.222)
+    important: float = option(0.5, "share of the kept tokens that are chosen by attention")
+    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "important", self.important, 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("saliency", self.source), Need("vision_features"))
+
+    def select(self, view: View) -> Selection:
+        k = self.budget(view)
+        important = int(k * self.important)
+        order = ranked(view["saliency"].float())
+        rest = self._thinned(unit_rows(view["vision_features"]), order[:, important:], k - important)
+        return Selection(torch.cat([order[:, :important], rest], dim=1).sort(dim=-1).values)
+
+    @staticmethod
+    def _thinned(features: Tensor, rest: Tensor, target: int) -> Tensor:
+        if target == 0:
+            return rest[:, :0]
+        while rest.shape[1] > target:
+            even, odd = rest[:, ::2], rest[:, 1::2]
+            left, right = (features.gather(1, r[..., None].expand(-1, -1, features.shape[-1])) for r in (even, odd))
+            alike = ranked((left @ right.mT).amax(-1))
+            leave = min(8, rest.shape[1] - target, even.shape[1])
+            rest = torch.cat([even.gather(1, alike[:, leave:]), odd], dim=1)
+        return rest
