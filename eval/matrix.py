@@ -25,9 +25,9 @@ def variants() -> Iterator[tuple[str, Method]]:
 def obstacle(family: Family, method: Method) -> str | None:
     """Why a family cannot run a method; None where it can."""
     for need in method.needs:
-        for key in (need.signal, f"{need.signal}:{need.variant}"):
-            if key in family.missing:
-                return f"no {key.partition(':')[0]}: {family.missing[key]}"
+        reason = family.lacks(need.signal, need.variant)
+        if reason is not None:
+            return f"no {need.signal}: {reason}"
     return None
 
 
@@ -38,8 +38,7 @@ def condition(family: Family, method: Method) -> str | None:
 
 
 def matrix() -> str:
-    """The table as Markdown, its reasons as numbered notes."""
-    methods = dict(variants())
+    """The table as Markdown: methods that run on the same families share a row; reasons are numbered notes."""
     notes: list[str] = []
 
     def noted(text: str) -> int:
@@ -47,16 +46,26 @@ def matrix() -> str:
             notes.append(text)
         return notes.index(text) + 1
 
-    lines = [f"| family | model types | media | {' | '.join(f'`{name}`' for name in methods)} |"]
-    lines.append("| :--- " * 3 + "| :---: " * len(methods) + "|")
-    for family in sorted(all_families().values(), key=lambda f: f.name.lower()):
+    families = sorted(all_families().values(), key=lambda f: f.name.lower())
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, method in variants():
         cells = []
-        for method in methods.values():
+        for family in families:
             why, given = obstacle(family, method), condition(family, method)
-            cells.append(f"refused ({noted(why)})" if why else f"yes ({noted(given)})" if given else "yes")
-        types = ", ".join(f"`{t}`" for t in family.model_types)
-        lines.append(f"| {family.name} | {types} | {', '.join(family.media)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"({i}) {note}" + "  " for i, note in enumerate(notes, 1))]).rstrip()
+            cells.append(f"no ({noted(why)})" if why else f"yes ({noted(given)})" if given else "yes")
+        rows.setdefault(tuple(cells), []).append(f"`{name}`")
+    lines = [
+        f"| methods | {' | '.join(family.name for family in families)} |",
+        "| :--- " + "| :---: " * len(families) + "|",
+    ]
+    lines += [f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in rows.items()]
+    lines += ["", *(f"({i}) {note}" + "  " for i, note in enumerate(notes, 1)), ""]
+    lines += ["| family | model types | media |", "| :--- | :--- | :--- |"]
+    for family in families:
+        lines.append(
+            f"| {family.name} | {', '.join(f'`{t}`' for t in family.model_types)} | {', '.join(family.media)} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

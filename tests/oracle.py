@@ -20,21 +20,40 @@ def oracle_logits(
     inputs: dict[str, Tensor],
     stages: dict[int, list[Tensor]],
     compact: bool = False,
+    merges: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] | None = None,
+    bypass: tuple[int, int] | None = None,
 ) -> Tensor:
     """Logits [B, L, V]. stages: layer -> for each row the columns of the visual tokens (and of the separators between
-    them) still there from it on. Who sees whom is the model's own mask; columns are only ever taken away from it."""
+    them) still there from it on. Who sees whom is the model's own mask; columns are only ever taken away from it.
+
+    merges: layer -> (row, columns that go in, columns that stay, weights): mixtures of hidden states at that layer's
+    input. bypass: tokens gone between two layers come back as they were.
+    """
+    merges = merges or {}
+    waiting: dict[str, Tensor] = {}
     ids = inputs["input_ids"]
     batch, length = ids.shape
     valid = inputs["attention_mask"].bool()
     visual = torch.isin(ids, torch.tensor(family.placeholder))
     text_model = family.text_model(model)
     seen: dict[str, Tensor] = {}
-    handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length), with_kwargs=True)]
+    handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length, merges), with_kwargs=True)]
 
     def hide(i: int):
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             alive, positions = valid.clone(), seen["positions"]
-            for at in sorted(s for s in stages if s <= i):
+            back = bypass is not None and i >= bypass[1]
+            hidden = args[0].clone()
+            if bypass is not None and i == bypass[0]:
+                waiting["hidden"] = hidden.clone()
+            if bypass is not None and i == bypass[1]:
+                for row in range(batch):
+                    gone = visual[row].clone()
+                    gone[stages[bypass[0]][row]] = False
+                    hidden[row, gone] = waiting["hidden"][row, gone]
+            for row, sources, kept, weights in merges.get(i, []):
+                hidden[row, kept] = weights @ hidden[row, sources]
+            for at in sorted(s for s in stages if s <= i and not (back and s in bypass)):
                 before, alive = alive, valid & ~visual
                 for row in range(batch):
                     alive[row, stages[at][row]] = True
@@ -56,7 +75,7 @@ def oracle_logits(
                 kinds = getattr(text_model.config, "layer_types", None)
                 own_rope = (kinds[i],) if family.name == "gemma3" else ()
                 changed["position_embeddings"] = text_model.rotary_emb(args[0], ids, *own_rope)
-            return args, kwargs | changed
+            return (hidden, *args[1:]), kwargs | changed
 
         return hook
 
@@ -69,11 +88,23 @@ def oracle_logits(
             handle.remove()
 
 
-def _see(seen: dict[str, Tensor], kwargs: dict, length: int) -> None:
+def _see(seen: dict[str, Tensor], kwargs: dict, length: int, merges: dict) -> tuple[tuple, dict] | None:
+    """Note the position ids; planes that are added after later layers are mixed like the tokens themselves."""
     given = kwargs.get("position_ids")
     given = torch.arange(length)[None] if given is None else given
     given = given[None] if given.ndim == 2 else given
     seen["positions"] = given[1:] if len(given) == 4 else given
+    planes = kwargs.get("deepstack_visual_embeds")
+    if not planes or not merges:
+        return None
+    mask = kwargs["visual_pos_masks"]
+    order = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    planes = [plane.clone() for plane in planes]
+    for layer, plane in enumerate(planes):
+        for at in sorted(at for at in merges if at <= layer):
+            for row, sources, kept, weights in merges[at]:
+                plane[order[row, kept]] = weights @ plane[order[row, sources]]
+    return (), kwargs | {"deepstack_visual_embeds": planes}
 
 
 def _renumbered(positions: Tensor, alive: Tensor, visual: Tensor, before: Tensor) -> Tensor:

@@ -10,13 +10,20 @@ from tests.oracle import oracle_logits
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import DivPrune, FastV, MissingSignal, Random, Stage, Uniform, prune
 from tokenprune.families.registry import family_of
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.base import options_of
+from tokenprune.methods.signals import SIGNALS
 
 pytestmark = pytest.mark.laws
 
-EXTRA = {"fopru-row": ("fopru", {"strategy": "row"}), "fopru-cls": ("fopru", {"source": "cls"})}
-METHODS = {name: (name, {}) for name in all_methods()} | EXTRA
-PLANS = {name: lambda keep, spec=spec: (spec[0], {"keep": keep, **spec[1]}) for name, spec in METHODS.items()}
+METHODS = {name.replace(" ", "-").replace("source=", ""): method for name, method in variants()}
+PLANS = {
+    name: lambda keep, method=method: (
+        method.name,
+        {f.name: getattr(method, f.name) for f in options_of(type(method))} | {"keep": keep},
+    )
+    for name, method in METHODS.items()
+    if (method.sets_aside, method.recalls) == (False, False)  # such phases only run together
+}
 STAGES = {
     "divprune+fastv": lambda: [Stage(0, DivPrune(keep=0.5)), Stage(3, FastV(keep=0.4))],
     "four stages": lambda: [
@@ -38,11 +45,18 @@ CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
 
 def works(family, plan):
     """Whether a family gives the signals of a plan; `test_missing_signals_are_refused` holds it to that."""
-    saliency = plan.startswith("fopru")
-    return not (saliency and family.name in NO_SALIENCY) and (family.cls or plan != "fopru-cls")
+    if plan in STAGES:
+        return True
+    needs = METHODS[plan].needs
+    if any(SIGNALS[n.signal].vision for n in needs) and family.name in NO_ENCODER:
+        return False
+    lacking = {"clip_image": True, "rope_weight": family.name in ROTATES_BY_THREE}
+    lacking["saliency_first"] = family.name == "qwen2_5_vl"  # its first layers work in windows
+    return not any(lacking.get(n.signal) or (n.variant in ("cls", "joint") and not family.cls) for n in needs)
 
 
-NO_SALIENCY = ("fast_vlm", "perception_lm")
+NO_ENCODER = ("fast_vlm", "perception_lm")
+ROTATES_BY_THREE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe")
 ANCHORS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")  # one for each way in which families differ
 
 
@@ -77,6 +91,10 @@ def kept_by_layer(run):
                     alive[span.row].add(column)
         kept[stage.at] = [torch.tensor(sorted(row), dtype=torch.long) for row in alive]
     return kept
+
+
+def merges_by_layer(run):
+    return {stage.at: merges for stage, merges in zip(run.stages, run.merges, strict=True)}
 
 
 def alive_rows(run, inputs, placeholders):
@@ -123,7 +141,7 @@ def test_missing_signals_are_refused(family, tiny_models):
     """A family without a signal says so when pruned, not later and not by another signal."""
     for plan in PLANS:
         if not works(family, plan):
-            with pytest.raises(MissingSignal, match=r"no saliency|no CLS"):
+            with pytest.raises(MissingSignal, match=r"has no|no CLS"):
                 attach(tiny_models(family), plan)
         else:
             attach(tiny_models(family), plan).remove()
@@ -133,10 +151,10 @@ def test_the_matrix_says_what_the_laws_hold(family, tiny_models):
     """The table of the README, cell by cell: every yes is run by the tests above, every other cell is refused."""
     served = family_of(tiny_models(family))
     for name, method in variants():
-        plan = {"fopru source=cls": "fopru-cls"}.get(name, name)
+        plan = name.replace(" ", "-").replace("source=", "")
         partly = condition(served, method) is not None
-        assert partly or (obstacle(served, method) is None) == works(family, plan), f"{name} on {family.name}"
-        assert plan in PLANS
+        if plan in PLANS:
+            assert partly or (obstacle(served, method) is None) == works(family, plan), f"{name} on {family.name}"
 
 
 def check_oracle(family, model, rows, plan, positions):
@@ -144,15 +162,20 @@ def check_oracle(family, model, rows, plan, positions):
     compact = positions == "compact"
     with attach(model, plan, positions) as run:
         logits = model(**inputs).logits
-        kept = kept_by_layer(run)
+        kept, merges, alive = kept_by_layer(run), merges_by_layer(run), alive_rows(run, inputs, family.placeholder)
         out = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
-        assert all(torch.equal(a, b) for at in kept for a, b in zip(kept_by_layer(run)[at], kept[at], strict=True))
-        alive = alive_rows(run, inputs, family.placeholder)
+        kept_then, merges_then = kept_by_layer(run), merges_by_layer(run)
+    waits = [stage.at for stage in run.stages if stage.method.sets_aside or stage.method.recalls]
+    more = {"compact": compact, "bypass": tuple(waits) or None}
+    same_positions = len(rows) == 1 or not family.counts_padding
+    if same_positions or plan != "dart":  # it reads rotated keys
+        assert all(torch.equal(a, b) for at in kept for a, b in zip(kept_then[at], kept[at], strict=True))
     # Decoding lengthens the prompt by the tokens that were generated; all of them are text.
-    expected = oracle_logits(family, model, family.grown(inputs, out.sequences), kept, compact)
+    grown = family.grown(inputs, out.sequences)
+    expected = oracle_logits(family, model, grown, kept_then, merges=merges_then, **more)
     length = inputs["input_ids"].shape[1]
-    if len(rows) == 1 or not family.counts_padding:
-        prefill = oracle_logits(family, model, inputs, kept, compact)
+    if same_positions:
+        prefill = oracle_logits(family, model, inputs, kept, merges=merges, **more)
         torch.testing.assert_close(logits[alive], prefill[alive], atol=1e-4, rtol=0)
     for step, scores in enumerate(out.logits):
         torch.testing.assert_close(scores, expected[:, length - 1 + step], atol=1e-4, rtol=0)

@@ -195,7 +195,9 @@ class Forward:
         rows, columns = (self.rows.valid & (target >= 0)).nonzero(as_tuple=True)
         waiting = waiting.clone()
         waiting[rows, target[rows, columns]] = hidden[rows, columns]
-        self.rows, self.moved, self.past_shift = then, self.aside.moved, self.aside.past_shift
+        # The text model may have computed cos and sin for the shorter rows alone.
+        self.rows = replace(then, ropes={}, renumbered=True)
+        self.moved, self.past_shift = self.aside.moved, self.aside.past_shift
         self._shift_to(own_shift)
         self.aside = None
         return waiting

@@ -11,7 +11,21 @@ from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
 
-NO_CLASS_TOKEN = {"saliency:cls": "its vision encoder has no CLS token. Use source='received'."}
+NO_CLIP = "its checkpoints hold no CLIP text tower. Use relevance='llm', or tokenprune.select with your own."
+
+
+def without(reason: str, *signals: str) -> dict[str, str]:
+    """The same reason for several signals, for `Family.missing`."""
+    return dict.fromkeys(signals, reason)
+
+
+NO_CLASS_TOKEN = without(
+    "its vision encoder has no CLS token. Use source='received'.",
+    "saliency:cls",
+    "saliency:joint",
+    "saliency_first:cls",
+)
+ENCODER_SIGNALS = ("saliency", "saliency_first", "vision_keys", "vision_features", "entropy")
 
 
 @dataclass(frozen=True)
@@ -137,9 +151,15 @@ class Family(ABC):
 
     def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
         """Raise `MissingSignal` where this model cannot give a signal."""
-        for key in (signal, f"{signal}:{variant}"):
-            if key in self.missing:
-                raise MissingSignal(f"{self.name} has no {key} signal: {self.missing[key]}")
+        reason = self.lacks(signal, variant)
+        if reason is not None:
+            raise MissingSignal(f"{self.name} has no {signal}{variant and ':'}{variant} signal: {reason}")
+
+    def lacks(self, signal: str, variant: str) -> str | None:
+        """Why no model of this family can give a signal; None where one can."""
+        if signal.startswith("clip_"):
+            return NO_CLIP
+        return self.missing.get(signal, self.missing.get(f"{signal}:{variant}"))
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         """The layers of the vision encoder, and the number of the one whose output becomes the features: attention

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Encoded, Family, Part
+from tokenprune.families.base import ENCODER_SIGNALS, Encoded, Family, Part, without
 
 
 class FastVlm(Family):
@@ -14,9 +14,9 @@ class FastVlm(Family):
 
     name: ClassVar[str] = "FastVLM"
     model_types: ClassVar[tuple[str, ...]] = ("fast_vlm",)
-    missing: ClassVar[dict[str, str]] = {
-        "saliency": "its vision encoder is mostly convolutions and computes its attention inside timm."
-    }
+    missing: ClassVar[dict[str, str]] = without(
+        "its vision encoder is mostly convolutions and computes its attention inside timm.", *ENCODER_SIGNALS
+    )
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         images = len(encoded.pixels)

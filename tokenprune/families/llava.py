@@ -7,6 +7,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
+from tokenprune.families.base import NO_CLASS_TOKEN, without
 from tokenprune.families.square import Square
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -17,7 +18,7 @@ class Llava(Square):
 
     name: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
-    conditions: ClassVar[dict[str, str]] = {"saliency:cls": "With a CLIP tower; SigLIP has no CLS token."}
+    conditions: ClassVar[dict[str, str]] = without("With a CLIP tower; SigLIP has no CLS token.", *NO_CLASS_TOKEN)
 
     def serves(self, model: PreTrainedModel) -> bool:
         return super().serves(model) and model.config.vision_config.model_type != "pixtral"
@@ -38,5 +39,5 @@ class Llava(Square):
 
     def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
         super().require(model, signal, variant)
-        if (signal, variant) == ("saliency", "cls") and not CLASS_TOKENS[model.config.vision_config.model_type]:
+        if f"{signal}:{variant}" in NO_CLASS_TOKEN and not CLASS_TOKENS[model.config.vision_config.model_type]:
             raise MissingSignal("This vision tower has no CLS token. Use source='received'.")

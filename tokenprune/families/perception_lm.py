@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Encoded, Family, Part
+from tokenprune.families.base import ENCODER_SIGNALS, Encoded, Family, Part, without
 
 
 class PerceptionLM(Family):
@@ -14,7 +14,7 @@ class PerceptionLM(Family):
 
     name: ClassVar[str] = "PerceptionLM"
     model_types: ClassVar[tuple[str, ...]] = ("perception_lm",)
-    missing: ClassVar[dict[str, str]] = {"saliency": "its vision encoder computes attention inside timm."}
+    missing: ClassVar[dict[str, str]] = without("its vision encoder computes attention inside timm.", *ENCODER_SIGNALS)
 
     @property
     def media(self) -> tuple[str, ...]:

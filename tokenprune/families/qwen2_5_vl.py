@@ -16,6 +16,9 @@ class Qwen25VL(Qwen2VL):
 
     name: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    missing: ClassVar[dict[str, str]] = Qwen2VL.missing | {
+        "saliency_first": "its first encoder layers work in windows, which cannot compare tokens of different windows."
+    }
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         """The last full-attention block: window blocks cannot compare tokens of different windows."""

@@ -17,7 +17,7 @@ class Qwen2VL(Family):
     name: ClassVar[str] = "Qwen2-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
-    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | {"rope_weight": "it rotates by three axes of position ids."}
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         merge = model.config.vision_config.spatial_merge_size
