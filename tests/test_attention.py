@@ -6,9 +6,6 @@ that everything the library does around them (masks, unpadding, packed sequences
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
@@ -17,9 +14,7 @@ from transformers.integrations import flex_attention as flex
 
 from tests.test_laws import BATCHES, GREEDY, attach, cells
 from tests.tiny import FAMILIES
-from tokenprune import FastV, MissingSignal, Selection, Stage, Unsupported, prune
-from tokenprune.attach.forward import Forward
-from tokenprune.methods.base import Method, Need
+from tokenprune import Unsupported, prune
 
 pytestmark = pytest.mark.laws
 PLANS = ["fopru", "divprune+fastv"]
@@ -128,47 +123,3 @@ def test_flex(name, tiny_models, monkeypatch):
     found, own = outcome(family.build("flex_attention"), inputs, plan)
     assert found == kept
     torch.testing.assert_close(own, logits, atol=1e-4, rtol=0)
-
-
-@dataclass(frozen=True)
-class Hear(Method):
-    """Notes the attention row and keeps everything."""
-
-    name: ClassVar[str] = "hear"
-    paper: ClassVar[str] = "test"
-    year: ClassVar[int] = 0
-    kind: ClassVar[str] = "baseline"
-    heard: ClassVar[list] = []
-
-    @property
-    def needs(self):
-        return (Need("attention_row"),)
-
-    def select(self, view):
-        self.heard.append(view["attention_row"])
-        return Selection(torch.arange(view.count).expand(view.spans, -1))
-
-
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_the_row_is_the_models_own(family, tiny_models, at):
-    """What FastV reads equals the weights that eager attention itself computes, windows and two-way blocks included."""
-    model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
-    Hear.heard.clear()
-    with torch.no_grad(), prune(model, Hear(keep=1.0), at=at) as run:
-        model(**inputs)
-        spans = run.spans
-    with torch.no_grad():
-        weights = model(**inputs, output_attentions=True).attentions[at - 1][0, :, -1]
-    heard = torch.cat([row for rows in Hear.heard for row in rows], dim=-1).sort(dim=-1).values
-    expected = torch.cat([weights[:, list(span.columns)] for span in spans], dim=-1).sort(dim=-1).values
-    torch.testing.assert_close(heard, expected, atol=1e-5, rtol=0)
-
-
-def test_a_stage_does_not_read_an_earlier_ones_row(tiny_models, monkeypatch):
-    """Where the tap of a later stage stays silent, the signal is missing instead of stale."""
-    family = FAMILIES["llava"]
-    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
-    hear = Forward.hear
-    monkeypatch.setattr(Forward, "hear", lambda self, i, *rest: hear(self, i, *rest) if i == 0 else None)
-    with prune(model, [Stage(1, FastV(keep=0.5)), Stage(3, FastV(keep=1.0))]), pytest.raises(MissingSignal):
-        model(**inputs)

@@ -1,0 +1,191 @@
+"""What methods read is what the model itself computes: attention rows, keys, hidden states, encoder features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.test_laws import BATCHES
+from tests.tiny import FAMILIES, Picture
+from tokenprune import FastV, MissingSignal, Selection, Stage, prune
+from tokenprune.attach import run as engine
+from tokenprune.core.pixels import grey_entropy
+from tokenprune.methods.base import Method
+from tokenprune.methods.signals import Need
+
+pytestmark = pytest.mark.laws
+
+
+@dataclass(frozen=True)
+class Hear(Method):
+    """Notes its signals and keeps everything."""
+
+    name: ClassVar[str] = "hear"
+    paper: ClassVar[str] = "test"
+    year: ClassVar[int] = 0
+    kind: ClassVar[str] = "baseline"
+    heard: ClassVar[list] = []
+    reads: tuple = ()
+
+    @property
+    def needs(self):
+        return self.reads
+
+    def select(self, view):
+        self.heard.append((view.grids, view.signals))
+        return Selection(torch.arange(view.count).expand(view.spans, -1))
+
+
+def listen(model, inputs, at, *needs):
+    """The signals of each span of a prompt in reading order, and the spans."""
+    Hear.heard.clear()
+    with torch.no_grad(), prune(model, Hear(keep=1.0, reads=needs), at=at) as run:
+        model(**inputs)
+        spans = run.spans
+    found = [
+        {name: x[i] for name, x in signals.items()}
+        for _, signals in Hear.heard
+        for i in range(len(next(iter(signals.values()))))
+    ]
+    return found, spans
+
+
+def ordered(rows):
+    """Rows of several spans side by side, sorted, since spans of one shape are heard together."""
+    return torch.cat(list(rows), dim=-1).sort(dim=-1).values
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_row_is_the_models_own(family, tiny_models, at):
+    """What FastV reads equals the weights that eager attention itself computes, windows and two-way blocks included."""
+    model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
+    found, spans = listen(model, inputs, at, Need("attention_row"))
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[at - 1][0, :, -1]
+    expected = ordered(weights[:, list(span.columns)] for span in spans)
+    torch.testing.assert_close(ordered(f["attention_row"] for f in found), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_the_row_ahead_is_what_the_next_layer_pays(family, tiny_models, at):
+    """What PyramidDrop reads before layer k equals layer k's own weights."""
+    model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
+    found, spans = listen(model, inputs, at, Need("attention_row", "next"))
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[at][0, :, -1]
+    expected = ordered(weights[:, list(span.columns)] for span in spans)
+    torch.testing.assert_close(ordered(f["attention_row"] for f in found), expected, atol=1e-5, rtol=0)
+
+
+def test_text_attention_is_the_models_own(family, tiny_models):
+    """Rows of the text after the image, over the image and over that text."""
+    model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
+    found, spans = listen(
+        model, inputs, 2, Need("text_attention"), Need("text_self_attention"), Need("text_embeddings")
+    )
+    with torch.no_grad():
+        weights = model(**inputs, output_attentions=True).attentions[1][0]
+    length = inputs["input_ids"].shape[1]
+    visual = {c for s in spans for c in (*s.columns, *(x.column for x in s.separators))}
+    texts = [[c for c in range(s.columns[-1] + 1, length) if c not in visual] for s in spans]
+    for span, text in zip(spans, texts, strict=True):
+        own = weights[:, text]
+        expected = own[:, :, list(span.columns)]
+        of_span = [f for f in found if f["text_attention"].shape == expected.shape]
+        assert any(torch.allclose(f["text_attention"], expected, atol=1e-5) for f in of_span)
+        assert any(torch.allclose(f["text_self_attention"], own[:, :, text], atol=1e-5) for f in of_span)
+        words = model.get_input_embeddings()(inputs["input_ids"][0, text])
+        assert any(torch.allclose(f["text_embeddings"], words, atol=1e-5) for f in of_span)
+
+
+def test_rows_of_a_padded_batch_are_read_alone(tiny_models):
+    """Law 4 for the signals that have their own length in every row."""
+    family = FAMILIES["llava"]
+    model = tiny_models(family)
+    rows = [[3, Picture(4, 6), 9], [6, Picture(4, 6), 2, Picture(4, 6), 4]]
+    needs = [Need("text_attention"), Need("text_self_attention"), Need("text_hidden", "normed"), Need("text_keys")]
+    inputs = family.inputs(rows)
+    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)  # as generate() counts them
+    together, _ = listen(model, inputs | {"position_ids": positions}, 2, *needs)
+    alone = [f for i, row in enumerate(rows) for f in listen(model, family.inputs([row], first=i), 2, *needs)[0]]
+    assert len(together) == len(alone) == 3
+    for one in alone:
+        same = [f for f in together if all(f[n].shape == one[n].shape for n in one)]
+        assert any(all(torch.allclose(f[n], one[n], atol=1e-5) for n in one) for f in same)
+
+
+def test_keys_and_hidden_states(tiny_models):
+    family = FAMILIES["qwen2_vl"]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    found, (span,) = listen(
+        model, inputs, 2, Need("keys"), Need("hidden"), Need("features"), Need("text_keys"), Need("text_hidden")
+    )
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True, use_cache=True)
+    columns, after = list(span.columns), range(span.columns[-1] + 1, inputs["input_ids"].shape[1])
+    keys = out.past_key_values.layers[1].keys[0]
+    torch.testing.assert_close(found[0]["keys"], keys[:, columns])
+    torch.testing.assert_close(found[0]["text_keys"], keys[:, list(after)])
+    torch.testing.assert_close(found[0]["hidden"], out.hidden_states[2][0, columns])
+    torch.testing.assert_close(found[0]["text_hidden"], out.hidden_states[2][0, list(after)])
+    torch.testing.assert_close(found[0]["features"], out.hidden_states[0][0, columns])
+
+
+def test_products_without_rotation(tiny_models):
+    """FEATHER: queries and keys of layer k-1 as its projections give them, softmax over the image alone."""
+    family = FAMILIES["llava"]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    found, (span,) = listen(model, inputs, 2, Need("attention_row", "content"))
+    with torch.no_grad():
+        hidden = model(**inputs, output_hidden_states=True).hidden_states[1]
+        layer = family.text_model(model).layers[1]
+        x, attention = layer.input_layernorm(hidden)[0], layer.self_attn
+        q = attention.q_proj(x[-1]).view(4, -1)
+        k = attention.k_proj(x[list(span.columns)]).view(span.count, 2, -1).repeat_interleave(2, dim=1)
+    expected = (torch.einsum("he,nhe->hn", q, k) * attention.scaling).softmax(-1)
+    torch.testing.assert_close(found[0]["attention_row"], expected, atol=1e-5, rtol=0)
+
+
+def test_what_the_encoder_computed(tiny_models):
+    """Features and keys of the layer that becomes the features, the first and last layers' attention, pixels."""
+    family = FAMILIES["llava"]
+    model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
+    tower = model.base_model.vision_tower
+    needs = [Need("vision_features"), Need("vision_keys"), Need("saliency", "cls"), Need("entropy")]
+    found, _ = listen(model, inputs, 0, *needs, Need("saliency_first", "cls"))
+    with torch.no_grad():
+        out = tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+        layers = [m for n, m in tower.named_modules() if n.endswith("layers.1")]
+        keys = layers[0].self_attn.k_proj(layers[0].layer_norm1(out.hidden_states[1]))[0].view(37, 2, -1).mean(1)
+    torch.testing.assert_close(found[0]["vision_features"], out.hidden_states[-2][0, 1:])
+    torch.testing.assert_close(found[0]["vision_keys"], keys[1:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0]["saliency"], out.attentions[1][0, :, 0, 1:].mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0]["saliency_first"], out.attentions[0][0, :, 0, 1:].mean(0), atol=1e-5, rtol=0)
+    patch = inputs["pixel_values"][0, :, 4:8, 8:12].reshape(1, 1, 3, 16)
+    torch.testing.assert_close(found[0]["entropy"][1 * 6 + 2], grey_entropy(patch)[0, 0])
+    joint, _ = listen(model, inputs, 0, Need("saliency", "joint"))
+    with torch.no_grad():
+        last = next(m for n, m in tower.named_modules() if n.endswith("layers.2"))
+        x = last.layer_norm1(out.hidden_states[2])[0]
+        scores = last.self_attn.q_proj(x[0]) @ last.self_attn.k_proj(x).T / 32**0.5
+    torch.testing.assert_close(joint[0]["saliency"], scores.softmax(-1)[1:], atol=1e-5, rtol=0)
+    received = out.attentions[1][0].mean(0)
+    times = round(float(received.mean(0).median() / received.mean()), 6)
+    wide, _ = listen(model, inputs, 0, Need("saliency", f"global@{times}"))
+    focus = received.mean(0) > times * received.mean()
+    assert 10 < focus.sum() < 27
+    torch.testing.assert_close(wide[0]["saliency"], received[focus].mean(0)[1:], atol=1e-5, rtol=0)
+
+
+def test_a_stage_does_not_read_an_earlier_ones_row(tiny_models, monkeypatch):
+    """Where the tap of a later stage stays silent, the signal is missing instead of stale."""
+    family = FAMILIES["llava"]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    listener = engine.listener
+    silent = lambda *arguments: None  # noqa: E731
+    monkeypatch.setattr(engine, "listener", lambda forward, i, *rest: listener(forward, i, *rest) if i == 0 else silent)
+    with prune(model, [Stage(1, FastV(keep=0.5)), Stage(3, FastV(keep=1.0))]), pytest.raises(MissingSignal):
+        model(**inputs)
