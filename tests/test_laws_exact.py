@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenprune
-from tests.test_laws import BATCHES, GREEDY, PLANS, STAGES, attach, cells, kept_by_layer, works
+from tests.test_laws import BATCHES, GREEDY, METHODS, PLANS, STAGES, attach, cells, kept_by_layer, works
 from tests.tiny import Picture
 from tokenprune import Stage, Uniform, prune
 from tokenprune.attach import taps
+from tokenprune.core.budget import n_keep
 
 pytestmark = pytest.mark.laws
 CORE = ("fopru", "uniform", "divprune+fastv")  # on every family; the other plans on the anchors
@@ -128,20 +131,22 @@ def test_padded_batch_equals_rows_alone(family, tiny_models, plan, positions):
 def test_counts_are_what_was_asked(family, tiny_models, plan):
     """Law 5: exactly k unique ascending prompt columns of visual tokens, and no use of the global random state."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
-    sizes = [
-        [t * h * w for part in row if isinstance(part, Picture) for t, h, w in family.spans(part)]
+    pictures = [
+        [[t * h * w for t, h, w in family.spans(part)] for part in row if isinstance(part, Picture)]
         for row in BATCHES["padded"]
     ]
+    sizes = [[n for picture in row for n in picture] for row in pictures]
     for keep in (0.05, 0.3, 0.5, 1, 7):
-        name, options = PLANS[plan](keep)
-        with torch.no_grad(), prune(model, name, **options) as run:
+        method = replace(METHODS[plan], keep=keep)
+        with torch.no_grad(), prune(model, method, at=max(method.first_at, min(method.default_at, 2))) as run:
             torch.manual_seed(5)
             expected = torch.rand(3)
             torch.manual_seed(5)
             model(**inputs)
             assert torch.equal(torch.rand(3), expected)
             for row, columns in enumerate(run.kept[0]):
-                asked = [keep if isinstance(keep, int) else max(1, round(n * keep)) for n in sizes[row]]
+                counts = sizes[row] if method.scope == "part" else [sum(picture) for picture in pictures[row]]
+                asked = [n_keep(keep, n, method.rounding) for n in counts]
                 assert len(columns) == sum(asked)
                 assert columns.dtype == torch.long
                 assert torch.equal(columns, columns.unique())

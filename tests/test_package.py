@@ -25,8 +25,9 @@ ALLOWED = {
     "families": {"errors", "families"},
     "attach": {"errors", "core", "methods", "families", "attach"},
     "overlay": {"errors", "attach"},
-    "api": {"errors", "core", "methods", "attach"},
-    "cli": {"errors", "methods", "attach", "api", "scenes", "chat", "images", "overlay"},
+    "recipes": {"errors", "methods"},
+    "api": {"errors", "core", "methods", "attach", "recipes"},
+    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay"},
 }
 
 

@@ -202,8 +202,17 @@ def test_a_method_that_breaks_the_contract(family, tiny_models):
     with torch.no_grad(), prune(model, Given(torch.tensor([[1, 4]]))) as run:
         model(**inputs)
         assert len(run.kept[0][0]) == 2 * len(spans)
-    merging = Given(torch.tensor([[1, 4]]), merge=True)
-    with pytest.raises(Unsupported, match="given merges tokens"), prune(model, merging):
+    with torch.no_grad(), prune(model, Given(torch.tensor([[1, 4]]), merge=1)) as run:
+        model(**inputs)
+        assert len(run.merges[0]) == len(spans)
+        row, sources, kept, weights = run.merges[0][0]
+        assert row == 0
+        assert sources[[1, 4]].equal(kept)
+        assert weights.shape == (2, len(sources))
+    with (
+        pytest.raises(BadInput, match=r"'given' returned weights of shape"),
+        prune(model, Given(torch.tensor([[1, 4]]), merge=2)),
+    ):
         model(**inputs)
 
 
@@ -212,14 +221,14 @@ class Given(Method):
 
     name, paper, year, kind = "given", "test", 0, "baseline"
 
-    def __init__(self, index, merge=False):
+    def __init__(self, index, merge=0):
         super().__init__()
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "merge", merge)
 
     def select(self, view):
         index = self.index.expand(view.spans, -1) if len(self.index) == 1 else self.index
-        weights = torch.full((*index.shape, view.count), 1 / view.count) if self.merge else None
+        weights = torch.full((*index.shape, view.count * self.merge), 1 / view.count) if self.merge else None
         return Selection(index, weights)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import Field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenprune.errors import BadInput, TokenpruneError
-from tokenprune.methods.base import make_method, options_of
+from tokenprune.methods.base import Method, make_method, options_of, places
 from tokenprune.methods.registry import all_methods, method_class
+from tokenprune.recipes import Recipe, is_recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from tokenprune.attach.run import Run
@@ -28,11 +30,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console()
+SHARED = {field.name: field for field in options_of(Method)}
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def parse_number(text: str) -> int | float | str:
-    """An int where the text is one, else a float, else the text: `1` is one token, `1.0` is everything."""
+def parse_value(text: str) -> Any:
+    """An int, a float, true, false or none where the text is one, else the text; values with commas are a list.
+
+    `1` is one token, `1.0` is everything.
+    """
+    if "," in text:
+        return tuple(parse_value(part) for part in text.split(",") if part)
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     for kind in (int, float):
         try:
             return kind(text)
@@ -52,7 +63,7 @@ def parse_extra(arguments: list[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise BadInput(f"{name} needs a value: {name} VALUE.")
             value = rest.pop(0)
-        found[name.removeprefix("--").replace("-", "_")] = parse_number(value)
+        found[name.removeprefix("--").replace("-", "_")] = parse_value(value)
     return found
 
 
@@ -62,10 +73,17 @@ def run(
     image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
     prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
-    method: Annotated[str, typer.Option(help="Pruning method; `tokenprune list` shows all.")] = "divprune",
-    keep: Annotated[str, typer.Option(help="What survives: 0.1 = a tenth, 58 = 58 tokens.")] = "0.1",
+    method: Annotated[
+        str, typer.Option(help="Pruning method, recipe or YAML file; `tokenprune list [--recipes]` shows all.")
+    ] = "divprune",
+    keep: Annotated[
+        str | None, typer.Option(help="What survives: 0.1 = a tenth, 58 = 58 tokens. (default: 0.1; not for recipes)")
+    ] = None,
     at: Annotated[int | None, typer.Option(help="Decoder layer; 0 = before the LLM. (default: the paper's)")] = None,
-    positions: Annotated[str, typer.Option(help="original or compact position ids.")] = "original",
+    scope: Annotated[
+        str | None, typer.Option(help="Budgets per part or item of a picture. (default: method's)")
+    ] = None,
+    positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 40,
     repeat: Annotated[int, typer.Option(min=1, help="Timed rounds, dense and pruned in turn.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Write the picture with dropped tokens dimmed.")] = None,
@@ -78,9 +96,16 @@ def run(
     """
     if video is not None:
         raise BadInput("--video is not supported yet. Give --image FILE.")
-    options = {"keep": parse_number(keep), **parse_extra(context.args)}
-    stage_options = {"at": at, "positions": positions}
-    make_method(method_class(method), options)  # a typing error should not wait for a model to load
+    options = parse_extra(context.args)
+    if keep is not None:
+        options["keep"] = parse_value(keep)
+    stage_options = {"at": at, "positions": positions, "scope": scope}
+    # A typing error should not wait for a model to load.
+    if is_recipe(method):
+        load_recipe(method)
+    else:
+        options.setdefault("keep", 0.1)
+        make_method(method_class(method), options)
 
     from tokenprune import scenes
     from tokenprune.api import prune
@@ -145,17 +170,46 @@ def show(question: str, dense: str, pruned: str, timed: dict[str, float], active
 
 
 @app.command("list")
-def list_methods() -> None:
-    """Every method with its paper, stage, signals and options."""
+def list_methods(
+    recipes: Annotated[bool, typer.Option("--recipes", help="Published operating points instead.")] = False,
+) -> None:
+    """Every method with its paper, stage, signals and options; or every recipe with its figure."""
+    if recipes:
+        for name in recipe_names():
+            show_recipe(load_recipe(name))
+        return
+    out.print("Options of every method (defaults that differ are shown with the method):")
+    for field in SHARED.values():
+        show_option(field)
     for cls in all_methods().values():
-        example = cls()
-        place = "before the LLM" if cls.default_at == 0 else f"before layer {cls.default_at}"
-        signals = ", ".join(need.signal for need in example.needs) or "none"
+        signals = ", ".join(need.signal for need in cls().needs) or "none"
+        place = describe(*places(cls))
         out.print(f"[bold]{cls.name}[/bold]  {cls.kind}, {cls.paper}, {place}, signals: {signals}", highlight=False)
         for field in options_of(cls):
-            out.print(
-                f"    --{field.name.replace('_', '-')} {field.default}  {field.metadata['help']}", highlight=False
-            )
+            if field.name not in SHARED or field.default != SHARED[field.name].default:
+                show_option(field)
+
+
+def show_option(field: Field) -> None:
+    """An option, its default and what it does."""
+    text = f"    --{field.name.replace('_', '-')} {field.default}  {field.metadata['help']}"
+    out.print(escape(text), highlight=False)
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """A recipe on one line, its figure on the next."""
+    stages = ", ".join(f"{s.method.name} keep {s.method.keep} {describe(s.at)}" for s in recipe.to_stages())
+    out.print(f"[bold]{recipe.name}[/bold]  {recipe.model}, {recipe.positions} positions: {stages}", highlight=False)
+    if recipe.published is not None:
+        figures = ", ".join(f"{k} {v}" for k, v in (recipe.published.model_extra or {}).items())
+        out.print(f"    published: {escape(figures)} ({escape(recipe.published.source)})", highlight=False)
+
+
+def describe(*places: int) -> str:
+    """Where stages stand, in words."""
+    inside = [str(at) for at in places if at]
+    layers = [f"before layer{'s' if len(inside) > 1 else ''} {', '.join(inside)}"] if inside else []
+    return " and ".join(["before the LLM"] * (0 in places) + layers)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.signals import Need
 
 STAGES = ((1, 133 / 576), (10, 27 / 576), (20, 3 / 576))  # of 32 layers, at 64 tokens
@@ -52,7 +52,7 @@ class AdaptInfer(Method):
             return [(min(2, layers - 1), self)]
         places = [1 + round(at * layers / 32) for at, _ in STAGES]
         places = [max(place, i + 1) for i, place in enumerate(places)]
-        shares = [self.keep * share / STAGES[0][1] for _, share in STAGES]
+        shares = scaled(self.keep, tuple(share for _, share in STAGES))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def select(self, view: View) -> Selection:

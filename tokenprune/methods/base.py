@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -156,6 +156,11 @@ def options_of(method: type[Method]) -> list[Field]:
     return [f for f in fields(method) if "help" in f.metadata]
 
 
+def places(method: type[Method], layers: int = 32) -> list[int]:
+    """The layers before which a method's stages stand by name, in a model of so many layers."""
+    return [at for at, _ in method().schedule(layers)]
+
+
 def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     """Build a method from keyword options; an unknown option is an error that shows the nearest name."""
     known = {f.name: f for f in options_of(cls)}
@@ -168,7 +173,19 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
             raise BadInput(f"{name}={value!r} of {cls.name} must be a whole number.")
         if hints[name] is float and not number:
             raise BadInput(f"{name}={value!r} of {cls.name} must be a number.")
+        if hints[name] is bool and not isinstance(value, bool):
+            raise BadInput(f"{name}={value!r} of {cls.name} must be true or false.")
+        if get_origin(hints[name]) is tuple and not isinstance(value, tuple):
+            raise BadInput(f"{name}={value!r} of {cls.name} must be a list of values.")
     return cls(**options)
+
+
+def scaled(keep: float, shares: tuple[float, ...]) -> list[float]:
+    """A published schedule of shares at another budget: `keep` for the first stage, the later ones in proportion.
+
+    keep=1.0 keeps everything at every stage.
+    """
+    return [1.0 if keep == 1.0 else keep * share / shares[0] for share in shares]
 
 
 def within(who: str, name: str, value: float, low: float, high: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged, density_peaks, in_order
 from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.signals import Need
 
 STAGES = ((3, 300 / 576), (7, 200 / 576), (16, 110 / 576))  # of 32 layers, at 192 tokens
@@ -61,7 +61,7 @@ class SparseVLM(Method):
         if isinstance(self.keep, int):
             return [(min(3, layers - 1), self)]
         places = [max(i + 1, round(at * layers / 32)) for i, (at, _) in enumerate(STAGES)]
-        shares = [self.keep * share / STAGES[0][1] for _, share in STAGES]
+        shares = scaled(self.keep, tuple(share for _, share in STAGES))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def select(self, view: View) -> Selection:

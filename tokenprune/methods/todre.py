@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, max_sum
-from tokenprune.core.selection import Selection
+from tokenprune.core.selection import Selection, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.signals import Need
 
@@ -21,8 +19,8 @@ class ToDRE(Method):
     `phase="diversity"`, after the encoder: greedy k-center (`objective="maxmin"`, version 1 of the paper) or greedy
     max-sum (`"maxsum"`, version 2) on cosine distances of the projected tokens. `phase="migration"`, late in the LLM:
     once the visual tokens together get less than `share` of what the last prompt token pays, their information has
-    moved to the text, and all of them are dropped; else all stay. By name it stands before the LLM and before layer
-    3/4 of the depth.
+    moved to the text, and only `keep` of them stay, the best attended (0: none); else all stay. By name it stands
+    before the LLM, and with keep=0 before three quarters of the layers.
 
     No code was published: the first token (the one farthest from all others), the distance, the layer and the
     threshold of the second phase are our reading.
@@ -49,13 +47,15 @@ class ToDRE(Method):
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
         if self.phase == "migration":
             return [(max(1, 3 * layers // 4), self)]
-        return [(0, self), (max(1, 3 * layers // 4), replace(self, phase="migration", keep=1.0))]
+        late = replace(self, phase="migration", keep=1.0 if self.keep == 1.0 else 0)
+        return [(0, self), (max(1, 3 * layers // 4), late)]
 
     def select(self, view: View) -> Selection:
         if self.phase == "migration":
-            paid = view["attention_row"].float().mean(-2).sum(-1, keepdim=True)
-            index = torch.arange(view.count, device=paid.device).expand(view.spans, -1)
-            return Selection(index, valid=(paid >= self.share).expand(-1, view.count))
+            paid = view["attention_row"].float().mean(-2)
+            stays = (paid.sum(-1, keepdim=True) >= self.share) | (ranks(paid) < self.budget(view))
+            index = ranked(stays.long())
+            return Selection(index, valid=stays.gather(1, index))
         distance = cosine_distance(view["features"])
         start = distance.sum(-1)
         greedy = max_min if self.objective == "maxmin" else max_sum

@@ -58,7 +58,8 @@ class VFlowOpt(Method):
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
         if self.phase == "drop":
             return [(max(1, layers // 3), self)]
-        steps = [(max(i, round(9 * i * layers / 28)), share) for i, share in enumerate(self.later, 1)]
+        later = [1.0 if self.keep == 1.0 else share for share in self.later]
+        steps = [(max(i, round(9 * i * layers / 28)), share) for i, share in enumerate(later, 1)]
         return [(0, self), *((at, replace(self, phase="drop", keep=share)) for at, share in steps)]
 
     def select(self, view: View) -> Selection:
