@@ -15,6 +15,7 @@ from PIL import Image
 from tests.tiny import FAMILIES
 from tests.tiny.saved import PROCESSORS, save
 from tokenprune import cli, scenes
+from tokenprune.methods.registry import all_methods
 
 pytestmark = pytest.mark.cli
 
@@ -82,7 +83,7 @@ def test_list_names_everything(command):
 
 PICTURE = str(scenes.IMAGE)
 REFUSED = {
-    "method": (("--method", "divprun"), "Unknown method 'divprun'. Did you mean 'divprune'?"),
+    "method": (("--method", "divprun"), "Unknown method or recipe 'divprun'. Did you mean 'divprune'?"),
     "option": (("--kep", "0.1"), "Unknown option of divprune 'kep'. Did you mean 'keep'?"),
     "no value": (("--strategy",), "--strategy needs a value: --strategy VALUE."),
     "stray": (("picture.png",), "Unexpected argument 'picture.png'. Options of a method are written --name value."),
@@ -108,7 +109,7 @@ REFUSED = {
     "video": (("--video", "clip.mp4"), "--video is not supported yet. Give --image FILE."),
     "image": (("--image", "no.png", "--prompt", "what ?"), "There is no image at no.png."),
     "prompt": (("--image", PICTURE), "--image needs --prompt TEXT: what do you want to know about the picture?"),
-    "brackets": (("--method", "[red]x"), "Unknown method '[red]x'. Known: divprune, fastv, fopru, random, uniform."),
+    "brackets": (("--method", "[red]x"), f"Unknown method or recipe '[red]x'. Known: {', '.join(all_methods())}."),
     "empty prompt": (("--image", PICTURE, "--prompt", " "), "The prompt is empty. Ask something about the image."),
     "model": (("--model", "./nowhere"), "There is no model folder at ./nowhere."),
     "save": (("--save", "overlay.xyz"), "Cannot write the overlay to overlay.xyz: unknown file extension: .xyz"),

@@ -25,7 +25,8 @@ PLANS = {
         {f.name: getattr(method, f.name) for f in options_of(type(method))} | {"keep": keep},
     )
     for name, method in METHODS.items()
-    if (method.sets_aside, method.recalls) == (False, False)  # such phases only run together
+    if not (method.sets_aside or method.recalls)  # such phases only run together
+    and not any(SIGNALS[need.signal].given for need in method.needs)
 }
 STAGES = {
     "divprune+fastv": lambda: [Stage(0, DivPrune(keep=0.5)), Stage(3, FastV(keep=0.4))],
@@ -53,7 +54,7 @@ def works(family, plan):
     needs = METHODS[plan].needs
     if any(SIGNALS[n.signal].vision for n in needs) and family.name in NO_ENCODER:
         return False
-    lacking = {"clip_image": True, "rope_weight": family.name in ROTATES_BY_THREE}
+    lacking = {"rope_weight": family.name in ROTATES_BY_THREE}
     lacking["saliency_first"] = family.name == "qwen2_5_vl"  # its first layers work in windows
     return not any(lacking.get(n.signal) or (n.variant in ("cls", "joint") and not family.cls) for n in needs)
 

@@ -27,6 +27,8 @@ ALLOWED = {
     "overlay": {"errors", "attach"},
     "recipes": {"errors", "methods"},
     "api": {"errors", "core", "methods", "attach", "recipes"},
+    "search": {"errors", "core", "methods", "attach", "api"},
+    "retrieval": {"errors", "core", "methods", "api"},
     "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay"},
 }
 

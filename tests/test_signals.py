@@ -10,7 +10,7 @@ import torch
 
 from tests.test_laws import BATCHES
 from tests.tiny import FAMILIES, Picture
-from tokenprune import FastV, MissingSignal, Selection, Stage, prune
+from tokenprune import BadInput, FastV, MissingSignal, Selection, Stage, prune, select
 from tokenprune.attach import run as engine
 from tokenprune.core.pixels import grey_entropy
 from tokenprune.methods.base import Method
@@ -189,3 +189,31 @@ def test_a_stage_does_not_read_an_earlier_ones_row(tiny_models, monkeypatch):
     monkeypatch.setattr(engine, "listener", lambda forward, i, *rest: listener(forward, i, *rest) if i == 0 else silent)
     with prune(model, [Stage(1, FastV(keep=0.5)), Stage(3, FastV(keep=1.0))]), pytest.raises(MissingSignal):
         model(**inputs)
+
+
+def test_signals_that_the_user_brings(tiny_models):
+    """CDPruner with CLIP: tensors for each image and each row; wrong ones say what was expected."""
+    family = FAMILIES["llava"]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    made = torch.Generator().manual_seed(0)
+    image, text = [torch.randn(36, 5, generator=made) for _ in range(3)], [torch.randn(m, 5) for m in (1, 3)]
+    with torch.no_grad(), prune(model, "cdpruner", keep=9, relevance="clip") as run:
+        with pytest.raises(MissingSignal, match="'clip_image'"):
+            model(**inputs)
+        run.give(clip_image=image, clip_text=text)
+        model(**inputs)
+        features = inputs["pixel_values"]
+        tokens = model.base_model.get_image_features(pixel_values=features).pooler_output
+        spans = run.spans
+        for number, span in enumerate(spans):
+            signals = {"features": tokens[number], "clip_image": image[number], "clip_text": text[span.row]}
+            alone = select("cdpruner", keep=9, relevance="clip", **signals).index
+            assert set((alone + span.columns[0]).tolist()) <= set(run.kept[0][span.row].tolist())
+        run.give(clip_image=image[:2])
+        with pytest.raises(BadInput, match="2 tensors were given for clip_image, but the prompt has 3 images"):
+            model(**inputs)
+        run.give(clip_image=[x[:9] for x in image])
+        with pytest.raises(BadInput, match="clip_image was given 9 tokens for an image of 36"):
+            model(**inputs)
+        with pytest.raises(BadInput, match="Unknown signal to give 'features'"):
+            run.give(features=image)

@@ -5,29 +5,82 @@ from tokenprune.attach.report import Report
 from tokenprune.attach.run import Run
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, MissingSignal, TokenpruneError, Unsupported
+from tokenprune.methods.adaptinfer import AdaptInfer
+from tokenprune.methods.agilepruner import AgilePruner
+from tokenprune.methods.cdpruner import CDPruner
+from tokenprune.methods.coarse_to_fine import CoarseToFine
+from tokenprune.methods.dart import DART
 from tokenprune.methods.divprune import DivPrune
+from tokenprune.methods.downsample import Downsample
+from tokenprune.methods.efficientvla import EfficientVLA
+from tokenprune.methods.fastervlm import FasterVLM
 from tokenprune.methods.fastv import FastV
+from tokenprune.methods.feather import FEATHER
 from tokenprune.methods.fopru import FoPru
+from tokenprune.methods.hired import HiRED
+from tokenprune.methods.holov import HoloV
+from tokenprune.methods.light_colpali import LightColPali
+from tokenprune.methods.lvlm_csp import LVLMCSP
+from tokenprune.methods.prumerge import PruMerge
+from tokenprune.methods.pyramiddrop import PyramidDrop
 from tokenprune.methods.random import Random
+from tokenprune.methods.sparsevlm import SparseVLM
 from tokenprune.methods.stage import Stage
+from tokenprune.methods.star import STAR
+from tokenprune.methods.todre import ToDRE
+from tokenprune.methods.token_transforming import TokenTransforming
+from tokenprune.methods.tome import ToMe
 from tokenprune.methods.uniform import Uniform
+from tokenprune.methods.vflowopt import VFlowOpt
+from tokenprune.methods.visionzip import VisionZip
+from tokenprune.methods.vispruner import VisPruner
+from tokenprune.recipes import Recipe, load_recipe
+from tokenprune.retrieval import merge_pages
+from tokenprune.search import search_layers
 from tokenprune.version import VERSION
 
 __version__ = VERSION
 __all__ = [
+    "DART",
+    "FEATHER",
+    "LVLMCSP",
+    "STAR",
+    "AdaptInfer",
+    "AgilePruner",
     "BadInput",
+    "CDPruner",
+    "CoarseToFine",
     "DivPrune",
+    "Downsample",
+    "EfficientVLA",
     "FastV",
+    "FasterVLM",
     "FoPru",
+    "HiRED",
+    "HoloV",
+    "LightColPali",
     "MissingSignal",
+    "PruMerge",
+    "PyramidDrop",
     "Random",
+    "Recipe",
     "Report",
     "Run",
     "Selection",
+    "SparseVLM",
     "Stage",
+    "ToDRE",
+    "ToMe",
+    "TokenTransforming",
     "TokenpruneError",
     "Uniform",
     "Unsupported",
+    "VFlowOpt",
+    "VisPruner",
+    "VisionZip",
+    "load_recipe",
+    "merge_pages",
     "prune",
+    "search_layers",
     "select",
 ]

@@ -19,7 +19,7 @@ from tokenprune.methods.base import Grid, Method, View, make_method
 from tokenprune.methods.registry import method_class
 from tokenprune.methods.signals import SIGNALS
 from tokenprune.methods.stage import Stage
-from tokenprune.recipes import Recipe, is_recipe, load_recipe
+from tokenprune.recipes import Recipe, named
 
 
 def prune(
@@ -50,17 +50,14 @@ def prune(
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
     """
-    if isinstance(method, (str, Path)) and is_recipe(method):
-        method = load_recipe(method)
-    if isinstance(method, Recipe):
-        if options or at is not None or scope is not None:
-            given = [*options, *(n for n, v in (("at", at), ("scope", scope)) if v is not None)]
-            raise BadInput(f"{', '.join(given)} cannot be changed beside a recipe. Edit a copy of its file.")
-        return Run(model, method.to_stages(), positions or method.positions, turns)
     if isinstance(method, (str, Path)):
-        method = make_method(method_class(str(method)), options)
+        method = named(method, options)
     elif options:
         raise BadInput(f"Options ({', '.join(options)}) go with a method's name; give the others to the method itself.")
+    if isinstance(method, Recipe):
+        if at is not None or scope is not None:
+            raise BadInput("at= and scope= cannot be changed beside a recipe. Edit a copy of its file.")
+        return Run(model, method.to_stages(), positions or method.positions, turns)
     if isinstance(method, Method):
         places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
         stages = [Stage(place, one, scope or "") for place, one in places]

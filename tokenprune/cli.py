@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenprune.errors import BadInput, TokenpruneError
-from tokenprune.methods.base import Method, make_method, options_of, places
-from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.recipes import Recipe, is_recipe, load_recipe, recipe_names
+from tokenprune.methods.base import Method, options_of, places
+from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import Recipe, load_recipe, named, recipe_names
 
 if TYPE_CHECKING:
     from tokenprune.attach.run import Run
@@ -100,12 +100,9 @@ def run(
     if keep is not None:
         options["keep"] = parse_value(keep)
     stage_options = {"at": at, "positions": positions, "scope": scope}
-    # A typing error should not wait for a model to load.
-    if is_recipe(method):
-        load_recipe(method)
-    else:
-        options.setdefault("keep", 0.1)
-        make_method(method_class(method), options)
+    if keep is None and method in all_methods():
+        options["keep"] = 0.1
+    named(method, options)  # a typing error should not wait for a model to load
 
     from tokenprune import scenes
     from tokenprune.api import prune

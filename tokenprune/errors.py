@@ -22,9 +22,9 @@ class MissingSignal(TokenpruneError):
     """A method reads a signal that this model or this call did not provide."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> BadInput:
-    """Error for an unknown name that shows the nearest known ones, or all of them."""
+def unknown(kind: str, name: object, known: Iterable[str], also: Iterable[str] = ()) -> BadInput:
+    """Error for an unknown name that shows the nearest one of `known` and `also`, or all that are `known`."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name), [*known, *also], n=1)
     mend = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
     return BadInput(f"Unknown {kind} {name!r}. {mend}")

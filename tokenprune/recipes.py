@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenprune.errors import BadInput, unknown
-from tokenprune.methods.base import make_method
-from tokenprune.methods.registry import method_class
+from tokenprune.methods.base import Method, make_method
+from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.stage import Stage
 
 ENDINGS = (".yaml", ".yml")
@@ -67,9 +67,19 @@ def recipe_names() -> list[str]:
     return sorted(f.name.rpartition(".")[0] for f in folder().iterdir() if f.name.endswith(ENDINGS))
 
 
-def is_recipe(name: str | Path) -> bool:
-    """Whether a method's name is a recipe's name or file instead."""
-    return isinstance(name, Path) or name.endswith(ENDINGS) or name in recipe_names()
+def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
+    """What a name stands for: a method, built with these options, or a recipe (its name or file), which takes none.
+
+    Raises `BadInput` for an unknown name, with the nearest one.
+    """
+    text = str(name)
+    if isinstance(name, Path) or text.endswith(ENDINGS) or text in recipe_names():
+        if options:
+            raise BadInput(f"{', '.join(options)} cannot be changed beside a recipe. Edit a copy of its file.")
+        return load_recipe(name)
+    if text not in all_methods():
+        raise unknown("method or recipe", text, all_methods(), also=recipe_names())
+    return make_method(method_class(text), options)
 
 
 def load_recipe(name: str | Path) -> Recipe:

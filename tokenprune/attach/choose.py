@@ -60,6 +60,7 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
 def _units(stage: Stage, forward: Forward) -> list[Unit]:
     """Spans with tokens left; with scope=item, all spans of a picture as one."""
     reads_text = any(need.signal.startswith("text_") or need.signal == "rope_weight" for need in stage.method.needs)
+    pieces = forward.signals.given.get("clip_text")
     members: dict[tuple, list[int]] = defaultdict(list)
     for i, span in enumerate(forward.spans):
         key = (span.row, span.media, span.item) if stage.scope == "item" else (i,)
@@ -76,6 +77,8 @@ def _units(stage: Stage, forward: Forward) -> list[Unit]:
         unit = Unit(spans, forward.spans[spans[0]].row, columns, torch.cat(tokens), total)
         if reads_text:
             unit.text = len(text_after(forward, unit))
+        if pieces is not None and unit.row < len(pieces):
+            unit.text += len(pieces[unit.row])
         units.append(unit)
     return units
 

@@ -65,6 +65,7 @@ class Run:
         self._local = threading.local()
         self._done: tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report] | None = None
         self._handles: list[Any] = []
+        self._given: dict[str, list[Tensor]] = {}
         needs = {need for stage in self.stages for need in stage.method.needs}
         for need in sorted(needs, key=str):
             self.family.require(self.model, need.signal, need.variant)
@@ -131,6 +132,17 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
+
+    def give(self, **signals: Sequence[Tensor]) -> None:
+        """Bring signals that no model of the family computes, for the prompts that follow (until given anew).
+
+        clip_image: one tensor [n, e] for each image, tile or video of the prompt, in reading order; clip_text: one
+        tensor [q, e] for each row of the batch.
+        """
+        for name in signals:
+            if name not in SIGNALS or not SIGNALS[name].given:
+                raise unknown("signal to give", name, [n for n, s in SIGNALS.items() if s.given])
+        self._given |= {name: [torch.as_tensor(x) for x in values] for name, values in signals.items()}
 
     @property
     def kept(self) -> list[list[Tensor]]:
@@ -281,7 +293,7 @@ class Run:
             past=past,
             rows=rows,
             spans=spans,
-            signals=Signals(hidden, is_text, vision),
+            signals=Signals(hidden, is_text, vision, self._given),
             tail=length - (length if right_padded else end),
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),
             past_valid=None if given is None else given[:, :-length],

@@ -51,6 +51,7 @@ class Signals:
     embeds: Tensor  # [B, L, d]: input embeddings of the prompt, visual features among them
     is_text: Tensor  # bool [B, L]
     vision: dict[Need, list[Tensor]] = field(default_factory=dict)  # for each span [n, ...]
+    given: dict[str, list[Tensor]] = field(default_factory=dict)  # by the user: for each span, or for each batch row
     heard: Heard = field(default_factory=Heard)
 
 
@@ -186,6 +187,8 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
     rows = torch.tensor([u.row for u in units], device=hidden.device)
     columns = torch.stack([u.columns for u in units])
     name = need.signal
+    if SIGNALS[name].given:
+        return _given(signals.given.get(name), name, forward, units, hidden.device)
     if SIGNALS[name].vision:
         return torch.stack([_of_unit(signals.vision[need], u) for u in units]).to(hidden.device)
     if name == "features":
@@ -213,6 +216,25 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
     if name == "rope_weight":
         return torch.stack([_rope_weight(forward, i, u, hidden) for u in units])
     return None
+
+
+def _given(
+    values: list[Tensor] | None, name: str, forward: Forward, units: list[Unit], device: torch.device
+) -> Tensor | None:
+    """What the user brought for this prompt, checked against it."""
+    if values is None:
+        return None
+    per_row = SIGNALS[name].token_axis is None
+    expected = forward.batch if per_row else len(forward.spans)
+    if len(values) != expected:
+        what = "rows" if per_row else "images, tiles and videos"
+        raise BadInput(f"{len(values)} tensors were given for {name}, but the prompt has {expected} {what}.")
+    for span, value in zip(forward.spans, values, strict=False):
+        if not per_row and len(value) != span.count:
+            raise BadInput(f"{name} was given {len(value)} tokens for an image of {span.count}.")
+    if per_row:
+        return torch.stack([values[u.row] for u in units]).to(device)
+    return torch.stack([_of_unit(values, u) for u in units]).to(device)
 
 
 def _of_unit(per_span: list[Tensor], unit: Unit) -> Tensor:

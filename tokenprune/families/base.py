@@ -11,8 +11,6 @@ from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
 
-NO_CLIP = "its checkpoints hold no CLIP text tower. Use relevance='llm', or tokenprune.select with your own."
-
 
 def without(reason: str, *signals: str) -> dict[str, str]:
     """The same reason for several signals, for `Family.missing`."""
@@ -157,8 +155,6 @@ class Family(ABC):
 
     def lacks(self, signal: str, variant: str) -> str | None:
         """Why no model of this family can give a signal; None where one can."""
-        if signal.startswith("clip_"):
-            return NO_CLIP
         return self.missing.get(signal, self.missing.get(f"{signal}:{variant}"))
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:

@@ -22,7 +22,8 @@ class CDPruner(Method):
     Kernel diag(r) S diag(r), S the cosines of the projected tokens, r their relevance to the question; greedy MAP
     inference picks k tokens. Relevance with `relevance="clip"`: the negated cosine of CLIP's image embedding of a patch
     and its text embedding of the question, mean over pieces of the question. With `relevance="llm"`: the cosine of the
-    projected token and the mean input embedding of the text after the image, for models without CLIP's text tower.
+    projected token and the mean input embedding of the text after the image. No checkpoint of a vision-language model
+    holds CLIP's text tower: bring both embeddings with `run.give(clip_image=..., clip_text=...)`.
     r = (rel - min + 1e-6) / (max - min), with min and max over all crops of a picture (`range="picture"`, as published)
     or over each (`range="span"`). theta: in (0, 1), r <- exp(theta / (2 (1 - theta)) r), a variant of the code; 0 is
     off.

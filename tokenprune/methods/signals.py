@@ -15,6 +15,7 @@ class Signal:
     asks: bool = False  # depends on the question in the prompt
     heard: bool = False  # comes from the attention of a decoder layer
     vision: bool = False  # comes from the vision encoder
+    given: bool = False  # comes from the user alone
 
     @property
     def ndim(self) -> int:
@@ -61,6 +62,6 @@ SIGNALS = {
         "[H, m, e]", "keys of the text after the span, layer k-1", token_axis=None, asks=True, heard=True
     ),
     "text_embeddings": Signal("[m, d]", "input embeddings of the text after the span", token_axis=None, asks=True),
-    "clip_image": Signal("[n, e]", "CLIP image embedding of each patch", token_axis=-2),
-    "clip_text": Signal("[q, e]", "CLIP embedding of each piece of the question", token_axis=None, asks=True),
+    "clip_image": Signal("[n, e]", "CLIP image embedding of each patch", token_axis=-2, given=True),
+    "clip_text": Signal("[q, e]", "CLIP embedding of each piece of the question", None, asks=True, given=True),
 }
