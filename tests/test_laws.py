@@ -101,6 +101,17 @@ def merges_by_layer(run):
     return {stage.at: merges for stage, merges in zip(run.stages, run.merges, strict=True)}
 
 
+def done(run, every=1):
+    """What the oracle has to repeat; `every`: of a batch expanded by that much, the first copy of each row."""
+    waits = [stage.at for stage in run.stages if stage.method.sets_aside or stage.method.recalls]
+    merges = {
+        at: [(row // every, *rest) for row, *rest in merged if row % every == 0]
+        for at, merged in merges_by_layer(run).items()
+    }
+    kept = {at: rows[::every] for at, rows in kept_by_layer(run).items()}
+    return {"stages": kept, "merges": merges, "bypass": tuple(waits) or None}
+
+
 def alive_rows(run, inputs, placeholders):
     """bool [B, L]: tokens that reach the last layer."""
     alive = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], torch.tensor(placeholders))
@@ -166,20 +177,19 @@ def check_oracle(family, model, rows, plan, positions):
     compact = positions == "compact"
     with attach(model, plan, positions) as run:
         logits = model(**inputs).logits
-        kept, merges, alive = kept_by_layer(run), merges_by_layer(run), alive_rows(run, inputs, family.placeholder)
+        first, alive = done(run), alive_rows(run, inputs, family.placeholder)
         out = model.generate(**inputs, **GREEDY, output_logits=True, return_dict_in_generate=True)
-        kept_then, merges_then = kept_by_layer(run), merges_by_layer(run)
-    waits = [stage.at for stage in run.stages if stage.method.sets_aside or stage.method.recalls]
-    more = {"compact": compact, "bypass": tuple(waits) or None}
+        then = done(run)
     same_positions = len(rows) == 1 or not family.counts_padding
     if same_positions or plan != "dart":  # it reads rotated keys
-        assert all(torch.equal(a, b) for at in kept for a, b in zip(kept_then[at], kept[at], strict=True))
+        pairs = [pair for at in first["stages"] for pair in zip(then["stages"][at], first["stages"][at], strict=True)]
+        assert all(torch.equal(a, b) for a, b in pairs)
     # Decoding lengthens the prompt by the tokens that were generated; all of them are text.
     grown = family.grown(inputs, out.sequences)
-    expected = oracle_logits(family, model, grown, kept_then, merges=merges_then, **more)
+    expected = oracle_logits(family, model, grown, compact=compact, **then)
     length = inputs["input_ids"].shape[1]
     if same_positions:
-        prefill = oracle_logits(family, model, inputs, kept, merges=merges, **more)
+        prefill = oracle_logits(family, model, inputs, compact=compact, **first)
         torch.testing.assert_close(logits[alive], prefill[alive], atol=1e-4, rtol=0)
     for step, scores in enumerate(out.logits):
         torch.testing.assert_close(scores, expected[:, length - 1 + step], atol=1e-4, rtol=0)

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.oracle import oracle_logits
-from tests.test_laws import BATCHES, GREEDY, attach, cells, kept_by_layer, works
+from tests.test_laws import BATCHES, GREEDY, attach, cells, done, kept_by_layer, works
 from tests.tiny import FAMILIES, Picture
 from tests.tiny.base import llama
 from tokenprune import BadInput, Unsupported, prune
@@ -22,6 +22,10 @@ POLICIES = ["original", "compact"]
 
 
 ALL = pytest.mark.parametrize(("family", "plan"), cells(PLANS))
+# Merged tokens and tokens that wait beside the layers as well, on the families that differ.
+MORE = pytest.mark.parametrize(
+    ("family", "plan"), cells([*PLANS, "tome", "sparsevlm", "lvlm_csp", "pyramiddrop", "feather"], everywhere=PLANS)
+)
 
 
 def several(family):
@@ -31,15 +35,15 @@ def several(family):
 
 
 @pytest.mark.parametrize("positions", POLICIES)
-@ALL
+@MORE
 def test_beam_search(family, tiny_models, plan, positions):
     """Each returned sequence's score is the oracle's: reordering moved keys, padding and shifts together."""
     model, inputs = tiny_models(family), several(family)
     length = inputs["input_ids"].shape[1]
     with attach(model, plan, positions) as run:
         out = model.generate(**inputs, **GREEDY, num_beams=3, output_scores=True, return_dict_in_generate=True)
-        kept = {at: rows[::3] for at, rows in kept_by_layer(run).items()}
-    logits = oracle_logits(family, model, family.grown(inputs, out.sequences), kept, positions == "compact")
+        found = done(run, every=3)
+    logits = oracle_logits(family, model, family.grown(inputs, out.sequences), compact=positions == "compact", **found)
     chosen = logits.log_softmax(-1)[:, length - 1 : -1].gather(2, out.sequences[:, length:, None]).squeeze(-1)
     torch.testing.assert_close(out.sequences_scores, chosen.sum(1) / chosen.shape[1], atol=1e-4, rtol=0)
 
@@ -61,12 +65,12 @@ def test_sampling_with_several_sequences(family, tiny_models, plan):
 
 
 @pytest.mark.parametrize("positions", POLICIES)
-@ALL
+@MORE
 def test_second_turn_reuses_the_cache(family, tiny_models, plan, positions):
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
     with attach(model, plan, positions, turns="accept") as run:
         first = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-        kept = kept_by_layer(run)
+        found = done(run)
         question = torch.tensor([[11, 12, 13, 14], [21, 22, 23, 24]])
         ids = torch.cat([first.sequences, question], dim=1)
         second = model.generate(
@@ -77,7 +81,8 @@ def test_second_turn_reuses_the_cache(family, tiny_models, plan, positions):
             output_logits=True,
             return_dict_in_generate=True,
         )
-    expected = oracle_logits(family, model, family.grown(inputs, second.sequences), kept, positions == "compact")
+    grown = family.grown(inputs, second.sequences)
+    expected = oracle_logits(family, model, grown, compact=positions == "compact", **found)
     for step, scores in enumerate(second.logits):
         torch.testing.assert_close(scores, expected[:, ids.shape[1] - 1 + step], atol=1e-4, rtol=0)
 
