@@ -24,6 +24,9 @@ train: $(VENV)/.dev
 results: $(VENV)/.dev
 	$(BIN)/python -m eval.scenes.heldout
 	$(BIN)/python -m eval.scenes.compare
+	$(BIN)/python -m eval.scenes.claims
+	$(BIN)/python -m eval.scenes.pareto
+	$(BIN)/python -m eval.selection_cost
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m eval.readme

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import mean
 
 from eval import results
-from eval.matrix import matrix
+from eval.matrix import matrix, obstacle, variants
 from eval.scenes.questions import TYPES
-from tokenprune.methods.base import options_of
+from tokenprune.cli import SHARED, describe
+from tokenprune.families.registry import all_families
+from tokenprune.methods.base import Method, options_of, places
 from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import load_recipe, recipe_names
 
 README = Path(__file__).parent.parent / "README.md"
+FULL = results.RESULTS / "scenes_methods.md"
+BAR = 0.03  # of the prefill: what a selection may cost
 
 
 def row(*cells: object) -> str:
@@ -27,13 +33,31 @@ def table(head: list[str], rows: list[list[object]]) -> str:
 
 def methods() -> str:
     """Every method of the registry."""
+    families = list(all_families().values())
+    variants_of: dict[str, list[Method]] = {}
+    for _, method in variants():
+        variants_of.setdefault(method.name, []).append(method)
     rows = []
     for cls in all_methods().values():
-        options = ", ".join(f"`{f.name}={f.default}`" for f in options_of(cls))
-        place = "before the LLM" if cls.default_at == 0 else f"before layer {cls.default_at}"
-        signals = ", ".join(f"`{need.signal}`" for need in cls().needs) or "none"
-        rows.append([f"`{cls.name}`", cls.year or "", cls.paper, cls.kind, place, signals, options])
-    return table(["method", "year", "paper", "kind", "stage", "signals", "options and defaults"], rows)
+        plain = cls()
+        own = [f for f in options_of(cls) if f.name not in SHARED or f.default != SHARED[f.name].default]
+        options = ", ".join(f"`{f.name}={f.default}`" for f in own)
+        signals = ", ".join(f"`{need.signal}`" for need in plain.needs) or "none"
+        served = sum(obstacle(f, plain) is None for f in families)
+        best = max(sum(obstacle(f, m) is None for f in families) for m in variants_of[cls.name])
+        reach = f"{served}" if best == served else f"{served} ({best} with other options)"
+        place = describe(*places(cls))
+        rows.append([f"`{cls.name}`", cls.year or "", cls.paper, cls.kind, place, signals, reach, options])
+    head = ["method", "year", "paper", "kind", "stage (of 32 layers)", "signals", f"families of {len(families)}"]
+    return table([*head, "options and defaults"], rows)
+
+
+def recipes() -> str:
+    """Names of the recipes, by the method of their first stage."""
+    groups: dict[str, list[str]] = {}
+    for name in recipe_names():
+        groups.setdefault(load_recipe(name).stages[0].method, []).append(f"`{name}`")
+    return table(["method", "recipes"], [[f"`{method}`", ", ".join(names)] for method, names in groups.items()])
 
 
 def heldout() -> str:
@@ -70,13 +94,13 @@ def compared() -> list[dict]:
     ]
 
 
-def comparison() -> str:
-    """Accuracy of every method at every budget, both position policies."""
+def full_comparison() -> str:
+    """Accuracy of every method at every budget by question type, both position policies."""
     data = results.read("scenes_methods.json")
     head = ["method", "keep", "tokens: average / last layer", "prefill FLOPs", "positions", "all", *TYPES]
     dense = data["dense"]
     first = ["none (dense)", "", "144 / 144", "100 %", ""]
-    rows = [[*first, *(f"{100 * v:.1f}" for v in (sum(dense.values()) / len(dense), *dense.values()))]]
+    rows = [[*first, *(f"{100 * v:.1f}" for v in (mean(dense.values()), *dense.values()))]]
     for cell in sorted(compared(), key=lambda c: (-c["keep"], c["label"], c["positions"] == "compact")):
         tokens = f"{cell['average_tokens']:.0f} / {cell['final_tokens']:.0f}"
         scores = [f"{100 * v:.1f}" for v in (cell["all"], *cell["types"].values())]
@@ -85,7 +109,90 @@ def comparison() -> str:
     return table(head, rows)
 
 
-BLOCKS = {"methods": methods, "matrix": matrix, "heldout": heldout, "comparison": comparison}
+def comparison() -> str:
+    """Every method at every budget: right answers over all types, and what one budget cost."""
+    dense = results.read("scenes_methods.json")["dense"]
+    groups: dict[str, dict[tuple, dict]] = {}
+    for cell in compared():
+        groups.setdefault(cell["label"], {})[cell["keep"], cell["positions"]] = cell
+    rows = []
+    for label, cells in groups.items():
+        policy = "original" if (0.25, "original") in cells else "compact"
+        own = [cells.get((keep, policy)) for keep in (0.5, 0.25, 0.1, 0.05)]
+        other = cells.get((0.25, "compact"))
+        middle = own[1]
+        tokens = f"{middle['average_tokens']:.0f} / {middle['final_tokens']:.0f}"
+        scores = [f"{100 * c['all']:.1f}" if c else "" for c in own]
+        compact = f"{100 * other['all']:.1f}" if other else ""
+        rows.append([label, *scores, compact, tokens, f"{100 * middle['flops']:.0f} %"])
+    rows.sort(key=lambda r: -float(r[2]))
+    whole = f"{100 * mean(dense.values()):.1f}"
+    head = ["method", "50 %", "25 %", "10 %", "5 %", "25 %, compact", "tokens at 25 %: average / last", "FLOPs at 25 %"]
+    return table(head, [["none (dense)", whole, whole, whole, whole, whole, "144 / 144", "100 %"], *rows])
+
+
+def claims() -> str:
+    """The two published claims, and what came of them here."""
+    data = results.read("scenes_claims.json")
+    rows = []
+    for row in data["feather_against_fastv"]:
+        name = f"{row['name']} before layer{'s' if len(row['at']) > 1 else ''} {', '.join(map(str, row['at']))}"
+        scores = [f"{100 * row['types'][kind]['right']:.1f}" for kind in ("position", "relation")]
+        rows.append([name, f"{100 * row['flops']:.0f} %", *scores, f"{row['types']['position']['mean_box_iou']:.2f}"])
+    head = ["grounding at equal FLOPs", "FLOPs", "position, %", "relation, %", "mean box IoU"]
+    text = table(head, rows) + "\n\n"
+    kinds = list(data["dense"])
+    gaps = []
+    for keep in dict.fromkeys(cell["keep"] for cell in data["gap"]):
+        share = {
+            policy: [
+                mean(c["types"][k] for c in data["gap"] if (c["keep"], c["positions"]) == (keep, policy)) for k in kinds
+            ]
+            for policy in ("original", "compact")
+        }
+        for policy, values in share.items():
+            gaps.append([f"{100 * keep:.0f} %", policy, *(f"{100 * v:.1f}" for v in values)])
+    methods = ", ".join(dict.fromkeys(cell["method"] for cell in data["gap"]))
+    count = data["questions_per_type"]
+    note = f"{count} questions of each type. Position policies: mean over {methods}."
+    return text + table(["keep", "positions", *kinds], gaps) + f"\n\n{note}"
+
+
+def cost() -> str:
+    """Which methods choose slower than 3 % of the prefill that follows."""
+    data = results.read("selection_cost.json")
+    sizes = data["sizes"]
+    names = list(sizes[0]["selection_ms"])
+    share = {name: [s["selection_ms"][name] / s["prefill_ms"] for s in sizes] for name in names}
+    slow = sorted((n for n in names if max(share[n]) > BAR), key=lambda n: -max(share[n]))
+    rows = [[f"`{n}`", *(f"{100 * v:.1f} %" for v in share[n])] for n in slow]
+    fast = ", ".join(f"`{n}`" for n in names if n not in slow)
+    head = ["over 3 % somewhere", *(f"n = {s['n']:,}" for s in sizes)]
+    prefill = " / ".join(f"{s['prefill_ms'] / 1000:.1f}" for s in sizes)
+    note = (
+        f"Selection time over the prefill of what was kept ({100 * data['keep']:.0f} %, {prefill} s), "
+        f"{data['threads']} threads, float32. Under 3 % at every size: {fast}."
+    )
+    return table(head, rows) + f"\n\n{note}"
+
+
+BLOCKS = {
+    "methods": methods,
+    "recipes": recipes,
+    "matrix": matrix,
+    "heldout": heldout,
+    "comparison": comparison,
+    "claims": claims,
+    "cost": cost,
+}
+
+
+def full_page() -> str:
+    """The page with the whole comparison."""
+    return (
+        "# Every method on the bundled model, by question type\n\nShare of right answers, %. Tokens are visual tokens. "
+        f"Regenerate with `make results readme`.\n\n{full_comparison()}\n"
+    )
 
 
 def render(text: str) -> str:
@@ -99,4 +206,5 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
+    FULL.write_text(full_page())
     README.write_text(render(README.read_text()))

@@ -76,6 +76,18 @@ def cells(plans, everywhere=None, video=False):
     ]
 
 
+def policies(found, both=()):
+    """Each cell with one position policy, by turns; plans or families in `both` with each of the two."""
+    params = []
+    for number, cell in enumerate(found):
+        family, plan = cell.values
+        turns = ("original", "compact")
+        if plan not in both and family.name not in both:
+            turns = turns[number % 2 :][:1]
+        params += [pytest.param(family, plan, policy, id=f"{cell.id}-{policy}") for policy in turns]
+    return pytest.mark.parametrize(("family", "plan", "positions"), params)
+
+
 def attach(model, plan, positions="original", **more):
     if plan in PLANS:
         name, options = PLANS[plan](0.3)
@@ -120,23 +132,20 @@ def alive_rows(run, inputs, placeholders):
     return alive
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES]))
+@policies(cells([*PLANS, *STAGES]), both=[*ANCHORS, *STAGES])
 def test_oracle_prefill_and_every_step(family, tiny_models, plan, positions):
     """Law 3: every method on every family, on a padded batch of several images."""
     check_oracle(family, tiny_models(family), BATCHES["padded"], plan, positions)
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
 @pytest.mark.parametrize("batch", ["one", "text-only row"])
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES], everywhere=["four stages"]))
+@policies(cells([*PLANS, *STAGES], everywhere=["four stages"]), both=STAGES)
 def test_oracle_on_other_batches(family, tiny_models, plan, batch, positions):
     """Law 3."""
     check_oracle(family, tiny_models(family), BATCHES[batch], plan, positions)
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES], video=True))
+@policies(cells([*PLANS, *STAGES], everywhere=["fopru", "downsample", *STAGES], video=True), both=STAGES)
 def test_oracle_with_videos(family, tiny_models, plan, positions):
     """Law 3 for videos."""
     check_oracle(family, tiny_models(family), CLIPS, plan, positions)

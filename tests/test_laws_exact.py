@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenprune
-from tests.test_laws import BATCHES, GREEDY, METHODS, PLANS, STAGES, attach, cells, kept_by_layer, works
+from tests.test_laws import BATCHES, GREEDY, METHODS, PLANS, STAGES, attach, cells, kept_by_layer, policies, works
 from tests.tiny import Picture
 from tokenprune import Stage, Uniform, prune
 from tokenprune.attach import taps
@@ -29,8 +29,7 @@ def state_of(model):
     return modules, dict(ALL_ATTENTION_FUNCTIONS._local_mapping), dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize(("family", "plan"), cells(PLANS, everywhere=CORE))
+@policies(cells(PLANS, everywhere=CORE), both=CORE)
 def test_keep_all_changes_nothing(family, tiny_models, plan, positions):
     """Law 1."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
@@ -107,8 +106,7 @@ def test_two_models_do_not_see_each_other(family):
         assert not ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES], everywhere=CORE))
+@policies(cells([*PLANS, *STAGES], everywhere=CORE), both=CORE)
 def test_padded_batch_equals_rows_alone(family, tiny_models, plan, positions):
     """Law 4: different lengths, different numbers of images and kept tokens, a text-only row."""
     model = tiny_models(family)

@@ -83,6 +83,7 @@ def test_the_wheel_works_without_the_repository(tmp_path):
 def test_the_readme_is_up_to_date():
     text = readme.README.read_text()
     assert readme.render(text) == text, "README.md is stale: run `make readme`"
+    assert readme.full_page() == readme.FULL.read_text(), "scenes_methods.md is stale: run `make readme`"
 
 
 def test_the_tree_in_the_readme_names_every_file():

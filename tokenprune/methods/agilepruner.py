@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.diversity import unit_rows
+from tokenprune.core.diversity import cosine_distance
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.signals import Need
@@ -53,19 +53,17 @@ class AgilePruner(Method):
 
     def select(self, view: View) -> Selection:
         k, features = self.budget(view), view["vision_features"]
-        unit = unit_rows(features)
         step = 0.01 * effective_rank(features)[:, None] / self.erank_average
         attention = view["saliency"].float()
         order = ranked(attention)
-        unit = unit.gather(1, order[..., None].expand_as(unit))
+        distance = cosine_distance(features.gather(1, order[..., None].expand_as(features)))
         chosen = torch.zeros_like(order, dtype=torch.bool)
         free = torch.ones_like(chosen)
         for i in range(1, k + 1):
             candidates = torch.where(free.any(-1, keepdim=True), free, ~chosen)
             pick = candidates.long().argmax(-1, keepdim=True)
             chosen = chosen.scatter(1, pick, True)
-            own = unit.gather(1, pick[..., None].expand(-1, 1, unit.shape[-1]))
-            distance = 1 - (unit @ own.mT).squeeze(-1)
-            free &= (distance >= (step * i).clamp(max=self.tau_max)) & ~chosen
+            row = distance.gather(1, pick[..., None].expand(-1, 1, view.count)).squeeze(1)
+            free &= (row >= (step * i).clamp(max=self.tau_max)) & ~chosen
         kept = ranked(chosen.long())[:, :k]
         return Selection(order.gather(1, kept).sort(dim=-1).values)

@@ -48,17 +48,18 @@ class VisPruner(Method):
         k = self.budget(view)
         important = int(k * self.important)
         order = ranked(view["saliency"].float())
-        rest = self._thinned(unit_rows(view["vision_features"]), order[:, important:], k - important)
+        unit = unit_rows(view["vision_features"])
+        rest = self._thinned(unit @ unit.mT, order[:, important:], k - important)
         return Selection(torch.cat([order[:, :important], rest], dim=1).sort(dim=-1).values)
 
     @staticmethod
-    def _thinned(features: Tensor, rest: Tensor, target: int) -> Tensor:
+    def _thinned(likeness: Tensor, rest: Tensor, target: int) -> Tensor:
         if target == 0:
             return rest[:, :0]
         while rest.shape[1] > target:
             even, odd = rest[:, ::2], rest[:, 1::2]
-            left, right = (features.gather(1, r[..., None].expand(-1, -1, features.shape[-1])) for r in (even, odd))
-            alike = ranked((left @ right.mT).amax(-1))
+            rows = likeness.gather(1, even[..., None].expand(-1, -1, likeness.shape[-1]))
+            alike = ranked(rows.gather(2, odd[:, None].expand(-1, even.shape[1], -1)).amax(-1))
             leave = min(8, rest.shape[1] - target, even.shape[1])
             rest = torch.cat([even.gather(1, alike[:, leave:]), odd], dim=1)
         return rest
