@@ -101,8 +101,20 @@ def select(
         raise unknown(f"signal of {method.name}", next(iter(options)), [*SIGNALS, "grid"])
     elif keep is not None:
         method = replace(method, keep=keep)
-    grids = () if grid is None else tuple(tuple(g) for g in ([grid] if isinstance(grid[0], int) else grid))
-    return _select(method, signals, grids, total, tokens)
+    return _select(method, signals, _grids(grid), total, tokens)
+
+
+def _grids(grid: Grid | Sequence[Grid] | None) -> tuple[Grid, ...]:
+    """The grid of each part, checked."""
+    if grid is None:
+        return ()
+    parts = [grid] if all(isinstance(size, int) for size in grid) else grid
+    for part in parts:
+        if not isinstance(part, Sequence) or len(part) != 3 or not all(isinstance(x, int) and x > 0 for x in part):
+            raise BadInput(
+                f"grid={grid!r} is not (t, h, w), frames, rows and columns, or a list of such for the parts."
+            )
+    return tuple(tuple(part) for part in parts)
 
 
 def _select(
@@ -134,7 +146,10 @@ def _select(
     stacked = {name: value[None] if single else value for name, value in signals.items()}
     spans = next(iter(stacked.values())).shape[0]
     if tokens is not None:
-        tokens = torch.as_tensor(tokens).expand(spans, count)
+        tokens = torch.as_tensor(tokens)
+        if tokens.shape[-1] != count:
+            raise BadInput(f"tokens names {tokens.shape[-1]} tokens, but the signals have {count}.")
+        tokens = tokens.expand(spans, count)
     result = method.select(View(count, spans, grids, stacked, tokens, total or count))
     if not single:
         return result

@@ -95,7 +95,8 @@ def listener(forward: Forward, i: int, needs: tuple[Need, ...], layer: Callable[
             ]
         if any(need.signal in PAID for need in needs):
             rows = nn.utils.rnn.pad_sequence(text_rows(forward), batch_first=True)
-            heard.paid = _attention(forward, i, store, query, key, scaling, softcap, rows)
+            if rows.shape[1]:
+                heard.paid = _attention(forward, i, store, query, key, scaling, softcap, rows)
         if any(need.signal in ("keys", "text_keys") for need in needs):
             first = forward.seen_keys(i, store, key.shape[2])[2]
             heard.keys = key[:, :, first : first + forward.rows.length]

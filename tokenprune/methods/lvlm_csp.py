@@ -58,6 +58,8 @@ class LVLMCSP(Method):
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
         quarter, half = max(1, layers // 4), max(2, layers // 2)
+        if self.phase != "prune":
+            return [(0 if self.phase == "cluster" else quarter, self)]
         return [
             (0, replace(self, phase="cluster", keep=1.0 if self.keep == 1.0 else self.clusters)),
             (quarter, replace(self, phase="scatter", keep=1.0)),

@@ -37,6 +37,7 @@ class VFlowOpt(Method):
     paper: ClassVar[str] = "arXiv 2508.05211"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, recycling, staged"
+    scope: ClassVar[str] = "item"
 
     keep: Keep = keep_option(0.1166)
     phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))
