@@ -28,6 +28,8 @@ def obstacle(family: Family, method: Method) -> str | None:
         reason = family.lacks(need.signal, need.variant)
         if reason is not None:
             return f"no {need.signal}: {reason}"
+    if method.merges_in == "encoder" and not family.projects:
+        return "it does not project its features one by one. Use merge_in='projected'."
     return None
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from tests.test_laws import BATCHES
+from tests.test_signals import listen
 from tests.tiny import FAMILIES, Picture
-from tokenprune import BadInput, Stage, prune, select
+from tokenprune import BadInput, MissingSignal, Stage, prune, select
 from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
 from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
 from tokenprune.methods.base import places
 from tokenprune.methods.registry import all_methods
+from tokenprune.methods.signals import Need
 
 TILES = [(1, 4, 4), (1, 8, 8)]  # a base image and one grid of 2 x 2 tiles
 
@@ -274,3 +276,36 @@ def test_text_only_prompts_and_batches_of_mixed_kinds(tiny_models, method):
     with torch.no_grad(), prune(model, method):
         model(**family.inputs([[5]]))
         model(**family.inputs(BATCHES["text-only row"]))
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+@pytest.mark.parametrize("method", ["visionzip", "prumerge"])
+def test_merging_before_the_projector(tiny_models, method, name):
+    """As published: encoder features are mixed and then projected; tokens that are not mixed stay to the last bit."""
+    family = FAMILIES[name]
+    model, inputs = tiny_models(family), family.inputs([[3, Picture(4, 6), 5]])
+    seen = []
+    first = family.text_model(model).layers[0]
+    needs = {"keep": 9, "merge_in": "encoder"}
+    with torch.no_grad(), prune(model, method, **needs) as run:
+        handle = first.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+        model(**inputs)
+        handle.remove()
+        merges, spans = run.merges[0], run.spans
+        kept = run.kept[0][0]
+    dense = model(**inputs, output_hidden_states=True).hidden_states[0][0]
+    found, (span_signals, _) = {}, listen(model, inputs, 0, Need("vision_features"))
+    for (_, sources, own, weights), span in zip(merges, spans, strict=True):
+        features = next(f["vision_features"] for f in span_signals if len(f["vision_features"]) == len(sources))
+        for column, mix in zip(own.tolist(), weights, strict=True):
+            projected = model.base_model.multi_modal_projector((mix @ features)[None])[0]
+            found[column] = dense[column] if (mix != 0).sum() == 1 else projected
+        assert len(span.columns) == len(sources)
+    assert sorted(found) == kept.tolist()
+    assert any((mix != 0).sum() > 1 for *_, weights in merges for mix in weights)
+    for value in found.values():
+        assert (seen[0][0] - value).abs().amax(-1).min() < 1e-5
+    with pytest.raises(MissingSignal, match=r"Qwen2-VL does not project its features one by one"):
+        prune(tiny_models(FAMILIES["qwen2_vl"]), method, source="received", **needs)
+    with pytest.raises(BadInput, match="works before the LLM, at=0, not 2"):
+        prune(model, method, at=2, **needs)

@@ -49,8 +49,17 @@ def test_peft(family, tiny_models):
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 def test_accelerate_hooks(family, tiny_models, tmp_path, place):
     """As device_map does it: weights come in for a decoder layer's forward and go again, inputs follow the weights."""
+    check_offloaded(family, tiny_models, tmp_path, place, PLAN)
+
+
+@pytest.mark.parametrize("plan", ["pyramiddrop", "feather", "dart", "sparsevlm", "lvlm_csp"])
+def test_accelerate_hooks_where_a_layer_is_asked_before_it_runs(tiny_models, tmp_path, plan):
+    check_offloaded(FAMILIES["llava"], tiny_models, tmp_path, "cpu", plan)
+
+
+def check_offloaded(family, tiny_models, tmp_path, place, plan):
     inputs = family.inputs(BATCHES["padded"])
-    with torch.no_grad(), attach(tiny_models(family), PLAN) as run:
+    with torch.no_grad(), attach(tiny_models(family), plan) as run:
         expected, kept = tiny_models(family).generate(**inputs, **GREEDY), run.kept
     model, here = family.build(), torch.device("cpu")
     add_hook_to_module(model, AlignDevicesHook(execution_device=here, io_same_device=True))
@@ -59,7 +68,7 @@ def test_accelerate_hooks(family, tiny_models, tmp_path, place):
             cpu_offload(layer, execution_device=here)
         else:
             disk_offload(layer, tmp_path / str(i), execution_device=here)
-    with torch.no_grad(), attach(model, PLAN) as run:
+    with torch.no_grad(), attach(model, plan) as run:
         assert torch.equal(model.generate(**inputs, **GREEDY), expected)
         assert [[r.tolist() for r in rows] for rows in run.kept] == [[r.tolist() for r in rows] for rows in kept]
 

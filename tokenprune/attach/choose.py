@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Merge:
-    """Rows of batch row `row` that become mixtures: row `kept[i]` = weights[i] @ rows `sources`."""
+    """Rows of batch row `row` that become mixtures: row `kept[i]` = weights[i] @ rows `sources`, or, with `features`
+    [n, c], the projection of weights[i] @ features."""
 
     row: int
     sources: Tensor
     kept: Tensor
     weights: Tensor
+    features: Tensor | None = None
 
 
 @dataclass
@@ -54,6 +56,8 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
         selection = checked(stage.method.select(view), stage.method, view)
         for number, unit in enumerate(units):
             _take(chosen, forward, unit, *selection.span(number))
+            if chosen.merges and stage.method.merges_in == "encoder":
+                chosen.merges[-1].features = found["vision_features"][number]
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +67,7 @@ class Forward:
     rows: Rows
     spans: list[Span]
     signals: Signals
+    project: Callable[[Tensor], Tensor]  # encoder features of single tokens as rows
     tail: int  # tokens after the last span: rows that stay, one for one
     logits_to_keep: int
     past_valid: Tensor | None = None  # bool [B, P]: which cached tokens of an unpruned layer are not padding
@@ -174,7 +176,12 @@ class Forward:
         planes = {} if self.deepstack is None else {i: p.clone() for i, p in self.deepstack.planes.items()}
         for one in merges:
             weights = one.weights.to(hidden.device)
-            hidden[one.row, one.kept] = (weights @ hidden[one.row, one.sources].float()).to(hidden.dtype)
+            if one.features is None:
+                mixed, place = weights @ hidden[one.row, one.sources].float(), one.kept
+            else:
+                mixtures = ((weights != 0).sum(-1) != 1) | (weights.sum(-1) != 1)
+                mixed, place = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
+            hidden[one.row, place] = mixed.to(hidden.dtype)
             for plane in planes.values():
                 order = self.deepstack.order[one.row, self.rows.prompt_columns()[one.row]].to(plane.device)
                 mixed = weights.to(plane.device) @ plane[order[one.sources]].float()

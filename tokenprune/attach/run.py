@@ -30,7 +30,7 @@ from tokenprune.attach.report import Report, measure
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
-from tokenprune.errors import BadInput, Unsupported, unknown
+from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
@@ -69,6 +69,7 @@ class Run:
         needs = {need for stage in self.stages for need in stage.method.needs}
         for need in sorted(needs, key=str):
             self.family.require(self.model, need.signal, need.variant)
+        self._check_projection()
         vision = sorted((need for need in needs if SIGNALS[need.signal].vision), key=str)
         self._tapped = any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
         refuse_parallel(self.model)
@@ -95,6 +96,16 @@ class Run:
                 )
         if self.stages[-1].method.sets_aside:
             raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
+
+    def _check_projection(self) -> None:
+        for stage in self.stages:
+            if stage.method.merges_in == "encoder" and stage.at:
+                raise BadInput(f"merge_in='encoder' of {stage.method.name} works before the LLM, at=0, not {stage.at}.")
+            if stage.method.merges_in == "encoder" and not self.family.projects:
+                raise MissingSignal(
+                    f"{self.family.name} does not project its features one by one, so nothing can be merged before. "
+                    "Use merge_in='projected'."
+                )
 
     def _attach(self) -> None:
         _active[self.text_model] = self
@@ -294,6 +305,7 @@ class Run:
             rows=rows,
             spans=spans,
             signals=Signals(hidden, is_text, vision, self._given),
+            project=functools.partial(self.family.project, self.model),
             tail=length - (length if right_padded else end),
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),
             past_valid=None if given is None else given[:, :-length],

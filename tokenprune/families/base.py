@@ -99,6 +99,7 @@ class Family(ABC):
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features"}  # media -> method of the base model
     missing: ClassVar[dict[str, str]] = {}  # "signal" or "signal:variant" -> why this family cannot give it
     conditions: ClassVar[dict[str, str]] = {}  # the same for signals that only some of its models give
+    projects: ClassVar[bool] = False  # whether its projector takes the features of tokens one by one
     blocks_ignore_window: ClassVar[bool] = False  # whether `blocks` reach beyond a sliding window
 
     @property
@@ -168,6 +169,10 @@ class Family(ABC):
         calls: float32 [N, patches, c], what each call of an encoder layer gave for every patch, CLS token included.
         """
         raise MissingSignal(f"{self.name} gives no signals of its vision encoder.")
+
+    def project(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+        """Encoder features [k, c] of single tokens as rows [k, d] for the LLM; where `projects`."""
+        raise MissingSignal(f"{self.name} does not project its features one by one.")
 
     def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
         """Pixels of each patch, in the order that `place` takes: float [N, patches, 3, pixels]."""

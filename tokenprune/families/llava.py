@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
@@ -19,6 +20,12 @@ class Llava(Square):
     name: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     conditions: ClassVar[dict[str, str]] = without("With a CLIP tower; SigLIP has no CLS token.", *NO_CLASS_TOKEN)
+
+    projects: ClassVar[bool] = True
+
+    def project(self, model: PreTrainedModel, features: Tensor) -> Tensor:
+        projector = self.base(model).multi_modal_projector
+        return projector(features.to(next(projector.parameters()).dtype))
 
     def serves(self, model: PreTrainedModel) -> bool:
         return super().serves(model) and model.config.vision_config.model_type != "pixtral"

@@ -18,6 +18,7 @@ class LlavaNextVideo(LlavaNext):
 
     name: ClassVar[str] = "LLaVA-NeXT-Video"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+    projects: ClassVar[bool] = False
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:

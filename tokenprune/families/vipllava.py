@@ -16,6 +16,7 @@ class VipLlava(Llava):
 
     name: ClassVar[str] = "VipLLaVA"
     model_types: ClassVar[tuple[str, ...]] = ("vipllava",)
+    projects: ClassVar[bool] = False
     conditions: ClassVar[dict[str, str]] = {}
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:

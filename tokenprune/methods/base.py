@@ -74,6 +74,12 @@ def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
+def merge_option() -> Any:
+    """The field `merge_in` of methods whose papers merge before the projector."""
+    text = "what is mixed: projected tokens, or encoder features which are then projected (as published)"
+    return option("projected", text, ("projected", "encoder"))
+
+
 def keep_option(default: Keep | None, help: str = "") -> Any:
     """The field `keep` of a method with the paper's own default."""
     return option(default, help or "what survives: a float is a fraction of the tokens, an int is a number of tokens")
@@ -125,6 +131,11 @@ class Method(ABC):
     def together(self) -> bool:
         """Whether the spans of one picture bear on each other, so that no other picture may be stacked with them."""
         return False
+
+    @property
+    def merges_in(self) -> str:
+        """Where weights mix tokens: `projected`, the rows of the LLM, or `encoder`, features before the projector."""
+        return "projected"
 
     @property
     def sets_aside(self) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, ranks
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, merge_option, option
 from tokenprune.methods.signals import Need
 
 
@@ -27,8 +27,9 @@ class PruMerge(Method):
     attended of these. Weights are not normalised, as published.
 
     The published code takes its percentiles over the whole batch, fails without outliers or with more than a third of
-    them, never adds the last token, and sorts by attention. It merges before the projector; here the projected tokens
-    are merged. `source="received"` reads the layer of the features, for encoders without CLS.
+    them, never adds the last token, and sorts by attention. It merges before the projector (`merge_in="encoder"`, for
+    LLaVA and LLaVA-NeXT), which by default is done with the projected tokens. `source="received"` reads the layer of
+    the features, for encoders without CLS.
     """
 
     name: ClassVar[str] = "prumerge"
@@ -42,13 +43,19 @@ class PruMerge(Method):
     )
     plus: bool = option(False, "PruMerge+: add evenly spaced tokens")
     neighbours: int = option(32, "tokens that each kept one takes in")
+    merge_in: str = merge_option()
     source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
 
     @property
     def needs(self) -> tuple[Need, ...]:
+        before = (Need("vision_features"),) if self.merge_in == "encoder" else ()
         if self.source == "cls":
-            return (Need("saliency", "joint"), Need("vision_keys", "last"))
-        return (Need("saliency", "received"), Need("vision_keys"))
+            return (Need("saliency", "joint"), Need("vision_keys", "last"), *before)
+        return (Need("saliency", "received"), Need("vision_keys"), *before)
+
+    @property
+    def merges_in(self) -> str:
+        return self.merge_in
 
     def select(self, view: View) -> Selection:
         attention, n = view["saliency"].float(), view.count

@@ -11,7 +11,7 @@ from torch.nn import functional
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import in_order
 from tokenprune.core.selection import Selection, marked, one_hot, places, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -26,8 +26,9 @@ class VisionZip(Method):
     (`merge="sum"`, as published, which doubles its length) or the mean of them all (`merge="mean"`).
 
     The published code keeps the CLS token too, which these prompts have no place for; it appends the contextual tokens
-    at the end, while here each stays at its target's place; it merges before the projector, here the projected tokens
-    are merged. It fails where fewer tokens than C are left over: then those become dominant.
+    at the end, while here each stays at its target's place; it merges before the projector (`merge_in="encoder"`, for
+    LLaVA and LLaVA-NeXT), which by default is done with the projected tokens. It fails where fewer tokens than C are
+    left over: then those become dominant.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -38,6 +39,7 @@ class VisionZip(Method):
     keep: Keep = keep_option(0.111)
     contextual: float = option(0.15625, "share of the kept tokens that are contextual")
     merge: str = option("sum", "what a target becomes: sum (itself + mean of the others) or mean", ("sum", "mean"))
+    merge_in: str = merge_option()
     source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
 
     def __post_init__(self) -> None:
@@ -46,7 +48,12 @@ class VisionZip(Method):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Need("saliency", self.source), Need("vision_keys"))
+        before = (Need("vision_features"),) if self.merge_in == "encoder" else ()
+        return (Need("saliency", self.source), Need("vision_keys"), *before)
+
+    @property
+    def merges_in(self) -> str:
+        return self.merge_in
 
     def select(self, view: View) -> Selection:
         k, n = self.budget(view), view.count
