@@ -81,6 +81,28 @@ def test_list_names_everything(command):
         assert text in out
 
 
+def test_list_recipes(command):
+    code, out, _ = command("list", "--recipes")
+    assert code == 0
+    for text in ("sparsevlm_192", "before layer 16", "average_percent 98.1", "llava-next-7b"):
+        assert text in out
+
+
+def test_a_recipe_runs(command, tmp_path):
+    """A name, and a file of one's own with several stages; its position policy holds unless given."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "model: scenes\npositions: compact\nstages: [{at: 4, method: fastv, keep: 9}, {at: 0, method: tome, keep: 30}]"
+    )
+    for method, positions, tokens in (("fastv_k2_r50", "original", 72), (mine, "compact", 9)):
+        code, out, _ = command("run", "--repeat", 1, "--json", "--method", method)
+        assert code == 0
+        report = json.loads(out)["report"]
+        assert (report["positions"], report["final_tokens"]) == (positions, tokens)
+    code, out, _ = command("run", "--repeat", 1, "--json", "--method", mine, "--positions", "original")
+    assert json.loads(out)["report"]["positions"] == "original"
+
+
 PICTURE = str(scenes.IMAGE)
 REFUSED = {
     "method": (("--method", "divprun"), "Unknown method or recipe 'divprun'. Did you mean 'divprune'?"),

@@ -36,7 +36,7 @@ class _Listen(Method):
         return (Need("text_attention"),)
 
     def select(self, view: View) -> Selection:
-        self.heard += view["text_attention"].float().sum(-1).mean((1, 2)).cpu()
+        self.heard.extend(view["text_attention"].float().sum(-1).mean((1, 2)).cpu())
         return Selection(torch.arange(view.count, device=view.device).expand(view.spans, -1))
 
 

@@ -87,8 +87,10 @@ def change_points(curve: torch.Tensor, count: int = 3) -> list[int]:
     best[0][0] = 0.0
     for piece in range(1, pieces + 1):
         for b in range(1, n + 1):
-            options = [(best[piece - 1][a] + float(cost[a, b]), a) for a in range(b)]
-            best[piece][b], cut[piece][b] = min(options)
+            # A layer where two lines meet fits both; it ends the first one.
+            options = [(round(best[piece - 1][a] + float(cost[a, b]), 9), -a) for a in range(b)]
+            best[piece][b], last = min(options)
+            cut[piece][b] = -last
     found, b = [], n
     for piece in range(pieces, 1, -1):
         b = cut[piece][b]

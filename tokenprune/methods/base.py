@@ -38,7 +38,8 @@ class View:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.signals:
             signal = SIGNALS[name]
-            raise MissingSignal(f"The signal {name!r} ({signal.shape} {signal.what}) was not given.")
+            mend = " No model gives it: bring it with run.give() after prune()." if signal.given else ""
+            raise MissingSignal(f"The signal {name!r} ({signal.shape} {signal.what}) was not given.{mend}")
         return self.signals[name]
 
     @property
