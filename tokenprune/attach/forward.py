@@ -20,7 +20,6 @@ from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows, gather_rows
 from tokenprune.attach.signals import Heard, Signals
 from tokenprune.core.positions import compact, runs
-from tokenprune.errors import BadInput
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 
@@ -192,8 +191,6 @@ class Forward:
 
     def _recall(self, hidden: Tensor) -> Tensor:
         """Bring back the tokens that an earlier stage set aside, as they were when they left."""
-        if self.aside is None:
-            raise BadInput("This stage recalls tokens, but no stage before it set any aside.")
         then, waiting, own_shift = self.aside.rows, self.aside.hidden, self.past_shift
         place = torch.full((self.batch, self.length), -1, device=hidden.device)
         own = torch.arange(then.length, device=hidden.device).expand(self.batch, -1)

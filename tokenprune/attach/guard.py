@@ -1,7 +1,8 @@
-"""Ways of running that would go wrong in silence, and the wrappers that people put around a model."""
+"""Stages and ways of running that would go wrong in silence, and the wrappers that people put around a model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,44 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.attach.cache import refuse_kinds
 from tokenprune.attach.masks import same_as_causal
-from tokenprune.errors import Unsupported
+from tokenprune.errors import BadInput, MissingSignal, Unsupported
+from tokenprune.families.base import Family
+from tokenprune.methods.stage import Stage
 
 COMPILED = "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
+
+
+def check_stages(stages: Sequence[Stage], layers: int) -> None:
+    """Raise `BadInput` unless stages (sorted by place) can run one after the other in a model of so many layers."""
+    if not stages:
+        raise BadInput("No stages. Give a method name, a method or a list of Stage.")
+    places = [s.at for s in stages]
+    if len(set(places)) < len(places):
+        raise BadInput(f"Two stages stand at the same layer (at={places}). Give each its own.")
+    if places[-1] >= layers:
+        raise BadInput(f"at={places[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
+    for before, stage in zip([None, *stages], stages, strict=False):
+        waiting = before is not None and before.method.sets_aside
+        if waiting and not stage.method.recalls:
+            raise BadInput(
+                f"The stage at {stage.at} stands between a stage that sets tokens aside and one that recalls them."
+            )
+        if stage.method.recalls and not waiting:
+            raise BadInput(f"The stage at {stage.at} recalls tokens, but not after a stage that sets tokens aside.")
+    if stages[-1].method.sets_aside:
+        raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
+
+
+def check_projection(stages: Sequence[Stage], family: Family) -> None:
+    """Raise where a method would merge before a projector that does not take tokens one by one, or inside the LLM."""
+    for stage in stages:
+        if stage.method.merges_in == "encoder" and stage.at:
+            raise BadInput(f"merge_in='encoder' of {stage.method.name} works before the LLM, at=0, not {stage.at}.")
+        if stage.method.merges_in == "encoder" and not family.projects:
+            raise MissingSignal(
+                f"{family.name} does not project its features one by one, so nothing can be merged before. Use "
+                "merge_in='projected'."
+            )
 
 
 def unwrapped(model: Any) -> PreTrainedModel:

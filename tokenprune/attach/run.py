@@ -18,6 +18,8 @@ from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer, adopt
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
+    check_projection,
+    check_stages,
     prepared_mask,
     refuse_checkpointing,
     refuse_compiled,
@@ -30,7 +32,7 @@ from tokenprune.attach.report import Report, measure
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
-from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
+from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
@@ -59,7 +61,7 @@ class Run:
         self.stages = sorted(stages, key=lambda s: s.at)
         self.positions, self.turns = positions, turns
         self.kinds = layer_kinds(self.text_model)
-        self._check_stages()
+        check_stages(self.stages, len(self.text_model.layers))
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._local = threading.local()
@@ -69,43 +71,12 @@ class Run:
         needs = {need for stage in self.stages for need in stage.method.needs}
         for need in sorted(needs, key=str):
             self.family.require(self.model, need.signal, need.variant)
-        self._check_projection()
+        check_projection(self.stages, self.family)
         vision = sorted((need for need in needs if SIGNALS[need.signal].vision), key=str)
         self._tapped = any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
         refuse_parallel(self.model)
         self._encoder = EncoderReader(self.model, self.family, vision)
         self._attach()
-
-    def _check_stages(self) -> None:
-        layers = len(self.text_model.layers)
-        if not self.stages:
-            raise BadInput("No stages. Give a method name, a method or a list of Stage.")
-        places = [s.at for s in self.stages]
-        if len(set(places)) < len(places):
-            raise BadInput(f"Two stages stand at the same layer (at={places}). Give each its own.")
-        if places[-1] >= layers:
-            raise BadInput(f"at={places[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
-        for before, stage in zip([None, *self.stages], self.stages, strict=False):
-            waiting = before is not None and before.method.sets_aside
-            if waiting != stage.method.recalls:
-                raise BadInput(
-                    f"The stage at {stage.at} "
-                    + ("stands between" if waiting else "recalls tokens, but not after")
-                    + " a stage that sets tokens aside"
-                    + (" and one that recalls them." if waiting else ".")
-                )
-        if self.stages[-1].method.sets_aside:
-            raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
-
-    def _check_projection(self) -> None:
-        for stage in self.stages:
-            if stage.method.merges_in == "encoder" and stage.at:
-                raise BadInput(f"merge_in='encoder' of {stage.method.name} works before the LLM, at=0, not {stage.at}.")
-            if stage.method.merges_in == "encoder" and not self.family.projects:
-                raise MissingSignal(
-                    f"{self.family.name} does not project its features one by one, so nothing can be merged before. "
-                    "Use merge_in='projected'."
-                )
 
     def _attach(self) -> None:
         _active[self.text_model] = self
