@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 from tests.test_laws import BATCHES
 from tests.test_signals import listen
 from tests.tiny import FAMILIES, Picture
-from tokenprune import BadInput, MissingSignal, Stage, prune, select
+from tokenprune import BadInput, MissingSignal, Selection, Stage, prune, select
 from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
 from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
-from tokenprune.methods.base import places
+from tokenprune.methods.base import Method, places
 from tokenprune.methods.registry import all_methods
 from tokenprune.methods.signals import Need
 
@@ -224,6 +227,32 @@ def test_budgets_of_a_whole_picture(tiny_models):
         assert len(run.kept[0][0]) == 20
     with pytest.raises(BadInput, match=r"Unknown scope 'itm'\. Did you mean 'item'"):
         prune(model, "divprune", scope="itm")
+
+
+@pytest.mark.parametrize("name", ["llava_next", "internvl", "smolvlm"])
+def test_the_base_image_is_the_first_part(tiny_models, name):
+    """Wherever a family puts it, methods over a whole picture find it in front; their choice lands where it lies."""
+    family = FAMILIES[name]
+    model, inputs = tiny_models(family), family.inputs([[3, Picture(4, 6), 5]])
+    with torch.no_grad(), prune(model, Front(keep=3), scope="item") as run:
+        model(**inputs)
+        assert len({span.part for span in run.spans} & {"base"}) == 1
+        (base,) = [span for span in run.spans if span.part == "base"]
+        assert len(run.spans) > 1
+        assert run.kept[0][0].tolist() == list(base.columns[:3])
+
+
+@dataclass(frozen=True)
+class Front(Method):
+    """Keeps the first tokens of the first part."""
+
+    name: ClassVar[str] = "front"
+    paper: ClassVar[str] = "test"
+    year: ClassVar[int] = 0
+    kind: ClassVar[str] = "baseline"
+
+    def select(self, view):
+        return Selection(torch.arange(self.budget(view)).expand(view.spans, -1))
 
 
 def test_tokens_that_wait_need_a_stage_that_recalls_them(tiny_models):

@@ -62,7 +62,7 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
 
 
 def _units(stage: Stage, forward: Forward) -> list[Unit]:
-    """Spans with tokens left; with scope=item, all spans of a picture as one."""
+    """Spans with tokens left; with scope=item, all spans of a picture as one, its base image first."""
     reads_text = any(need.signal.startswith("text_") or need.signal == "rope_weight" for need in stage.method.needs)
     pieces = forward.signals.given.get("clip_text")
     members: dict[tuple, list[int]] = defaultdict(list)
@@ -71,6 +71,7 @@ def _units(stage: Stage, forward: Forward) -> list[Unit]:
         members[key].append(i)
     units = []
     for spans in members.values():
+        spans.sort(key=lambda i: forward.spans[i].part != "base")
         columns = torch.cat([forward.rows.columns[i] for i in spans])
         if not len(columns):
             continue

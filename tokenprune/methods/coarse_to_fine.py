@@ -24,7 +24,8 @@ class CoarseToFine(Method):
     then what is left of the base image. A picture without tiles keeps its k best.
 
     The paper ranks by a trained module distilled from the LLM's attention and goes down a pyramid of levels; here
-    the LLM's own attention ranks, and the model's tiles are the only finer level. The budget is ours.
+    the LLM's own attention ranks, and the model's tiles are the only finer level. The budget is ours. Where tiles are
+    spans of their own (InternVL, SmolVLM), how they lie is not known, and the squarest rectangle is assumed.
     """
 
     name: ClassVar[str] = "coarse_to_fine"
