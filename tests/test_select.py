@@ -78,6 +78,56 @@ def test_half_precision_and_degenerate_inputs(method, dtype):
             assert chosen.apply(given_signals["features"]).isfinite().all()
 
 
+OPTIONS = {
+    "hired": [{"crop_map": "tiles"}, {"alpha": 0.0}, {"alpha": 1.0}],
+    "prumerge": [{"plus": True}, {"neighbours": 1}],
+    "sparsevlm": [{"version": "2"}, {"recycle": 1.0}, {"recycle": 0.0}],
+    "fopru": [{"strategy": "row"}],
+    "todre": [{"objective": "maxsum"}, {"phase": "migration", "share": 1e9}],
+    "visionzip": [{"merge": "mean"}, {"contextual": 1.0}, {"contextual": 0.0}],
+    "vispruner": [{"important": 0.0}, {"important": 1.0}],
+    "holov": [{"crops": 0}, {"crops": 1}, {"crops": 500}],
+    "vflowopt": [{"cell": 1.0}, {"cell": 2.3}, {"cell": 100.0}, {"entropy_weight": 1.0}],
+    "efficientvla": [{"key": 1.0}, {"key": 0.0, "diverse": 1.0}],
+    "dart": [{"pivots": 0}, {"pivots": 20}],
+    "feather": [{"stride": 1}, {"stride": 0}, {"stride": 50}],
+    "lvlm_csp": [{"phase": "cluster", "choice": choice} for choice in ("uniform", "saliency", "random")],
+    "star": [{"phase": "text"}],
+    "cdpruner": [{"relevance": "clip"}, {"theta": 0.5}, {"range": "span"}],
+    "agilepruner": [{"tau_max": 5.0, "erank_average": 1.0}],
+    "adaptinfer": [{"blend": 0.0}],
+    "coarse_to_fine": [{"threshold": 5.0}, {"threshold": -1.0}],
+}
+SHAPES = [(1, 1, 7), (2, 3, 5), [(1, 3, 4), (1, 5, 8)], [(1, 2, 3)] * 5]
+
+
+@pytest.mark.parametrize(("method", "options"), [(m, o) for m in all_methods() for o in [{}, *OPTIONS.get(m, [])]])
+def test_every_option_keeps_the_contract(method, options):
+    """Several parts, frames, one row; all tokens equal, no signal at all; nearly none and nearly all kept."""
+    for grid in SHAPES:
+        n = sum(t * h * w for t, h, w in ([grid] if isinstance(grid, tuple) else grid))
+        whole = signals(n)
+        level = {name: x[..., :1, :].expand_as(x) if x.ndim > 1 else torch.ones_like(x) for name, x in whole.items()}
+        empty = {name: torch.zeros_like(x) for name, x in whole.items()}
+        for found in (whole, level, empty):
+            for k in (1, 2, n // 2, n - 1):
+                chosen = select(method, keep=k, grid=grid, **options, **found)
+                assert len(chosen.index) == k
+                assert (chosen.index.diff() > 0).all()
+                assert chosen.index.min() >= 0
+                assert chosen.index.max() < n
+                if chosen.weights is not None:
+                    assert chosen.weights.shape == (k, n)
+                    assert chosen.weights.isfinite().all()
+
+
+def test_no_option_has_the_name_of_a_signal():
+    """`select` takes both by name."""
+    taken = {*SIGNALS, "grid", "total", "tokens", "at", "positions", "turns", "scope", "model", "method"}
+    for cls in all_methods().values():
+        assert not taken & set(cls.__dataclass_fields__), cls.name
+
+
 @pytest.mark.parametrize("method", list(all_methods()))
 def test_keeping_all_changes_nothing(method):
     """Law 1 on spans: every token, none of them merged."""

@@ -21,7 +21,7 @@ class VFlowOpt(Method):
     """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211), sections 3.2 and 3.3.
 
     Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
-    it, plus `entropy` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before the
+    it, plus `entropy_weight` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before the
     LLM: the most important tokens stay; the others are grouped by cells of `cell` x `cell` tokens of their grid (a real
     number), and each cell's importance-weighted mean goes on at the place of its most important member. `phase="drop"`,
     inside the LLM: the same importance, nothing recycled. By name: recycle before the LLM keeping `keep`, then drop
@@ -42,7 +42,7 @@ class VFlowOpt(Method):
     keep: Keep = keep_option(0.1166)
     phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))
     threshold: float = option(39.26, "how many times the mean attention makes a query global")
-    entropy: float = option(0.0, "weight of the entropy")
+    entropy_weight: float = option(0.0, "weight of the entropy of the pixels")
     cell: float = option(17.39, "side of a recycling cell in tokens")
     later: tuple[float, ...] = option((1.0, 0.6011), "what survives the later stages of what is left")
 
@@ -54,7 +54,7 @@ class VFlowOpt(Method):
     @property
     def needs(self) -> tuple[Need, ...]:
         importance = (Need("saliency", f"global@{self.threshold}"),)
-        return (*importance, Need("entropy")) if self.entropy else importance
+        return (*importance, Need("entropy")) if self.entropy_weight else importance
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
         if self.phase == "drop":
@@ -84,7 +84,11 @@ class VFlowOpt(Method):
 
     def _importance(self, view: View) -> Tensor:
         importance = view["saliency"].float()
-        return importance + self.entropy * view["entropy"].float().softmax(-1) if self.entropy else importance
+        return (
+            importance + self.entropy_weight * view["entropy"].float().softmax(-1)
+            if self.entropy_weight
+            else importance
+        )
 
     def _cells(self, view: View) -> Tensor:
         """int64 [S, n]: number of each token's cell, counted over all parts and frames."""
