@@ -15,7 +15,7 @@ from tokenprune.attach.run import Run, language_layers
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, unknown
-from tokenprune.methods.base import Grid, Method, View, make_method
+from tokenprune.methods.base import Grid, Method, View, make_method, options_of
 from tokenprune.methods.registry import method_class
 from tokenprune.methods.signals import SIGNALS
 from tokenprune.methods.stage import Stage
@@ -92,9 +92,10 @@ def select(
     if isinstance(method, str):
         cls = method_class(method)
         given = options if keep is None else options | {"keep": keep}
-        known = [*SIGNALS, "grid", "total", "tokens", *cls.__dataclass_fields__]
+        own = [field.name for field in options_of(cls)]
+        known = [*SIGNALS, "grid", "total", "tokens", *own]
         for name in options:
-            if name not in cls.__dataclass_fields__:
+            if name not in own:
                 raise unknown(f"signal or option of {cls.name}", name, known)
         method = make_method(cls, given)
     elif options:

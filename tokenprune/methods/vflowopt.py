@@ -21,12 +21,12 @@ class VFlowOpt(Method):
     """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211), sections 3.2 and 3.3.
 
     Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
-    it, plus `entropy_weight` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before the
-    LLM: the most important tokens stay; the others are grouped by cells of `cell` x `cell` tokens of their grid (a real
-    number), and each cell's importance-weighted mean goes on at the place of its most important member. `phase="drop"`,
-    inside the LLM: the same importance, nothing recycled. By name: recycle before the LLM keeping `keep`, then drop
-    before a third and two thirds of the layers (9, 18 of 28), keeping `later` of what is left. Defaults are the
-    published settings for 10 %; the recipes hold those for 25 and 50 %.
+    it, plus `entropy_weight` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before
+    the LLM: the most important tokens stay; the others are grouped by cells of `cell` x `cell` tokens of their grid (a
+    real number), and each cell's importance-weighted mean goes on at the place of its most important member.
+    `phase="drop"`, inside the LLM: the same importance, nothing recycled. By name: recycle before the LLM keeping
+    `keep`, then drop before a third and two thirds of the layers (9, 18 of 28), keeping `later` of what is left.
+    Defaults are the published settings for 10 %; the recipes hold those for 25 and 50 %.
 
     Kept and recycled tokens together are exactly `keep`; the published count varies with the number of cells in use.
     Where no query passes the threshold, all of them count. Importance is read in the layer whose output becomes the
