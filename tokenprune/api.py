@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,13 @@ def _grids(grid: Grid | Sequence[Grid] | None) -> tuple[Grid, ...]:
     """The grid of each part, checked."""
     if grid is None:
         return ()
-    parts = [grid] if all(isinstance(size, int) for size in grid) else grid
+    parts = [grid] if all(isinstance(size, Integral) for size in grid) else grid
     for part in parts:
-        if not isinstance(part, Sequence) or len(part) != 3 or not all(isinstance(x, int) and x > 0 for x in part):
+        if not isinstance(part, Sequence) or len(part) != 3 or not all(isinstance(x, Integral) and x > 0 for x in part):
             raise BadInput(
                 f"grid={grid!r} is not (t, h, w), frames, rows and columns, or a list of such for the parts."
             )
-    return tuple(tuple(part) for part in parts)
+    return tuple(tuple(int(x) for x in part) for part in parts)
 
 
 def _select(
