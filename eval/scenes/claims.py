@@ -31,7 +31,7 @@ def judged(chat: Chat, stages: list[Stage], types: tuple[str, ...], count: int, 
     with prune(chat.model, stages, positions=positions) as run:
         scores = judge(chat, count, types=types, note=f"{stages[0].method.name} {positions}")
         report = run.report()
-    found = {kind: {k: v for k, v in scores[kind].items() if k != "questions"} for kind in types}
+    found = {kind: {k: v for k, v in scores[kind].items() if k in ("right", "mean_box_iou")} for kind in types}
     return {"types": found, "flops": report.flops / report.dense_flops}
 
 

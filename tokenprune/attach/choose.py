@@ -55,9 +55,13 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
         view = View(count, len(units), grids, found, tokens, units[0].total)
         selection = checked(stage.method.select(view), stage.method, view)
         for number, unit in enumerate(units):
-            _take(chosen, forward, unit, *selection.span(number))
-            if chosen.merges and stage.method.merges_in == "encoder":
-                chosen.merges[-1].features = found["vision_features"][number]
+            features = found["vision_features"][number] if stage.method.merges_in == "encoder" else None
+            index, weights = selection.span(number)
+            index = index.to(unit.columns.device)
+            if weights is not None and len(index):
+                kept = unit.columns[index]
+                chosen.merges.append(Merge(unit.row, unit.columns, kept, weights.float(), features))
+            _take(chosen, forward, unit, index)
     return chosen
 
 
@@ -88,11 +92,8 @@ def _units(stage: Stage, forward: Forward) -> list[Unit]:
     return units
 
 
-def _take(chosen: Chosen, forward: Forward, unit: Unit, index: Tensor, weights: Tensor | None) -> None:
+def _take(chosen: Chosen, forward: Forward, unit: Unit, index: Tensor) -> None:
     """Spread the choice of a unit over its spans."""
-    index = index.to(unit.columns.device)
-    if weights is not None and len(index):
-        chosen.merges.append(Merge(unit.row, unit.columns, unit.columns[index], weights.float()))
     start = 0
     for i in unit.spans:
         length = len(forward.rows.columns[i])

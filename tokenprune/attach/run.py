@@ -140,7 +140,8 @@ class Run:
     @property
     def merges(self) -> list[list[Merged]]:
         """For each stage what it merged: row of the batch, prompt columns [n] that went in, prompt columns [k] that
-        stayed, and weights float32 [k, n]: the stayed token i became weights[i] @ hidden states of what went in."""
+        stayed, and weights float32 [k, n]: the stayed token i became weights[i] @ hidden states of what went in (with
+        merge_in='encoder': the projection of weights[i] @ encoder features)."""
         return self._last()[2]
 
     def report(self) -> Report:

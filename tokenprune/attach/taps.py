@@ -101,12 +101,33 @@ def row_attention(
     return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
 
 
-def received_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+def received_attention(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    focus: Tensor | None = None,
+    chunk: int = 256,
+) -> Tensor:
     """Attention each position receives in a bidirectional layer: mean over heads and over the queries that see it.
 
-    mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None. float32 [N, keys].
+    mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None. focus: float
+    [N, queries], how much each query counts; default: all alike. float32 [N, keys].
     """
-    return _received(query, key, scaling, mask, lambda start, stop: None)
+    if key.shape[1] != query.shape[1]:
+        raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
+    total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
+    count = torch.zeros_like(total)
+    visible = _seen(mask, query.shape[2], key.shape[2], query.device)
+    for start in range(0, query.shape[2], chunk):
+        rows = slice(start, start + chunk)
+        paid = _masked(query[:, :, rows].float() @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
+        seen = visible[:, rows].float()
+        if focus is not None:
+            paid, seen = paid * focus[:, rows, None], seen * focus[:, rows, None]
+        total += paid.sum(1)
+        count += seen.sum(1)
+    return total / count.clamp(min=1)
 
 
 def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, times: float) -> Tensor:
@@ -119,25 +140,7 @@ def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor |
     mean = (seen @ received[..., None]).squeeze(-1) / seen.sum(-1)
     focus = (received > times * mean).float()
     focus = torch.where((seen @ focus[..., None]).squeeze(-1) > 0, focus, 1.0)
-    return _received(query, key, scaling, mask, lambda start, stop: focus[:, start:stop])
-
-
-def _received(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, weight: Callable, chunk: int = 256):
-    if key.shape[1] != query.shape[1]:
-        raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
-    total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
-    count = torch.zeros_like(total)
-    for start in range(0, query.shape[2], chunk):
-        piece = query[:, :, start : start + chunk].float()
-        stop = start + piece.shape[2]
-        paid = _masked(piece @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
-        seen = _seen(mask, query.shape[2], key.shape[2], query.device)[:, start:stop].float()
-        own = weight(start, stop)
-        if own is not None:
-            paid, seen = paid * own[..., None], seen * own[..., None]
-        total += paid.sum(1)
-        count += seen.sum(1)
-    return total / count.clamp(min=1)
+    return received_attention(query, key, scaling, mask, focus)
 
 
 def first_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
