@@ -51,7 +51,7 @@ class Layers:
 
 @torch.no_grad()
 def search_layers(model: PreTrainedModel, prompts: Iterable[dict[str, Any]], count: int = 3) -> Layers:
-    """Where the cumulative attention of the text to the image bends, over a set of prompts (AdaptInfer, section 3.3).
+    """Where the cumulative attention of the text to the image bends, over a set of prompts (AdaptInfer).
 
     prompts: inputs of the model with images, one dictionary for each batch; the paper takes about 1,000 samples.
     count: how many layers to find. The model is run as it is; nothing is pruned.

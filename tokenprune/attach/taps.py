@@ -117,17 +117,12 @@ def received_attention(
     if key.shape[1] != query.shape[1]:
         raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
     total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
-    count = torch.zeros_like(total)
-    visible = _seen(mask, query.shape[2], key.shape[2], query.device)
+    focus = total.new_ones(1, query.shape[2]) if focus is None else focus
     for start in range(0, query.shape[2], chunk):
         rows = slice(start, start + chunk)
         paid = _masked(query[:, :, rows].float() @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
-        seen = visible[:, rows].float()
-        if focus is not None:
-            paid, seen = paid * focus[:, rows, None], seen * focus[:, rows, None]
-        total += paid.sum(1)
-        count += seen.sum(1)
-    return total / count.clamp(min=1)
+        total += (paid * focus[:, rows, None]).sum(1)
+    return total / _over_seen(focus, mask, key.shape[2]).clamp(min=1)
 
 
 def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, times: float) -> Tensor:
@@ -136,10 +131,10 @@ def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor |
     Where no query does, all of them count.
     """
     received = received_attention(query, key, scaling, mask)
-    seen = _seen(mask, query.shape[2], key.shape[2], query.device).float()
-    mean = (seen @ received[..., None]).squeeze(-1) / seen.sum(-1)
+    everyone = torch.ones_like(received)
+    mean = _over_seen(received, mask, key.shape[2]) / _over_seen(everyone, mask, key.shape[2])
     focus = (received > times * mean).float()
-    focus = torch.where((seen @ focus[..., None]).squeeze(-1) > 0, focus, 1.0)
+    focus = torch.where(_over_seen(focus, mask, key.shape[2]) > 0, focus, everyone)
     return received_attention(query, key, scaling, mask, focus)
 
 
@@ -155,13 +150,14 @@ def joint_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor
     return _masked(scores, mask, 0).softmax(-1)[:, 0, 0]
 
 
-def _seen(mask: Tensor | None, queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [N or 1, queries, keys]: who sees whom."""
+def _over_seen(values: Tensor, mask: Tensor | None, keys: int) -> Tensor:
+    """For each key the sum of `values` [N, queries] over the queries that see it; [N, keys] (seeing is mutual)."""
     if mask is None:
-        return torch.ones(1, queries, keys, dtype=torch.bool, device=device)
+        return values.sum(-1, keepdim=True).expand(-1, keys)
     rows = mask[:, None, None] if mask.ndim == 2 else mask
-    rows = rows[:, 0, :, :keys].expand(-1, queries, -1)
-    return rows > torch.finfo(rows.dtype).min / 2 if rows.is_floating_point() else rows.bool()
+    rows = rows[:, 0, :, :keys].expand(-1, values.shape[1], -1)
+    seen = rows > torch.finfo(rows.dtype).min / 2 if rows.is_floating_point() else rows.bool()
+    return (values[:, None] @ seen.to(values.dtype)).squeeze(1)
 
 
 def _masked(scores: Tensor, mask: object, first: int) -> Tensor:

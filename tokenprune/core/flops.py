@@ -21,7 +21,7 @@ def layer_flops(shape: LayerShape, rows: int, past: int = 0) -> int:
 
 
 def field_flops(tokens: Sequence[int], hidden: int, intermediate: int) -> int:
-    """The papers' image-only formula, 4nd^2 + 2n^2d + 2ndm summed over layers (FastV, section 3.2).
+    """The papers' image-only formula, 4nd^2 + 2n^2d + 2ndm summed over layers (FastV).
 
     tokens: visual tokens that each layer processes; hidden: d; intermediate: m. It leaves out text, the third matrix
     of gated MLPs and grouped queries, so use it only to compare with published figures.

@@ -51,7 +51,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
 
 
 def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """One round of bipartite soft matching (ToMe, Bolya et al., ICLR 2023, section 3).
+    """One round of bipartite soft matching (ToMe, Bolya et al., ICLR 2023).
 
     metric: [S, n, e]; sizes: [S, n], tokens that each one stands for. Even tokens look for their most similar odd one;
     the `merged` (at most ceil(n / 2)) most similar pairs become their size-weighted mean. Returns the places that stay,

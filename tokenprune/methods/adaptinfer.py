@@ -67,7 +67,7 @@ class AdaptInfer(Method):
 def change_points(curve: torch.Tensor, count: int = 3) -> list[int]:
     """Layers after which the slope of a cumulative curve changes: the best piecewise-linear fit with `count` breaks.
 
-    curve: float [layers], cumulative attention of the text to the image (AdaptInfer, section 3.3). Least squares over
+    curve: float [layers], cumulative attention of the text to the image (AdaptInfer). Least squares over
     all placements by dynamic programming; each piece has at least two layers. Raises `BadInput` where the curve is too
     short.
     """

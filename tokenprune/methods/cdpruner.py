@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class CDPruner(Method):
-    """CDPruner (Zhang et al., NeurIPS 2025, arXiv 2506.10967), section 3.
+    """CDPruner (Zhang et al., NeurIPS 2025, arXiv 2506.10967).
 
     Kernel diag(r) S diag(r), S the cosines of the projected tokens, r their relevance to the question; greedy MAP
     inference picks k tokens. Relevance with `relevance="clip"`: the negated cosine of CLIP's image embedding of a patch

@@ -16,7 +16,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class EfficientVLA(Method):
-    """The visual selection of EfficientVLA (Yang et al., NeurIPS 2025, arXiv 2506.10100), section 3.3.
+    """The visual selection of EfficientVLA (Yang et al., NeurIPS 2025, arXiv 2506.10100).
 
     Of k tokens, `key` of them are the ones that the last prompt token attends to most. Of the rest, `diverse` are those
     farthest from everything chosen (greedy max-min on cosine distances, seeded with the key tokens), and the others the

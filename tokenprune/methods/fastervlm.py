@@ -13,7 +13,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class FasterVLM(Method):
-    """FasterVLM (Zhang et al., arXiv 2412.01818 v1), section 3.2: the k highest of the CLS row of the penultimate
+    """FasterVLM (Zhang et al., arXiv 2412.01818 v1): the k highest of the CLS row of the penultimate
     encoder layer, mean over heads, in raster order. `source="received"` is for encoders without a CLS token.
     """
 

@@ -13,7 +13,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class FastV(Method):
-    """FastV (Chen et al., ECCV 2024, arXiv 2403.06764), section 4.
+    """FastV (Chen et al., ECCV 2024, arXiv 2403.06764).
 
     Score of token j before layer K: the mean over heads of the attention that the last prompt token pays to j in layer
     K-1, softmax over the whole causal row with RoPE. The k highest stay, k = round(n * keep), half to even. The paper's

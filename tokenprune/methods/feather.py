@@ -14,7 +14,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class FEATHER(Method):
-    """FEATHER the Throttle (Endo et al., ICCV 2025, arXiv 2412.13180), section 5.
+    """FEATHER the Throttle (Endo et al., ICCV 2025, arXiv 2412.13180).
 
     Score before layer k: products of the last prompt token's query and the visual keys of layer k-1 without rotary
     positions, softmax over the visual keys alone, mean over heads. The first stage keeps the best int(n * keep) and

@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class HiRED(Method):
-    """HiRED (Arif et al., AAAI 2025, arXiv 2408.10945), section 4; for pictures in tiles.
+    """HiRED (Arif et al., AAAI 2025, arXiv 2408.10945); for pictures in tiles.
 
     Of the budget B = int(n * keep), the base image gets min(int(B * alpha), its size). The rest goes to the tiles in
     proportion to how many of the base image's top int(N * (1 - alpha)) tokens by the first encoder layer's CLS row lie

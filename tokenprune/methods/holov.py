@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class HoloV(Method):
-    """HoloV (Zou et al., NeurIPS 2025, arXiv 2510.02912), section 3.
+    """HoloV (Zou et al., NeurIPS 2025, arXiv 2510.02912).
 
     The tokens in raster order are cut into `crops` stretches (the first n mod crops are one longer). In a stretch, the
     variance v of a token's cosines to the others (its own counted as 0, around their mean, over size - 1) and its

@@ -19,7 +19,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class LightColPali(Method):
-    """Light-ColPali (Ma et al., ACL Findings 2025, arXiv 2506.04997), the training-free part of section 4.
+    """Light-ColPali (Ma et al., ACL Findings 2025, arXiv 2506.04997), its training-free part.
 
     The question is unknown when a page is indexed, so nothing is scored: L2-normalised embeddings are clustered
     agglomeratively (Ward) into ceil(n * keep) groups, and each becomes its mean, at the place of its first member. For

@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class PruMerge(Method):
-    """LLaVA-PruMerge and PruMerge+ (Shang et al., ICCV 2025, arXiv 2403.15388), sections 3.2 to 3.4.
+    """LLaVA-PruMerge and PruMerge+ (Shang et al., ICCV 2025, arXiv 2403.15388).
 
     Attention a is the CLS row of the encoder's last layer, all heads' products summed before the softmax. With
     keep=None the number of tokens is that of the outliers, a above Q3 + 1.5 (Q3 - Q1), and one more; else k, that one

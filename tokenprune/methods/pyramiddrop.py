@@ -13,7 +13,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class PyramidDrop(Method):
-    """PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247), section 3.2.
+    """PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247).
 
     Score before layer k: the mean over heads of what the last instruction token would pay in layer k itself (its norm,
     projections and RoPE on the current hidden states, softmax over the causal row). By name it stands before a

@@ -14,7 +14,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class TokenTransforming(Method):
-    """Token Transforming (Zeng et al., ICCV 2025, arXiv 2506.05709): many-to-many compression.
+    """Token Transforming (Zeng et al., arXiv 2506.05709): many-to-many compression.
 
     Y = M X: the k most attended tokens of the encoder stay, and row i of the row-stochastic M is the softmax over all
     tokens of cosine / temperature, cosines between kept token i and every token. Pruning is the special case of one-hot

@@ -16,7 +16,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class ToMe(Method):
-    """ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461), section 3, on the projected embeddings before the LLM.
+    """ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461), on the projected embeddings before the LLM.
 
     A round compares every second token with the ones between (cosine) and merges the most similar pairs into their
     mean, weighted by how many tokens each stands for. A round can merge at most half of the tokens, so there are as

@@ -18,7 +18,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class VFlowOpt(Method):
-    """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211), sections 3.2 and 3.3.
+    """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211).
 
     Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
     it, plus `entropy_weight` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before

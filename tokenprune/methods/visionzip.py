@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class VisionZip(Method):
-    """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467), sections 3.2 and 3.3.
+    """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467).
 
     Of k tokens, C = round(k * contextual) are contextual and the others dominant: the ones that the CLS row of the
     penultimate encoder layer attends to most (`source="received"`: what all patches pay, for encoders without CLS). Of

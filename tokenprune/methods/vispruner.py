@@ -17,7 +17,7 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class VisPruner(Method):
-    """VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818), section 3.3.
+    """VisPruner (Zhang et al., ICCV 2025, arXiv 2412.01818).
 
     Of k tokens, int(k * important) are those that the CLS row attends to most (`source="received"` for encoders without
     CLS). The others, in order of attention, are thinned: every second one is compared with the ones between (cosine of
