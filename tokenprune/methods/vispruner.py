@@ -56,10 +56,11 @@ class VisPruner(Method):
     def _thinned(likeness: Tensor, rest: Tensor, target: int) -> Tensor:
         if target == 0:
             return rest[:, :0]
+        n, flat = likeness.shape[-1], likeness.flatten(1)
         while rest.shape[1] > target:
             even, odd = rest[:, ::2], rest[:, 1::2]
-            rows = likeness.gather(1, even[..., None].expand(-1, -1, likeness.shape[-1]))
-            alike = ranked(rows.gather(2, odd[:, None].expand(-1, even.shape[1], -1)).amax(-1))
+            pairs = (even[..., None] * n + odd[:, None]).flatten(1)
+            alike = ranked(flat.gather(1, pairs).unflatten(1, (even.shape[1], -1)).amax(-1))
             leave = min(8, rest.shape[1] - target, even.shape[1])
             rest = torch.cat([even.gather(1, alike[:, leave:]), odd], dim=1)
         return rest
