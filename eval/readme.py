@@ -9,9 +9,9 @@ from statistics import mean
 from eval import results
 from eval.matrix import matrix, obstacle, variants
 from eval.scenes.questions import TYPES
-from tokenprune.cli import SHARED, describe
+from tokenprune.cli import SHARED, describe, shown
 from tokenprune.families.registry import all_families
-from tokenprune.methods.base import Method, options_of, places
+from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names
 
@@ -41,8 +41,8 @@ def methods() -> str:
     for cls in all_methods().values():
         plain = cls()
         own = [f for f in options_of(cls) if f.name not in SHARED or f.default != SHARED[f.name].default]
-        options = ", ".join(f"`{f.name}={f.default}`" for f in own)
-        signals = ", ".join(f"`{need.signal}`" for need in plain.needs) or "none"
+        options = ", ".join(f"`{f.name}={shown(f.default)}`" for f in own)
+        signals = ", ".join(f"`{name}`" for name in signals_of(cls)) or "none"
         served = sum(obstacle(f, plain) is None for f in families)
         best = max(sum(obstacle(f, m) is None for f in families) for m in variants_of[cls.name])
         reach = f"{served}" if best == served else f"{served} ({best} with other options)"

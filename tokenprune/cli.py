@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenprune.errors import BadInput, TokenpruneError
-from tokenprune.methods.base import Method, options_of, places
+from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, named, recipe_names
 
@@ -179,7 +179,7 @@ def list_methods(
     for field in SHARED.values():
         show_option(field)
     for cls in all_methods().values():
-        signals = ", ".join(need.signal for need in cls().needs) or "none"
+        signals = ", ".join(signals_of(cls)) or "none"
         place = describe(*places(cls))
         out.print(f"[bold]{cls.name}[/bold]  {cls.kind}, {cls.paper}, {place}, signals: {signals}", highlight=False)
         for field in options_of(cls):
@@ -189,8 +189,13 @@ def list_methods(
 
 def show_option(field: Field) -> None:
     """An option, its default and what it does."""
-    text = f"    --{field.name.replace('_', '-')} {field.default}  {field.metadata['help']}"
+    text = f"    --{field.name.replace('_', '-')} {shown(field.default)}  {field.metadata['help']}"
     out.print(escape(text), highlight=False)
+
+
+def shown(value: Any) -> str:
+    """A default as people write it."""
+    return f"{value:.5g}" if isinstance(value, float) and not value.is_integer() else str(value)
 
 
 def show_recipe(recipe: Recipe) -> None:

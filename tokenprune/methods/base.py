@@ -173,6 +173,11 @@ def places(method: type[Method], layers: int = 32) -> list[int]:
     return [at for at, _ in method().schedule(layers)]
 
 
+def signals_of(method: type[Method]) -> list[str]:
+    """Names of the signals that a method reads at any of its stages."""
+    return list(dict.fromkeys(need.signal for _, stage in method().schedule(32) for need in stage.needs))
+
+
 def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     """Build a method from keyword options; an unknown option is an error that shows the nearest name."""
     known = {f.name: f for f in options_of(cls)}
