@@ -189,3 +189,16 @@ def test_refuses_to_crop_into_the_prompt(tiny_models):
             cache.crop(-tail - 2)
         with pytest.raises(Unsupported, match="cropped by a negative number"):
             cache.crop(3)
+
+
+@pytest.mark.parametrize("plan", ["tome", "sparsevlm", "lvlm_csp", "todre"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_static_cache_with_merged_and_waiting_tokens(name, tiny_models, plan):
+    """The same logits as with a cache that grows."""
+    family = FAMILIES[name]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    more = {"output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad(), attach(model, plan):
+        grown = model.generate(**inputs, **GREEDY, **more)
+        static = model.generate(**inputs, **GREEDY, **more, cache_implementation="static", disable_compile=True)
+    torch.testing.assert_close(torch.stack(static.logits), torch.stack(grown.logits), atol=1e-4, rtol=0)
