@@ -11,8 +11,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenprune
 from tests.test_laws import BATCHES, GREEDY, METHODS, PLANS, STAGES, attach, cells, kept_by_layer, policies, works
-from tests.tiny import Picture
-from tokenprune import Stage, Uniform, prune
+from tests.tiny import FAMILIES, Picture
+from tokenprune import BadInput, Random, Stage, Uniform, prune
 from tokenprune.attach import taps
 from tokenprune.core.budget import n_keep
 
@@ -185,3 +185,24 @@ def test_pruning_twice_raises(family, tiny_models):
     )
     with prune(model, [Stage(0, Uniform(keep=0.5))]):
         pass
+
+
+@pytest.mark.parametrize("scope", ["part", "item"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_method_after_another(tiny_models, plan, scope):
+    """Law 5 where some tokens of a picture in tiles are gone already: half of what is left, or a reason."""
+    family, method = FAMILIES["llava_next"], replace(METHODS[plan], keep=0.5, of="current")
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    stages = [Stage(0, Random(keep=0.6)), Stage(3, method, scope)]
+    if plan == "downsample":
+        with torch.no_grad(), pytest.raises(BadInput, match="pools the whole grid"), prune(model, stages):
+            model(**inputs)
+        return
+    with torch.no_grad(), prune(model, stages) as run:
+        model(**inputs)
+        for row, columns in enumerate(run.kept[1]):
+            left = [sum(c in run.kept[0][row] for c in span.columns) for span in run.spans if span.row == row]
+            items = [span.item for span in run.spans if span.row == row]
+            if scope == "item":
+                left = [sum(n for n, i in zip(left, items, strict=True) if i == item) for item in sorted(set(items))]
+            assert len(columns) == sum(n_keep(0.5, n, method.rounding) for n in left)

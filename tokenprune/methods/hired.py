@@ -83,7 +83,7 @@ class HiRED(Method):
         top = ranks(first) < (size * (1 - self.alpha)).long()
         place = base.long().cumsum(-1) - 1
         if self.crop_map == "strips":
-            shown = place * crops // size
+            shown = place * crops // size.clamp(min=1)
         else:
             _, _, row, column = view.cells(self.name)
             shown = tile_shown(view.grids, row, column)
