@@ -73,13 +73,13 @@ def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
     Raises `BadInput` for an unknown name, with the nearest one.
     """
     text = str(name)
-    if isinstance(name, Path) or text.endswith(ENDINGS) or text in recipe_names():
-        if options:
-            raise BadInput(f"{', '.join(options)} cannot be changed beside a recipe. Edit a copy of its file.")
-        return load_recipe(name)
-    if text not in all_methods():
+    if text in all_methods():
+        return make_method(method_class(text), options)
+    if not isinstance(name, Path) and not text.endswith(ENDINGS) and text not in recipe_names():
         raise unknown("method or recipe", text, all_methods(), also=recipe_names())
-    return make_method(method_class(text), options)
+    if options:
+        raise BadInput(f"{', '.join(options)} cannot be changed beside a recipe. Edit a copy of its file.")
+    return load_recipe(name)
 
 
 def load_recipe(name: str | Path) -> Recipe:

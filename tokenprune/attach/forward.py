@@ -17,9 +17,10 @@ from transformers.cache_utils import CacheLayerMixin, StaticLayer
 from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.attach.choose import Merge, choose
 from tokenprune.attach.masks import Kind, attention_mask
-from tokenprune.attach.rows import Rows, gather_rows
+from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
 from tokenprune.core.positions import compact, runs
+from tokenprune.core.selection import gather_rows
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 

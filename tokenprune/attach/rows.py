@@ -46,9 +46,3 @@ class Rows:
         if self.index is not None:
             return self.index
         return torch.arange(self.length, device=self.valid.device).expand(len(self.valid), -1)
-
-
-def gather_rows(x: Tensor, take: Tensor) -> Tensor:
-    """Rows `take` [B, K] of x [B or 1, L, d]."""
-    x = x.expand(take.shape[0], -1, -1)
-    return x.gather(1, take[..., None].expand(-1, -1, x.shape[-1]))

@@ -37,6 +37,12 @@ class Selection:
         shape = self.index.shape + (1,) * (x.ndim - spans - 1)
         return x.gather(spans, self.index.reshape(shape).expand(*self.index.shape, *x.shape[spans + 1 :]))
 
+    @classmethod
+    def of(cls, mask: Tensor) -> Selection:
+        """The True places of `mask` [S, n], however many each span has (counting them waits for the device)."""
+        index = ranked(mask.long())[:, : int(mask.sum(-1).max())]
+        return cls(index, valid=mask.gather(1, index))
+
     def span(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Index [k'] and weights [k', n] of span i alone, without what is not valid."""
         if self.valid is None:
@@ -68,6 +74,12 @@ def marked(index: Tensor, n: int) -> Tensor:
 def places(mask: Tensor, k: int) -> Tensor:
     """Ascending int64 [..., k] of the True places of `mask` [..., n], which must be k in each row."""
     return top_k(mask.long(), k)
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [S, k] of x [S or 1, n, d]."""
+    x = x.expand(index.shape[0], -1, -1)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def one_hot(index: Tensor, n: int) -> Tensor:

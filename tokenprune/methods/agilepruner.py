@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
-from tokenprune.core.selection import Selection, ranked
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.core.selection import Selection, gather_rows, ranked
+from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -47,6 +47,10 @@ class AgilePruner(Method):
     tau_max: float = option(0.5, "largest margin, in cosine distance")
     source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "erank_average", self.erank_average, 1.0)
+
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("saliency", self.source), Need("vision_features"))
@@ -56,7 +60,7 @@ class AgilePruner(Method):
         step = 0.01 * effective_rank(features)[:, None] / self.erank_average
         attention = view["saliency"].float()
         order = ranked(attention)
-        distance = cosine_distance(features.gather(1, order[..., None].expand_as(features)))
+        distance = cosine_distance(gather_rows(features, order))
         chosen = torch.zeros_like(order, dtype=torch.bool)
         free = torch.ones_like(chosen)
         for i in range(1, k + 1):

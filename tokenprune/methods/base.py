@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, get_origin, get_type_hints
@@ -51,6 +52,10 @@ class View:
     def device(self) -> torch.device | None:
         """Where the signals are; None without any."""
         return next((s.device for s in self.signals.values()), None if self.tokens is None else self.tokens.device)
+
+    def first(self, k: int) -> Selection:
+        """The first k tokens of every span: what keeping none of them, or all, comes to."""
+        return Selection(torch.arange(k, device=self.device).expand(self.spans, -1))
 
     def cells(self, who: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """int64 [S, n] each: the part, frame, row and column in which every token lies."""
@@ -205,7 +210,8 @@ def scaled(keep: float, shares: tuple[float, ...]) -> list[float]:
     return [1.0 if keep == 1.0 else keep * share / shares[0] for share in shares]
 
 
-def within(who: str, name: str, value: float, low: float, high: float) -> None:
+def within(who: str, name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise `BadInput` unless low <= value <= high."""
     if not low <= value <= high:
-        raise BadInput(f"{name}={value!r} of {who} must be between {low} and {high}.")
+        limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+        raise BadInput(f"{name}={value!r} of {who} must be {limits}.")

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import greedy_dpp, unit_rows
 from tokenprune.core.selection import Selection
+from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.signals import Need
 
@@ -43,6 +44,11 @@ class CDPruner(Method):
     )
     range: str = option("picture", "relevance is scaled over a picture or over each span", choices=("picture", "span"))
     theta: float = option(0.0, "weight of the relevance in (0, 1); 0 is the published rule")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.theta < 1:
+            raise BadInput(f"theta={self.theta} of cdpruner must be 0 (off) or below 1.")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -9,9 +9,9 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, marked, places, ranked
+from tokenprune.core.selection import Selection, gather_rows, marked, places, ranked
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -39,6 +39,10 @@ class DART(Method):
     pivots: int = option(4, "visual pivots, and text pivots")
     order: tuple[int, ...] = option((), "order in which pivots choose; empty: visual ones first, by norm")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "pivots", self.pivots, 0)
+
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("hidden", "normed"), Need("text_hidden", "normed"), Need("keys"), Need("text_keys"))
@@ -50,8 +54,7 @@ class DART(Method):
         image = ranked(norms)[:, : min(self.pivots, k)]
         text = ranked(text_norms)[:, : self.pivots]
         hidden, texts = unit_rows(view["hidden"]), unit_rows(view["text_hidden"])
-        sources = [x.gather(1, p[..., None].expand(-1, -1, x.shape[-1])) for x, p in ((hidden, image), (texts, text))]
-        pivots = torch.cat(sources, dim=1)
+        pivots = torch.cat([gather_rows(hidden, image), gather_rows(texts, text)], dim=1)
         order = list(self.order) or list(range(pivots.shape[1]))
         if sorted(order) != list(range(pivots.shape[1])):
             raise BadInput(f"order={self.order} of dart must name each of the {pivots.shape[1]} pivots once, from 0.")

@@ -29,7 +29,7 @@ class Downsample(Method):
     def select(self, view: View) -> Selection:
         k, n = self.budget(view), view.count
         if k in (0, n):
-            return Selection(torch.arange(k, device=view.device).expand(view.spans, -1))
+            return view.first(k)
         if view.grids and n != sum(t * h * w for t, h, w in view.grids):
             raise BadInput(f"downsample pools the whole grid, but {n} tokens are left of it. Make it the first stage.")
         part, frame, row, column = (axis[0] for axis in view.cells(self.name))

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -42,8 +41,7 @@ class FEATHER(Method):
         if self.stride is None:
             object.__setattr__(self, "stride", 0)
         super().__post_init__()
-        if self.stride < 0:
-            raise BadInput(f"stride={self.stride} of feather must be 0 (no grid) or more.")
+        within(self.name, "stride", self.stride, 0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -63,6 +61,4 @@ class FEATHER(Method):
         grid = (row % self.stride == 0) & (column % self.stride == 0)
         if self.budget_of == "total":
             return Selection(top_k(grid * view.count - rank, k))
-        kept = grid | (rank < k)
-        order = kept.long().sort(dim=-1, descending=True, stable=True).indices[:, : int(kept.sum(-1).max())]
-        return Selection(order, valid=kept.gather(1, order))
+        return Selection.of(grid | (rank < k))

@@ -62,7 +62,7 @@ class HiRED(Method):
         size = base.sum(-1, keepdim=True)
         share = torch.minimum(torch.full_like(size, int(k * self.alpha)), size)
         sizes = torch.stack([(crop == i).sum(-1) for i in range(1, crops + 1)], dim=-1)
-        votes = self._votes(view, base, crop, crops)
+        votes = self._votes(view["saliency_first"].float(), base, crops, tile_shown(view.grids, row, column))
         parts = ((k - share) * votes / votes.sum(-1, keepdim=True).clamp(min=1)).long()
         parts = torch.minimum(parts, sizes)
         budgets = torch.cat([share, parts], dim=1).gather(1, crop)
@@ -73,19 +73,13 @@ class HiRED(Method):
         kept = within_crop < budgets
         if self.fill == "attention":
             return Selection(top_k(ranks(scores).neg() + kept * view.count, k))
-        order = kept.long().sort(dim=-1, descending=True, stable=True).indices[:, : int(kept.sum(-1).max())]
-        return Selection(order, valid=kept.gather(1, order))
+        return Selection.of(kept)
 
-    def _votes(self, view: View, base: Tensor, crop: Tensor, crops: int) -> Tensor:
-        """int64 [S, crops]: top tokens of the base image in the part that each tile shows."""
-        first = view["saliency_first"].float().masked_fill(~base, float("-inf"))
+    def _votes(self, first: Tensor, base: Tensor, crops: int, shown: Tensor) -> Tensor:
+        """int64 [S, crops]: top tokens of the base image in the part that each tile shows (tiles: `shown` [S, n])."""
         size = base.sum(-1, keepdim=True)
-        top = ranks(first) < (size * (1 - self.alpha)).long()
-        place = base.long().cumsum(-1) - 1
+        top = ranks(first.masked_fill(~base, float("-inf"))) < (size * (1 - self.alpha)).long()
         if self.crop_map == "strips":
-            shown = place * crops // size.clamp(min=1)
-        else:
-            _, _, row, column = view.cells(self.name)
-            shown = tile_shown(view.grids, row, column)
+            shown = (base.long().cumsum(-1) - 1) * crops // size.clamp(min=1)
         hits = torch.zeros(len(base), crops, dtype=torch.long, device=base.device)
         return hits.scatter_add(1, shown.clamp(0, crops - 1), (top & base).long())

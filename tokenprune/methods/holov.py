@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -40,8 +39,7 @@ class HoloV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crops < 0:
-            raise BadInput(f"crops={self.crops} of holov must be 0 or more.")
+        within(self.name, "crops", self.crops, 0)
 
     @property
     def needs(self) -> tuple[Need, ...]:

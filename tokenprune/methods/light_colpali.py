@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
@@ -44,8 +43,7 @@ class LightColPali(Method):
     def select(self, view: View) -> Selection:
         unit, k = unit_rows(view["features"]), self.budget(view)
         if k in (0, view.count):
-            every = torch.arange(k, device=unit.device)
-            return Selection(every.expand(view.spans, -1))
+            return view.first(k)
         groups = [_clusters(page, k) for page in unit.double().cpu().numpy()]
         group = torch.from_numpy(np.stack(groups)).to(unit.device)
         place = torch.arange(view.count, device=unit.device).expand_as(group)
@@ -56,6 +54,8 @@ class LightColPali(Method):
 
 def _clusters(page: np.ndarray, k: int) -> np.ndarray:
     """int64 [n]: the group of each row, numbered by first appearance."""
+    from scipy.cluster.hierarchy import cut_tree, linkage  # slow to import, and needed for pages alone
+
     labels = cut_tree(linkage(page, method="ward"), n_clusters=k)[:, 0]
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)

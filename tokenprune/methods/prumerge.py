@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, marked, one_hot, ranked, ranks
-from tokenprune.methods.base import Method, View, keep_option, merge_option, option
+from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, ranks
+from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -46,6 +46,10 @@ class PruMerge(Method):
     merge_in: str = merge_option()
     source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "neighbours", self.neighbours, 0)
+
     @property
     def needs(self) -> tuple[Need, ...]:
         before = (Need("vision_features"),) if self.merge_in == "encoder" else ()
@@ -60,22 +64,21 @@ class PruMerge(Method):
     def select(self, view: View) -> Selection:
         attention, n = view["saliency"].float(), view.count
         if self.keep is not None and self.budget(view) in (0, n):
-            every = torch.arange(self.budget(view), device=attention.device)
-            return Selection(every.expand(view.spans, -1))
+            return view.first(self.budget(view))
         kept = self._kept(view, attention)
         rest = attention.masked_fill(kept, float("-inf"))
         extra = one_hot(rest.argmax(-1), n).bool() & ~kept
-        stays = kept | extra
-        index = ranked(stays.long())[:, : int(stays.sum(-1).max())]
+        chosen = Selection.of(kept | extra)
+        index = chosen.index
         keys = functional.normalize(view["vision_keys"].float(), dim=-1)
-        likeness = keys.gather(1, index[..., None].expand(-1, -1, keys.shape[-1])) @ keys.mT
+        likeness = gather_rows(keys, index) @ keys.mT
         likeness = likeness.scatter(2, index[..., None], float("-inf"))
         near = likeness.topk(min(self.neighbours, n - 1), dim=-1).indices
         own = one_hot(index, n)
         taken = marked(near, n) * attention[:, None]
         dropped = torch.where(kept[:, None], 0.0, attention[:, None])
         weights = torch.where(extra.gather(1, index)[..., None], dropped, own + taken)
-        return Selection(index, weights, stays.gather(1, index))
+        return replace(chosen, weights=weights)
 
     def _kept(self, view: View, attention: Tensor) -> Tensor:
         """bool [S, n]: the tokens that stay, without the one for all that are dropped."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged, density_peaks, in_order
-from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
+from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.signals import Need
 
@@ -74,9 +74,7 @@ class SparseVLM(Method):
         order = ranked(scores)
         candidates = order[:, kept : kept + self._pool(n - kept)]
         hidden = view["hidden"].float()
-        centres, group = density_peaks(
-            hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1])), clusters, clusters
-        )
+        centres, group = density_peaks(gather_rows(hidden, candidates), clusters, clusters)
         index = candidates.gather(1, centres)
         members = torch.full((view.spans, n), -1, device=order.device).scatter(1, candidates, group)
         weights = torch.cat([one_hot(order[:, :kept], n), averaged(index, members)], dim=1)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, max_sum
-from tokenprune.core.selection import Selection, ranked, ranks
+from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.signals import Need
 
@@ -53,9 +53,7 @@ class ToDRE(Method):
     def select(self, view: View) -> Selection:
         if self.phase == "migration":
             paid = view["attention_row"].float().mean(-2)
-            stays = (paid.sum(-1, keepdim=True) >= self.share) | (ranks(paid) < self.budget(view))
-            index = ranked(stays.long())
-            return Selection(index, valid=stays.gather(1, index))
+            return Selection.of((paid.sum(-1, keepdim=True) >= self.share) | (ranks(paid) < self.budget(view)))
         distance = cosine_distance(view["features"])
         start = distance.sum(-1)
         greedy = max_min if self.objective == "maxmin" else max_sum

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, top_k
+from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, option
 from tokenprune.methods.signals import Need
@@ -46,5 +46,4 @@ class TokenTransforming(Method):
         if k in (0, view.count):
             return Selection(index)
         unit = unit_rows(view["features"])
-        kept = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
-        return Selection(index, (kept @ unit.mT / self.temperature).softmax(-1).float())
+        return Selection(index, (gather_rows(unit, index) @ unit.mT / self.temperature).softmax(-1).float())

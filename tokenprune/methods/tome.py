@@ -34,9 +34,9 @@ class ToMe(Method):
 
     def select(self, view: View) -> Selection:
         x, k, n = view["features"].float(), self.budget(view), view.count
-        index = torch.arange(n, device=x.device).expand(view.spans, -1)
         if k in (0, n):
-            return Selection(index[:, :k])
+            return view.first(k)
+        index = view.first(n).index
         weights: torch.Tensor | None = None
         sizes = torch.ones(view.spans, n, device=x.device)
         while index.shape[1] > k:

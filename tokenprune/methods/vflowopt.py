@@ -11,8 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
 
@@ -48,8 +47,7 @@ class VFlowOpt(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cell < 1:
-            raise BadInput(f"cell={self.cell} of vflowopt must be at least 1 token.")
+        within(self.name, "cell", self.cell, 1)
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import in_order
-from tokenprune.core.selection import Selection, marked, one_hot, places, top_k
+from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, places, top_k
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
 from tokenprune.methods.signals import Need
 
@@ -62,22 +62,18 @@ class VisionZip(Method):
         if not count or k == n:
             return Selection(top_k(view["saliency"].float(), k))
         rest = places(~marked(dominant, n), n - len(dominant[0]))
-        keys = functional.normalize(view["vision_keys"].float(), dim=-1)
-        keys = keys.gather(1, rest[..., None].expand(-1, -1, keys.shape[-1]))
+        keys = gather_rows(functional.normalize(view["vision_keys"].float(), dim=-1), rest)
         step = max(1, rest.shape[1] // count)
         chosen = torch.arange(0, rest.shape[1], step, device=rest.device)[:count]
         group = (keys @ keys[:, chosen].mT).argmax(-1)
         others = torch.ones(rest.shape[1], dtype=torch.bool, device=rest.device)
         others[chosen] = False
-        members = functional.one_hot(group, count).mT * others
-        share = members / members.sum(-1, keepdim=True).clamp(min=1)
+        members = (functional.one_hot(group, count).mT * others).float()
+        size = members.sum(-1, keepdim=True)
         targets = rest[:, chosen]
         own = one_hot(targets, n)
-        weights = own + torch.zeros_like(own).scatter(2, rest[:, None].expand(-1, count, -1), share)
-        if self.merge == "mean":
-            size = members.sum(-1, keepdim=True)
-            weights = own + (weights - own) * size
-            weights = weights / (size + 1)
+        members = torch.zeros_like(own).scatter(2, rest[:, None].expand(-1, count, -1), members)
+        weights = own + members / size.clamp(min=1) if self.merge == "sum" else (own + members) / (size + 1)
         index, weights = in_order(
             torch.cat([dominant, targets], dim=1), torch.cat([one_hot(dominant, n), weights], dim=1)
         )
