@@ -43,10 +43,13 @@ class Chosen:
 def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
     """Run the method on every unit. Units of one shape are selected from together."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
+    pieces = forward.signals.given.get("clip_text", [])
     for unit in _units(stage, forward):
         picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
         grids = tuple(forward.spans[i].grid for i in unit.spans)
-        groups[len(unit.columns), grids, unit.text, picture].append(unit)
+        text = None if unit.after is None else len(unit.after)
+        asked = tuple(map(len, pieces[unit.row : unit.row + 1]))
+        groups[len(unit.columns), grids, text, asked, picture].append(unit)
     chosen = Chosen([torch.arange(len(c), device=c.device) for c in forward.rows.columns], [])
     for (count, grids, *_), units in groups.items():
         signals = {need.signal: stacked(need, forward, stage.at, units, hidden) for need in stage.method.needs}
@@ -68,7 +71,6 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
 def _units(stage: Stage, forward: Forward) -> list[Unit]:
     """Spans with tokens left; with scope=item, all spans of a picture as one, its base image first."""
     reads_text = any(need.signal.startswith("text_") or need.signal == "rope_weight" for need in stage.method.needs)
-    pieces = forward.signals.given.get("clip_text")
     members: dict[tuple, list[int]] = defaultdict(list)
     for i, span in enumerate(forward.spans):
         key = (span.row, span.media, span.item) if stage.scope == "item" else (i,)
@@ -83,12 +85,9 @@ def _units(stage: Stage, forward: Forward) -> list[Unit]:
         for i in spans:
             tokens.append(forward.rows.tokens[i] + total)
             total += forward.spans[i].count
-        unit = Unit(spans, forward.spans[spans[0]].row, columns, torch.cat(tokens), total)
-        if reads_text:
-            unit.text = len(text_after(forward, unit))
-        if pieces is not None and unit.row < len(pieces):
-            unit.text += len(pieces[unit.row])
-        units.append(unit)
+        row = forward.spans[spans[0]].row
+        after = text_after(forward, row, spans) if reads_text else None
+        units.append(Unit(spans, row, columns, torch.cat(tokens), total, after))
     return units
 
 

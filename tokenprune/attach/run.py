@@ -250,9 +250,6 @@ class Run:
         if given is not None:
             *counts, right_padded = torch.cat([valid.sum(1), (~valid[:, -1:]).sum()[None]]).tolist()
         ends = [[c.column for c in s.separators] for s in spans]
-        is_text = valid.clone()
-        for span, own in zip(spans, ends, strict=True):
-            is_text[span.row, [*span.columns, *own]] = False
         end = max((max(s.columns[-1], *e, -1) + 1 for s, e in zip(spans, ends, strict=True)), default=0)
         blocks = self._local.blocks
 
@@ -276,7 +273,7 @@ class Run:
             past=past,
             rows=rows,
             spans=spans,
-            signals=Signals(hidden, is_text, vision, self._given),
+            signals=Signals(hidden, vision, self._given),
             project=functools.partial(self.family.project, self.model),
             tail=length - (length if right_padded else end),
             logits_to_keep=getattr(self._local, "logits_to_keep", 0),

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from tokenprune.attach import taps
-from tokenprune.attach.taps import row_attention
+from tokenprune.attach.taps import row_attention, row_products
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.methods.signals import SIGNALS, Need
 
@@ -31,7 +31,7 @@ class Unit:
     columns: Tensor  # int64 [n]: rows that its tokens occupy now
     tokens: Tensor  # int64 [n]: which of the unit's tokens they are
     total: int
-    text: int = 0  # text tokens after it, where a method reads them
+    after: Tensor | None = None  # int64 [m]: rows of the text after it, where a method reads them
 
 
 @dataclass
@@ -49,7 +49,6 @@ class Signals:
     """Everything that the stages of one pass can read."""
 
     embeds: Tensor  # [B, L, d]: input embeddings of the prompt, visual features among them
-    is_text: Tensor  # bool [B, L]
     vision: dict[Need, list[Tensor]] = field(default_factory=dict)  # for each span [n, ...]
     given: dict[str, list[Tensor]] = field(default_factory=dict)  # by the user: for each span, or for each batch row
     heard: Heard = field(default_factory=Heard)
@@ -90,9 +89,8 @@ def listener(forward: Forward, i: int, needs: tuple[Need, ...], layer: Callable[
         heard = forward.signals.heard
         store = layer()
         if Need("attention_row") in needs:
-            heard.row = _attention(forward, i, store, query, key, scaling, softcap, forward.query_rows()[:, None])[
-                :, :, 0
-            ]
+            rows = forward.query_rows()[:, None]
+            heard.row = _attention(forward, i, store, query, key, scaling, softcap, rows)[:, :, 0]
         if any(need.signal in PAID for need in needs):
             rows = nn.utils.rnn.pad_sequence(text_rows(forward), batch_first=True)
             if rows.shape[1]:
@@ -110,10 +108,7 @@ def hear_content(forward: Forward, layer: nn.Module, hidden: Tensor, rope: tuple
     with torch.no_grad():
         query, key, scaling, softcap = project(layer.self_attn, layer.input_layernorm(hidden), plain)
         rows = forward.query_rows()[:, None].to(query.device)
-        picked = query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])).float()
-        grouped = picked.view(len(query), key.shape[1], -1, query.shape[3])
-        scores = (grouped @ key.float().mT).view(len(query), query.shape[1], -1) * scaling
-    forward.signals.heard.content = softcap * (scores / softcap).tanh() if softcap else scores
+        forward.signals.heard.content = row_products(query, key, rows, scaling, softcap)[:, :, 0]
 
 
 def look_ahead(forward: Forward, i: int, layer: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> None:
@@ -161,22 +156,21 @@ def text_rows(forward: Forward) -> list[Tensor]:
     rows = forward.rows
     if rows.text is None:
         columns = rows.prompt_columns()
-        first = [
-            min((s.columns[0] for s in forward.spans if s.row == row), default=forward.length)
-            for row in range(forward.batch)
-        ]
-        text = forward.signals.is_text.gather(1, columns) & rows.valid
-        text &= columns > torch.tensor(first, device=columns.device)[:, None]
+        other = torch.ones(forward.batch, forward.length, dtype=torch.bool)  # neither visual token nor separator
+        for span in forward.spans:
+            other[span.row, [*span.columns, *(s.column for s in span.separators)]] = False
+        after = other & (~other).long().cumsum(1).bool()
+        text = after.to(columns.device).gather(1, columns) & rows.valid
         text &= torch.arange(rows.length, device=columns.device) <= forward.query_rows()[:, None]
         rows.text = [row.nonzero().flatten() for row in text]
     return rows.text
 
 
-def text_after(forward: Forward, unit: Unit) -> Tensor:
-    """int64 [m]: the rows of the text after a unit, up to the last prompt token."""
-    rows = text_rows(forward)[unit.row]
-    end = max(forward.spans[i].columns[-1] for i in unit.spans)
-    after = rows[forward.rows.prompt_columns()[unit.row, rows] > end]
+def text_after(forward: Forward, row: int, spans: list[int]) -> Tensor:
+    """int64 [m]: the rows of the text of batch row `row` after these spans, up to the last prompt token."""
+    rows = text_rows(forward)[row]
+    end = max(forward.spans[i].columns[-1] for i in spans)
+    after = rows[forward.rows.prompt_columns()[row, rows] > end]
     if not len(after):
         raise BadInput("A text-guided method needs text after the image, and this prompt ends with it.")
     return after
@@ -204,14 +198,14 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
         read = forward.model.norm if need.variant == "normed" else nn.Identity()
         if name == "hidden":
             return read(hidden[rows[:, None], columns])
-        return read(torch.stack([hidden[u.row, text_after(forward, u)] for u in units]))
+        return read(torch.stack([hidden[u.row, u.after] for u in units]))
     if name == "text_embeddings":
         whole = forward.rows.prompt_columns()
-        return torch.stack([signals.embeds[u.row, whole[u.row, text_after(forward, u)]] for u in units])
+        return torch.stack([signals.embeds[u.row, whole[u.row, u.after]] for u in units])
     if name == "keys" and heard.keys is not None:
         return torch.stack([heard.keys[u.row][:, u.columns] for u in units]).to(hidden.device)
     if name == "text_keys" and heard.keys is not None:
-        return torch.stack([heard.keys[u.row][:, text_after(forward, u)] for u in units]).to(hidden.device)
+        return torch.stack([heard.keys[u.row][:, u.after] for u in units]).to(hidden.device)
     if name in PAID and heard.paid is not None:
         return torch.stack([_paid(name, forward, u) for u in units]).to(hidden.device)
     if name == "rope_weight":
@@ -244,10 +238,9 @@ def _of_unit(per_span: list[Tensor], unit: Unit) -> Tensor:
 
 def _paid(name: str, forward: Forward, unit: Unit) -> Tensor:
     paid = forward.signals.heard.paid[unit.row]
-    after = text_after(forward, unit)
     last = len(text_rows(forward)[unit.row])
-    paid = paid[:, last - len(after) : last]
-    return paid[..., (unit.columns if name == "text_attention" else after).to(paid.device)]
+    paid = paid[:, last - len(unit.after) : last]
+    return paid[..., (unit.columns if name == "text_attention" else unit.after).to(paid.device)]
 
 
 def _rope_weight(forward: Forward, i: int, unit: Unit, hidden: Tensor) -> Tensor:
@@ -256,6 +249,5 @@ def _rope_weight(forward: Forward, i: int, unit: Unit, hidden: Tensor) -> Tensor
     if cos.ndim != 3:
         raise MissingSignal("rope_weight is made for one axis of position ids; this model rotates by three.")
     row = unit.row if len(cos) > 1 else 0
-    after = text_after(forward, unit)
-    turns = cos[row, after] @ cos[row, unit.columns].mT + sin[row, after] @ sin[row, unit.columns].mT
+    turns = cos[row, unit.after] @ cos[row, unit.columns].mT + sin[row, unit.after] @ sin[row, unit.columns].mT
     return turns / cos.shape[-1] ** 0.5
