@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel, apply_rotary_pos_emb
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+Rope = tuple[Tensor, Tensor]
 
 
-def packed_hidden(llama: LlamaModel, prefix: Tensor, packs: list[Tensor]) -> list[Tensor]:
+def packed_hidden(text: PreTrainedModel, prefix: Tensor, packs: list[Tensor], rope: Rope | None = None) -> list[Tensor]:
     """Final hidden states of every question.
 
-    `prefix` [B, P, D] are the embeddings all questions share; each pack [B, G, S] holds the ids of G questions that
-    start at position P. Returns one [B, G, S, D] per pack.
+    `prefix` [B, P, D] are the embeddings all questions share; each pack [B, G, S] holds the ids of G questions. rope:
+    cos and sin [B or 1, P + all G * S, e]; default: every question starts at position P. Returns one [B, G, S, D] per
+    pack.
     """
     batch, length, width = prefix.shape
     shapes = [pack.shape[1:] for pack in packs]
-    texts = [llama.embed_tokens(pack.flatten(1)) for pack in packs]
+    texts = [text.embed_tokens(pack.flatten(1)) for pack in packs]
     x = torch.cat([prefix, *texts], dim=1)
-    places = [torch.arange(length), *((length + torch.arange(s)).repeat(g) for g, s in shapes)]
-    rope = llama.rotary_emb(x, torch.cat(places)[None])
+    if rope is None:
+        places = [torch.arange(length), *((length + torch.arange(s)).repeat(g) for g, s in shapes)]
+        rope = text.rotary_emb(x, torch.cat(places)[None])
     sizes = [length, *(g * s for g, s in shapes)]
-    for layer in llama.layers:
+    for layer in text.layers:
         attended = _attend(layer.self_attn, layer.input_layernorm(x), rope, sizes, shapes)
         x = x + layer.self_attn.o_proj(attended)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    x = llama.norm(x)
+    x = text.norm(x)
     parts = x.split(sizes, dim=1)[1:]
     return [part.reshape(batch, *shape, width) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -38,6 +43,7 @@ def _attend(attention: nn.Module, x: Tensor, rope: tuple, sizes: list[int], shap
     heads = (batch, rows, -1, attention.head_dim)
     q, k, v = (p(x).view(heads).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
     q, k = apply_rotary_pos_emb(q, k, *rope)
+    k, v = (t.repeat_interleave(attention.num_key_value_groups, dim=1) for t in (k, v))
     q, v = (q * attention.scaling).to(v.dtype), v
     k = k.to(v.dtype)
     (q0, *qs), (k0, *ks), (v0, *vs) = (t.split(sizes, dim=2) for t in (q, k, v))

@@ -8,18 +8,15 @@ loss that pulls each patch towards the word embeddings of its thing. Both stages
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from eval.scenes.data import PACK, Batch, Batches
@@ -27,11 +24,11 @@ from eval.scenes.model import PREFIX, make_model, make_processor
 from eval.scenes.packed import packed_hidden
 from eval.scenes.questions import TYPES
 from eval.scenes.world import COLOURS, GRID, KINDS
+from eval.training import Stage, optimizers
 
 FIELDS = (list(KINDS), list(COLOURS), [f"x{i}" for i in range(GRID)], [f"y{i}" for i in range(GRID)])
 BACKGROUND_WEIGHT = 0.1
 TEMPERATURE = 0.1
-SAVE_EVERY = 100
 CHECK = 160  # validation pictures, a multiple of both batch sizes
 
 
@@ -47,7 +44,6 @@ class Settings:
     tower_lr: float = 1e-3
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
-    warmup: int = 50
     align_weight: float = 0.5
     align_until: float = 0.7  # part of the decoder stage after which the side loss is gone
 
@@ -61,85 +57,9 @@ class Heads(nn.Module):
         self.present = nn.Linear(width, len(KINDS) + len(COLOURS))
 
 
-def optimizers(modules: Iterable[nn.Module], muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the transformer layers and the projector, AdamW on embeddings, heads and vectors."""
-    matrices, rest = [], []
-    for module in modules:
-        for name, p in module.named_parameters():
-            hidden = p.ndim == 2 and ("layers." in name or "linear_" in name)
-            (matrices if hidden else rest).append(p)
-    return [
-        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
-class Stage:
-    """One training stage: warm-up and linear decay, a progress bar, a log, and checkpoints to resume from."""
-
-    def __init__(self, name: str, out: Path, steps: int, batch: int, settings: Settings) -> None:
-        self.name, self.out, self.steps, self.batch, self.settings = name, out, steps, batch, settings
-        self.log = out / "log.jsonl"
-        self.checkpoint = out / f"{name}.pt"
-
-    def run(
-        self,
-        modules: dict[str, nn.Module],
-        opts: list[torch.optim.Optimizer],
-        tokenizer: PreTrainedTokenizerFast,
-        loss_of: Callable[[Batch, float], tuple[Tensor, dict]],
-        validate: Callable[[], dict],
-    ) -> None:
-        start = self._resume(modules, opts)
-        if start >= self.steps:
-            return
-        base = [[group["lr"] / group.get("decay", 1.0) for group in opt.param_groups] for opt in opts]
-        loader = DataLoader(Batches(tokenizer, "train", self.batch, start), batch_size=None, num_workers=1)
-        columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns) as bar:
-            task = bar.add_task(self.name, total=self.steps, completed=start, note="")
-            began = time.monotonic()
-            for step, batch in enumerate(loader, start):
-                decay = min((step + 1) / self.settings.warmup, 1.0) * (1 - step / self.steps)
-                for opt, rates in zip(opts, base, strict=True):
-                    for group, rate in zip(opt.param_groups, rates, strict=True):
-                        group["lr"], group["decay"] = rate * decay, decay
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss, parts = loss_of(batch, step / self.steps)
-                loss.backward()
-                for opt in opts:
-                    opt.step()
-                    opt.zero_grad(set_to_none=True)
-                bar.update(task, completed=step + 1, note=f"loss {loss.item():.3f}")
-                done = step + 1
-                if done % SAVE_EVERY == 0 or done == self.steps:
-                    record = {"stage": self.name, "step": done, **parts, **validate()}
-                    record["seconds"] = round(time.monotonic() - began, 1)
-                    with self.log.open("a") as log:
-                        log.write(json.dumps(record) + "\n")
-                    self._save(done, modules, opts)
-                if done == self.steps:
-                    break
-
-    def _save(self, step: int, modules: dict[str, nn.Module], opts: list[torch.optim.Optimizer]) -> None:
-        state = {"step": step, "opts": [o.state_dict() for o in opts]}
-        state |= {name: module.state_dict() for name, module in modules.items()}
-        fresh = self.checkpoint.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(self.checkpoint)
-
-    def _resume(self, modules: dict[str, nn.Module], opts: list[torch.optim.Optimizer]) -> int:
-        if not self.checkpoint.exists():
-            return 0
-        state = torch.load(self.checkpoint)
-        for name, module in modules.items():
-            module.load_state_dict(state[name])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
-        return state["step"]
-
-
-def train_tower(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
+def train_tower(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, stage: Stage, settings: Settings
+) -> None:
     """Dense labels on the features that the decoder will read, presence labels on the CLS token."""
     tower = model.model.vision_tower
     heads = Heads(model.config.vision_config.hidden_size)
@@ -166,8 +86,8 @@ def train_tower(model: LlavaForConditionalGeneration, tokenizer: PreTrainedToken
     @torch.no_grad()
     def validate() -> dict:
         rights = []
-        for part in range(0, CHECK, stage.batch):
-            rows = slice(part, part + stage.batch)
+        for part in range(0, CHECK, settings.tower_batch):
+            rows = slice(part, part + settings.tower_batch)
             small = Batch(**{k: v[rows] for k, v in vars(check).items()})
             fields, present = scores(small)
             inside = small.owner[..., 0] >= 0
@@ -176,9 +96,8 @@ def train_tower(model: LlavaForConditionalGeneration, tokenizer: PreTrainedToken
         names = ("kind", "colour", "x", "y", "present")
         return dict(zip(names, (round(v, 4) for v in torch.stack(rights).mean(0).tolist()), strict=True))
 
-    rate = stage.settings.tower_lr
-    opts = optimizers([tower, heads], stage.settings.muon_lr, rate)
-    stage.run({"tower": tower, "heads": heads}, opts, tokenizer, loss_of, validate)
+    opts = optimizers([tower, heads], settings.muon_lr, settings.tower_lr)
+    stage.run({"tower": tower, "heads": heads}, opts, loss_of, validate)
 
 
 def align_loss(features: Tensor, owner: Tensor, words: Tensor, ids: list[Tensor]) -> Tensor:
@@ -192,12 +111,13 @@ def align_loss(features: Tensor, owner: Tensor, words: Tensor, ids: list[Tensor]
     return total
 
 
-def train_decoder(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, stage: Stage) -> None:
+def train_decoder(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, stage: Stage, settings: Settings
+) -> None:
     """Answers to packed questions; the tower stays as the first stage left it."""
     tower, projector, llama = model.model.vision_tower, model.model.multi_modal_projector, model.model.language_model
     tower.requires_grad_(False)
     see, answer = torch.compile(tower, dynamic=False), torch.compile(packed_hidden, dynamic=False)
-    settings = stage.settings
     field_ids = [torch.tensor(tokenizer.convert_tokens_to_ids(words)) for words in FIELDS]
     head = torch.tensor(tokenizer.convert_tokens_to_ids(["<s>", "<user>"]))
     check = Batches(tokenizer, "validation", CHECK).batch(0)
@@ -233,8 +153,8 @@ def train_decoder(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTok
     @torch.no_grad()
     def validate() -> dict:
         rights = {kind: [] for kind in TYPES}
-        for part in range(0, CHECK, stage.batch):
-            rows = slice(part, part + stage.batch)
+        for part in range(0, CHECK, settings.decoder_batch):
+            rows = slice(part, part + settings.decoder_batch)
             small = Batch(**{k: v[rows] for k, v in vars(check).items()})
             with torch.autocast("cpu", torch.bfloat16):
                 _, (short, caption) = read(small)
@@ -246,7 +166,7 @@ def train_decoder(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTok
 
     opts = optimizers([projector, llama, model.lm_head], settings.muon_lr, settings.adam_lr)
     parts = {"projector": projector, "llama": llama, "lm_head": model.lm_head}
-    stage.run(parts, opts, tokenizer, loss_of, validate)
+    stage.run(parts, opts, loss_of, validate)
 
 
 def main(
@@ -263,10 +183,11 @@ def main(
     torch.manual_seed(settings.seed)
     processor = make_processor()
     model = make_model(len(processor.tokenizer))
-    train_tower(model, processor.tokenizer, Stage("tower", out, settings.tower_steps, settings.tower_batch, settings))
-    train_decoder(
-        model, processor.tokenizer, Stage("decoder", out, settings.decoder_steps, settings.decoder_batch, settings)
-    )
+    tokenizer = processor.tokenizer
+    tower = partial(Batches, tokenizer, "train", settings.tower_batch)
+    train_tower(model, tokenizer, Stage("tower", out, settings.tower_steps, tower), settings)
+    decoder = partial(Batches, tokenizer, "train", settings.decoder_batch)
+    train_decoder(model, tokenizer, Stage("decoder", out, settings.decoder_steps, decoder), settings)
     model.to(torch.float16).save_pretrained(out / "model")
     processor.save_pretrained(out / "model")
 

@@ -186,6 +186,8 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
         return _given(signals.given.get(name), name, forward, units, hidden.device)
     if SIGNALS[name].vision:
         return torch.stack([_of_unit(signals.vision[need], u) for u in units]).to(hidden.device)
+    if name == "frame_features":
+        return torch.stack([_frame_means(forward, u) for u in units])
     if name == "features":
         return signals.embeds[rows[:, None], forward.rows.prompt_columns()[rows[:, None], columns]]
     if name == "attention_row":
@@ -211,6 +213,15 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
     if name == "rope_weight":
         return torch.stack([_rope_weight(forward, i, u, hidden) for u in units])
     return None
+
+
+def _frame_means(forward: Forward, unit: Unit) -> Tensor:
+    """Mean of the embeddings of every frame, [t, d], tokens that are gone by now counted."""
+    found = []
+    for span in (forward.spans[i] for i in unit.spans):
+        columns = torch.tensor(span.columns, device=forward.signals.embeds.device)
+        found.append(forward.signals.embeds[unit.row, columns].unflatten(0, (span.grid[0], -1)).mean(1))
+    return torch.cat(found)
 
 
 def _given(

@@ -2,10 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import one_hot, ranked
+from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
+
+
+@dataclass
+class Survivors:
+    """What stays of one span of `count` tokens, put together piece by piece: tokens as they are, and mixtures."""
+
+    count: int
+    index: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+    def keep(self, index: Tensor) -> None:
+        """Tokens int64 [m] as they are."""
+        self.mix(index, one_hot(index, self.count))
+
+    def mix(self, index: Tensor, weights: Tensor) -> None:
+        """At the places `index` [m] the mixtures `weights` [m, count] of all tokens."""
+        self.index.append(index)
+        self.weights.append(weights.float())
+
+    def exactly(self, k: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Index [k] and weights [k, count] by ascending index: those there are and the best of the rest by `scores`
+        [count], or, where there are too many, the best of those there are."""
+        index, weights = self.all()
+        kept = torch.zeros_like(scores, dtype=torch.bool).index_fill(0, index, True)
+        chosen = top_k(kept * self.count - ranks(scores[None])[0], k)
+        whole = one_hot(chosen, self.count)
+        old = kept[chosen]
+        place = torch.zeros(self.count, dtype=torch.long, device=index.device)
+        place[index] = torch.arange(len(index), device=index.device)
+        whole[old] = weights[place[chosen[old]]]
+        return chosen, whole
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Index [m] and weights [m, count] of everything that stays, by ascending index."""
+        index, order = torch.cat(self.index).sort()
+        return index, torch.cat(self.weights)[order]
+
+
+def mixtures(
+    targets: Tensor, members: Tensor, group: Tensor, own: Callable[[Tensor], Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """The tokens `targets` [c] and the weights [c, count] of what they become: themselves and the mean of their group.
+
+    members: int64 [m] tokens, of which `group` [m] says which target they join. own: from the sizes [c] of the groups
+    the weight of each target itself; it is 1 where nothing joins.
+    """
+    weights = torch.zeros(len(targets), count, device=targets.device)
+    weights[group, members] = 1
+    size = weights.sum(-1)
+    share = torch.where(size > 0, own(size), 1.0)
+    weights *= ((1 - share) / size.clamp(min=1))[:, None]
+    weights[torch.arange(len(targets), device=targets.device), targets] += share
+    return targets, weights
+
+
+def stacked(spans: list[tuple[Tensor, Tensor]]) -> Selection:
+    """One selection of the index [k] and weights [k, n] of every span; shorter ones are filled up, not valid."""
+    longest = max(len(index) for index, _ in spans)
+    lengths = torch.tensor([len(index) for index, _ in spans], device=spans[0][0].device)
+    index = torch.stack([torch.nn.functional.pad(i, (0, longest - len(i))) for i, _ in spans])
+    weights = torch.stack([torch.nn.functional.pad(w, (0, 0, 0, longest - len(w))) for _, w in spans])
+    valid = torch.arange(longest, device=index.device) < lengths[:, None]
+    return Selection(index, weights, None if bool(valid.all()) else valid)
 
 
 def averaged(index: Tensor, group: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -35,19 +101,32 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
     """
     n = x.shape[1]
     distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
-    nearest = distance.topk(min(neighbours, n), dim=-1, largest=False).values
-    density = (-nearest.square().mean(-1)).exp()
-    higher = density[:, None, :] > density[..., None]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
-    higher |= (density[:, None, :] == density[..., None]) & earlier
-    farthest = distance.amax((-2, -1))[:, None]
-    gap = distance.masked_fill(~higher, float("inf")).amin(-1)
-    gap = torch.where(gap.isinf(), farthest, gap)
-    centres = ranked(density * gap)[:, :clusters]
+    centres = ranked(peak_scores(distance, neighbours))[:, :clusters]
     to_centres = distance.gather(2, centres[:, None].expand(-1, n, -1))
     group = to_centres.argmin(-1)
     own = torch.arange(clusters, device=x.device).expand(len(x), -1)
     return centres, group.scatter(1, centres, own)
+
+
+def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None = None) -> Tensor:
+    """How much of a density peak every token is, float64 [S, n], from distances [S, n, n]: its density times the
+    distance to the nearest denser token (of equal density an earlier one; the largest distance where there is none).
+
+    there: bool [S, n], False for tokens that are not to be looked at; they score -inf.
+    """
+    n = distance.shape[-1]
+    there = distance.new_ones(distance.shape[:2], dtype=torch.bool) if there is None else there
+    far = distance.masked_fill(~there[:, None], float("inf"))
+    nearest = far.topk(min(neighbours, n), dim=-1, largest=False).values
+    real = nearest.isfinite()
+    density = (-(nearest.masked_fill(~real, 0).square().sum(-1) / real.sum(-1).clamp(min=1))).exp()
+    higher = density[:, None, :] > density[..., None]
+    earlier = torch.ones(n, n, dtype=torch.bool, device=distance.device).tril(-1)
+    higher |= (density[:, None, :] == density[..., None]) & earlier
+    gap = far.masked_fill(~higher, float("inf")).amin(-1)
+    farthest = far.masked_fill(far.isinf() | ~there[..., None], 0).amax((-2, -1))[:, None]
+    gap = torch.where(gap.isinf(), farthest, gap)
+    return (density * gap).masked_fill(~there, float("-inf"))
 
 
 def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tensor]:

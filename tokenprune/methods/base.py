@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
+from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, MissingSignal, unknown
 from tokenprune.methods.signals import SIGNALS, Need
@@ -73,6 +74,14 @@ class View:
         table = torch.cat(tables, dim=1).to(self.device)
         tokens = torch.arange(self.count, device=table.device)[None] if self.tokens is None else self.tokens
         return tuple(table[:, tokens].expand(4, self.spans, -1))
+
+    def frames(self, who: str) -> Frames:
+        """The tokens as frames x places. Parts of a picture, and pictures, are frames of their own."""
+        part, frame, row, column = self.cells(who)
+        times, _, widths = (torch.tensor(sizes, device=part.device) for sizes in zip(*self.grids, strict=True))
+        first = times.cumsum(0) - times
+        count, size = sum(t for t, _, _ in self.grids), max(h * w for _, h, w in self.grids)
+        return Frames.of(first[part] + frame, row * widths[part] + column, count, size)
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:

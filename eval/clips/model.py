@@ -1,0 +1,107 @@
+"""The architecture, tokenizer and processor parts of the bundled video model, all from standard transformers classes."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.normalizers import Lowercase
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from eval.clips.questions import vocabulary
+from eval.clips.world import CELL, SIZE
+
+MERGE = 2
+PATCH = CELL // MERGE
+SPECIAL = (
+    *("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video') %}"
+    "{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level tokenizer over the closed vocabulary."""
+    words = {w: i for i, w in enumerate((*SPECIAL, *vocabulary()))}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.normalizer = Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(SPECIAL[4:]),
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+def make_image_processor() -> Qwen2VLImageProcessorPil:
+    """Patches of 8 x 8 pixels of frames of any size up to four times the training clips'."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        size={"shortest_edge": SIZE * SIZE, "longest_edge": 4 * SIZE * SIZE},
+    )
+
+
+def make_config(vocab_size: int) -> Qwen2_5_VLConfig:
+    """A vision encoder of 4 full-attention layers, a Qwen2 of 8 layers with M-RoPE and grouped keys."""
+    vision = dict(
+        depth=4,
+        hidden_size=128,
+        intermediate_size=384,
+        num_heads=4,
+        patch_size=PATCH,
+        spatial_merge_size=MERGE,
+        temporal_patch_size=2,
+        window_size=SIZE,
+        fullatt_block_indexes=[0, 1, 2, 3],
+        out_hidden_size=128,
+        tokens_per_second=4,
+    )
+    text = dict(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
+        tie_word_embeddings=False,
+    )
+    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    ids = {f"{name}_token_id": SPECIAL.index(word) for name, word in marks.items()}
+    for name in ("start", "end"):
+        ids[f"vision_{name}_token_id"] = SPECIAL.index(f"<|vision_{name}|>")
+    return Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **ids)
+
+
+def make_model(vocab_size: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Untrained model."""
+    return Qwen2_5_VLForConditionalGeneration._from_config(make_config(vocab_size), attn_implementation="eager")

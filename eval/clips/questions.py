@@ -1,0 +1,88 @@
+"""Questions about a clip, their answers, and how an answer is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.clips.world import COLOURS, KINDS, STEPS, WAYS, Actor, Clip
+
+NUMBERS = ("zero", "one", "two", "three")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its reference answer."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def _pick(rng: np.random.Generator, items: list) -> object:
+    return items[int(rng.integers(len(items)))]
+
+
+def _first(rng: np.random.Generator, clip: Clip) -> Question:
+    return Question("first", "what appears first ?", clip.actors[0].name)
+
+
+def _last(rng: np.random.Generator, clip: Clip) -> Question:
+    return Question("last", "what appears last ?", clip.actors[-1].name)
+
+
+def _direction(rng: np.random.Generator, clip: Clip) -> Question:
+    actor = _pick(rng, list(clip.actors))
+    return Question("direction", f"where does the {actor.name} go ?", actor.way)
+
+
+def _count(rng: np.random.Generator, clip: Clip) -> Question:
+    return Question("count", "how many flashes are there ?", NUMBERS[len(clip.flashes)])
+
+
+def _change(rng: np.random.Generator, clip: Clip) -> Question | None:
+    actor = _changing(clip)
+    return actor and Question("change", f"what colour does the {actor.name} become ?", actor.later)
+
+
+def _when(rng: np.random.Generator, clip: Clip) -> Question:
+    asked = [(f"when does the {actor.name} appear ?", actor.step) for actor in clip.actors]
+    actor = _changing(clip)
+    if actor is not None:
+        asked.append((f"when does the {actor.name} change ?", actor.change))
+    text, step = _pick(rng, asked)
+    return Question("when", text, f"t{step}")
+
+
+def _changing(clip: Clip) -> Actor | None:
+    return next((a for a in clip.actors if a.later), None)
+
+
+ASK: dict[str, Callable[[np.random.Generator, Clip], Question | None]] = {
+    "first": _first,
+    "last": _last,
+    "direction": _direction,
+    "count": _count,
+    "change": _change,
+    "when": _when,
+}
+TYPES = tuple(ASK)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a question or an answer can hold, in a fixed order."""
+    words = [*COLOURS, *KINDS, *WAYS, *(f"t{i}" for i in range(STEPS)), *NUMBERS]
+    text = "what appears first last where does the go how many flashes are there colour become when appear change ?"
+    return words + text.split()
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Exact words; a time counts within one step."""
+    if question.type == "when":
+        said = answer.strip()
+        if not (said.startswith("t") and said[1:].isdigit()):
+            return False
+        return abs(int(said[1:]) - int(question.answer[1:])) <= 1
+    return answer.split() == question.answer.split()

@@ -1,0 +1,103 @@
+"""Vectors of the published video methods: indices exactly, scores to 1e-5, merged tokens to 1e-4."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.test_golden import close, load
+from tokenprune import select
+from tokenprune.methods.base import View
+from tokenprune.methods.evs import EVS
+from tokenprune.methods.vidcom2 import shares, usualness
+
+pytestmark = pytest.mark.golden
+
+
+def whole(video, **signals):
+    """A view of one span with features [T, N, d]."""
+    t, n, _ = video.shape
+    given = {"features": video.flatten(0, 1)[None]} | {k: v[None] for k, v in signals.items()}
+    return View(t * n, 1, ((t, 1, n),), given, total=t * n)
+
+
+def test_evs():
+    data = load("evs_scenes")
+    video = data["video"]
+    t, n, _ = video.shape
+    index = select("evs", keep=1 - float(data["q"]), features=video.flatten(0, 1), grid=(t, 8, 8)).index
+    assert index.tolist() == data["keep_mask"].nonzero().flatten().tolist()
+    close(EVS()._scores(whole(video))[0], data["dissimilarity"])
+
+
+def test_vidcom2():
+    data = load("vidcom2_scenes")
+    video, keep = data["video"], float(data["base_scale"])
+    view = whole(video)
+    frames = view.frames("test")
+    of_video, of_frame = usualness(view["features"], frames)
+    close(of_video[0], data["video_score"])
+    close(of_frame[0], data["frame_score"])
+    close(shares(of_video, frames, keep)[0], data["frame_scale"])
+    features = {"features": video.flatten(0, 1), "grid": (16, 8, 8)}
+    index = select("vidcom2", keep=keep, fill="none", **features).index
+    assert index.tolist() == data["kept"].tolist()
+    exact = select("vidcom2", keep=keep, **features).index
+    assert len(exact) == round(1024 * keep)
+    assert set(index.tolist()) <= set(exact.tolist()) or set(exact.tolist()) <= set(index.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "last"),
+    [("dycoke_ttm_static", 12, "whole"), ("dycoke_ttm_oddframes_edge", 8, "pruned")],
+)
+def test_dycoke(name, used, last):
+    """The published code leaves the third frame of the last group whole; of nine frames it deletes one instead."""
+    data = load(name)
+    n = int(data["tokens_per_frame"])
+    features = {"features": data["x"][: used * n], "grid": (used, 1, n)}
+    counts = data["kept_per_frame"][:used]
+    index = select("dycoke", keep=int(counts.sum()), last=last, **features).index
+    assert index.tolist() == sorted(data["kept_idx_in_output_order"].tolist())
+    m, groups = int((1 - float(data["k"])) * n), used // 4
+    ours = select("dycoke", keep=groups * n + 3 * groups * m, **features).index
+    assert (ours // n).bincount(minlength=used).tolist() == [n, m, m, m] * groups
+
+
+def test_dycoke_keeps_an_odd_frame():
+    data = load("dycoke_ttm_oddframes_edge")
+    index = select("dycoke", keep=0.472, features=data["x"], grid=(9, 7, 7)).index
+    assert (index // 49).bincount(minlength=9)[8] == 49
+
+
+def fastvid(data, **options):
+    video, attention, frames = data["video"], data["frame_attn"], data["frame_global"]
+    t, n, _ = video.shape
+    cfg = {"scenes": "c", "threshold": "tau", "context": "d", "every": "p", "beta": "beta"}
+    options |= {name: data[f"cfg_{key}"].item() for name, key in cfg.items()}
+    keep = float(data["cfg_r"])
+    signals = {"features": video.flatten(0, 1), "saliency": attention.flatten(), "frame_features": frames}
+    return select("fastvid", keep=round(keep, 6), grid=(t, 1, n), **options, **signals), signals["features"]
+
+
+def test_fastvid():
+    data = load("fastvid_ov_scenes")
+    chosen, x = fastvid(data, fill="none")
+    assert chosen.index.tolist() == data["kept_no_noise"].tolist()
+    close(chosen.apply(x), data["merged_no_noise"], atol=1e-4)
+    exact, _ = fastvid(data)
+    assert len(exact.index) == round(1024 * 0.2)
+    assert set(chosen.index.tolist()) < set(exact.index.tolist())
+
+
+def test_fastvid_of_llava_video():
+    """Newlines are no visual tokens here: a row's newline stays as long as one of its tokens does, as published."""
+    data = load("fastvid_video_newline")
+    chosen, x = fastvid(data, fill="none", variant="video")
+    cell = data["kept_grid_idx_no_noise"]
+    pure = cell % 14 < 13
+    assert int(pure.sum()) == int(data["n_pure"])
+    assert chosen.index.tolist() == (cell // 14 * 13 + cell % 14)[pure].tolist()
+    close(chosen.apply(x), data["merged_no_noise"][pure], atol=1e-4)
+    rows = (chosen.index // 13).unique()
+    assert rows.tolist() == (cell[~pure] // 14).tolist()

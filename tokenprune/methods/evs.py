@@ -1,0 +1,57 @@
+"""EVS: what differs from the frame before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.frames import same_place_cosine
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.signals import Need
+
+FIRST = 255.0
+
+
+@dataclass(frozen=True)
+class EVS(Method):
+    """Efficient Video Sampling (Bagrov et al., 2025, arXiv 2510.14624; the rule of the engines that serve it).
+
+    A token's score is 1 - its cosine with the token at the same place of the frame before; tokens of the first frame
+    (and those whose predecessor an earlier stage removed) score 255 and stay first. The highest int(n * keep) stay, of
+    equal scores the earliest.
+
+    The engines never keep less than one frame's tokens; `least="frame"` does that too, above the budget if need be.
+    Here k is k by default. The published weakness remains: a slow drift differs little from frame to frame.
+    """
+
+    name: ClassVar[str] = "evs"
+    paper: ClassVar[str] = "arXiv 2510.14624"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "video"
+
+    keep: Keep = keep_option(0.25)
+    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    least: str = option("budget", "never fewer tokens than: budget, or one frame as published", ("budget", "frame"))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("features"),)
+
+    def select(self, view: View) -> Selection:
+        k = self.budget(view)
+        if self.least == "frame":
+            k = max(k, min(view.frames(self.name).size, view.count))
+        return Selection(top_k(self._scores(view), k))
+
+    def _scores(self, view: View) -> Tensor:
+        frames = view.frames(self.name)
+        change = 1 - same_place_cosine(frames.spread(view["features"].float()))
+        before = frames.present[:, :-1]
+        change = torch.where(before, change.to(torch.float64), FIRST)
+        return frames.taken(pad(change, (0, 0, 1, 0), value=FIRST))
