@@ -8,7 +8,9 @@ import torch
 from tests.test_golden import close, load
 from tokenprune import select
 from tokenprune.methods.base import View
+from tokenprune.core.frames import same_place_cosine
 from tokenprune.methods.evs import EVS
+from tokenprune.methods.holitom import best_windows
 from tokenprune.methods.vidcom2 import shares, usualness
 
 pytestmark = pytest.mark.golden
@@ -101,3 +103,44 @@ def test_fastvid_of_llava_video():
     close(chosen.apply(x), data["merged_no_noise"][pure], atol=1e-4)
     rows = (chosen.index // 13).unique()
     assert rows.tolist() == (cell[~pure] // 14).tolist()
+
+
+def test_flashvid():
+    """In a scene of one frame (here 5) the published code clusters tokens that it keeps already, one of them twice."""
+    data = load("flashvid_scenes_v1")
+    video, attention = data["video"], data["attn"]
+    cfg = {"diverse": "alpha", "similar": "tau", "threshold": "seg", "scenes": "min_seg"}
+    options = {name: round(data[f"cfg_{key}"].item(), 6) for name, key in cfg.items()}
+    keep = round(data["cfg_ratio"].item() * data["cfg_expansion"].item(), 6)
+    signals = {"features": video.flatten(0, 1), "saliency": attention.flatten()}
+    options |= {"scenes": int(options["scenes"]), "keep": keep, "grid": (12, 8, 8)}
+    chosen = select("flashvid", fill="none", trees="published", **options, **signals)
+    kept, merged, ours = data["kept_no_noise"], data["merged_no_noise"], chosen.apply(signals["features"])
+    theirs, mine = kept // 64 != 5, chosen.index // 64 != 5
+    assert chosen.index[mine].tolist() == kept[theirs].tolist()
+    close(ours[mine], merged[theirs], atol=1e-4)
+    assert int((~mine).sum()) == int((~theirs).sum()) == int(data["n_adts"] + data["n_sttm"])
+    assert len(kept[~theirs].unique()) < len(kept[~theirs])
+    assert len(select("flashvid", **options, **signals).index) == round(768 * keep)
+
+
+def in_any_order(rows):
+    """Rows sorted, to compare sets of tokens."""
+    return torch.stack(sorted(rows, key=lambda row: row.tolist()))
+
+
+def test_holitom():
+    """Ours come in the prompt's order, theirs window by window with the attended tokens first."""
+    data = load("holitom_scenes")
+    video, attention = data["video"], data["attn"]
+    options = {"threshold": round(data["cfg_tau"].item(), 6), "beta": round(data["cfg_beta"].item(), 6)}
+    signals = {"features": video.flatten(0, 1), "saliency": attention.flatten()}
+    keep = round(data["cfg_ratio"].item(), 6)
+    chosen = select("holitom", keep=keep, fill="none", grid=(12, 8, 8), **options, **signals)
+    windows, saved = best_windows(same_place_cosine(video[None])[0] > options["threshold"])
+    assert [[first, last - 1] for first, last in windows] == data["segments"].tolist()
+    assert saved == int(data["total_reduced"])
+    merged = chosen.apply(signals["features"])
+    for (first, last), count in zip(windows, data["tokens_per_segment"].tolist(), strict=True):
+        assert int(((chosen.index >= first * 64) & (chosen.index < last * 64)).sum()) == count
+    close(in_any_order(merged), in_any_order(data["merged_no_noise"]), atol=1e-4)

@@ -100,7 +100,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
     int64 [S, clusters], best first, and for each token the centre it is nearest to, int64 [S, n] in 0 ... clusters - 1.
     """
     n = x.shape[1]
-    distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
+    distance = distances(x)
     centres = ranked(peak_scores(distance, neighbours))[:, :clusters]
     to_centres = distance.gather(2, centres[:, None].expand(-1, n, -1))
     group = to_centres.argmin(-1)
@@ -108,9 +108,15 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
     return centres, group.scatter(1, centres, own)
 
 
+def distances(x: Tensor) -> Tensor:
+    """Euclidean distances over sqrt(d) between the rows of x [S, n, d]; float64 [S, n, n], symmetric to the last bit."""
+    distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
+    return torch.maximum(distance, distance.mT)
+
+
 def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None = None) -> Tensor:
     """How much of a density peak every token is, float64 [S, n], from distances [S, n, n]: its density times the
-    distance to the nearest denser token (of equal density an earlier one; the largest distance where there is none).
+    distance to the nearest denser token (the largest distance where there is none). Of duplicates the first is denser.
 
     there: bool [S, n], False for tokens that are not to be looked at; they score -inf.
     """
@@ -122,7 +128,7 @@ def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None = None) 
     density = (-(nearest.masked_fill(~real, 0).square().sum(-1) / real.sum(-1).clamp(min=1))).exp()
     higher = density[:, None, :] > density[..., None]
     earlier = torch.ones(n, n, dtype=torch.bool, device=distance.device).tril(-1)
-    higher |= (density[:, None, :] == density[..., None]) & earlier
+    higher |= (density[:, None, :] == density[..., None]) & earlier & (distance == 0)
     gap = far.masked_fill(~higher, float("inf")).amin(-1)
     farthest = far.masked_fill(far.isinf() | ~there[..., None], 0).amax((-2, -1))[:, None]
     gap = torch.where(gap.isinf(), farthest, gap)

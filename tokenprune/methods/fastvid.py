@@ -12,7 +12,7 @@ from torch.nn import functional
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
-from tokenprune.core.merging import Survivors, mixtures, peak_scores, stacked
+from tokenprune.core.merging import Survivors, distances, mixtures, peak_scores, stacked
 from tokenprune.core.selection import Selection, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
@@ -100,8 +100,7 @@ class FastVID(Method):
         stays = Survivors(present.numel())
         stays.keep(attended.flatten().nonzero().flatten())
         spare = present & ~attended
-        distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
-        peaks = ranked(peak_scores(distance, NEIGHBOURS, spare))
+        peaks = ranked(peak_scores(distances(x), NEIGHBOURS, spare))
         unit = unit_rows(x)
         for first, last in runs:
             context = int(budget[first:last].sum() - salient[first:last].sum())

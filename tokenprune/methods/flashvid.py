@@ -1,0 +1,162 @@
+"""FlashVID: attended and diverse tokens of every frame, and trees of alike tokens through time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
+from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
+from tokenprune.core.merging import Survivors, density_peaks, stacked
+from tokenprune.core.selection import Selection, ranked, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+NEIGHBOURS = 7
+
+
+@dataclass(frozen=True)
+class FlashVID(Method):
+    """FlashVID (Fan et al., ICLR 2026, arXiv 2602.08024).
+
+    `phase="vision"`, before the LLM. Every frame keeps a part `diverse` of its budget by max-min over distance times
+    the attention of the candidate (ADTS). The others find, within a scene, their most similar one in the frame before;
+    with a cosine above `similar` they join it, and such trees become their mean at the root (TSTM; where fewer roots
+    than budget would be left, the weakest links break first). Density peaks cluster the roots of each frame, frames
+    sharing the budget of the scene by their number of roots; a cluster is the mean of its roots. `phase="inner"`: the
+    most attended tokens by the last prompt token. By name: `expansion` times `keep` before the LLM, then `inner` of it
+    before 20 of 28 layers, which is `keep` on average over the layers.
+
+    `weighting="event"` (the second version) multiplies a candidate's attention by its relevance, the mean of its
+    products with the mean tokens of all frames. The published code sums a tree's tokens
+    and divides by the root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`).
+    In a scene of one frame it clusters every token, kept
+    ones too, and can emit a token twice; here kept ones are out of it. Shares are rounded up as published, the surplus
+    over the budget is taken off by attention (`fill="none"`: left).
+    """
+
+    name: ClassVar[str] = "flashvid"
+    paper: ClassVar[str] = "arXiv 2602.08024"
+    year: ClassVar[int] = 2026
+    kind: ClassVar[str] = "video, merging, staged"
+
+    keep: Keep = keep_option(0.1)
+    phase: str = option("vision", "vision: before the LLM; inner: inside it", ("vision", "inner"))
+    diverse: float = option(0.7, "share of a frame's budget for attended and diverse tokens")
+    similar: float = option(0.8, "cosine above which tokens of neighbouring frames join")
+    scenes: int = option(8, "scenes there are at least")
+    threshold: float = option(0.9, "cosine of neighbouring frames' means below which a scene ends")
+    weighting: str = option("attention", "what weighs distances: attention or also event", ("attention", "event"))
+    trees: str = option("mean", "what a tree becomes: mean of its tokens, or as published", ("mean", "published"))
+    expansion: float = option(1.25, "how much more the vision phase keeps than the whole method")
+    inner: float = option(0.3, "what the inner phase keeps of that")
+    fill: str = option("attention", "how the budget is met exactly: attention or none", ("attention", "none"))
+    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "diverse", self.diverse, 0.0, 1.0)
+        within(self.name, "scenes", self.scenes, 1)
+        within(self.name, "expansion", self.expansion, 1.0)
+        within(self.name, "inner", self.inner, 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        if self.phase == "inner":
+            return (Need("attention_row"),)
+        return (Need("features"), Need("saliency", self.source))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        late = max(1, round(20 * layers / 28))
+        if self.phase == "inner":
+            return [(late, self)]
+        if isinstance(self.keep, int):
+            return [(0, self)]
+        first = min(self.keep * self.expansion, 1.0)
+        later = 1.0 if self.keep == 1.0 else max(self.inner, 1e-9)
+        return [(0, replace(self, keep=first)), (late, replace(self, phase="inner", keep=later))]
+
+    def select(self, view: View) -> Selection:
+        k = self.budget(view)
+        if self.phase == "inner":
+            return Selection(top_k(view["attention_row"].float().mean(1), k))
+        if k in (0, view.count):
+            return view.first(k)
+        frames = view.frames(self.name)
+        x = frames.spread(view["features"])
+        attention = frames.spread(view["saliency"].double())
+        means = frame_means(x, frames.present)
+        scene = scenes(same_place_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
+        if self.weighting == "event":
+            attention = attention * (x @ means.mT).mean(-1).clamp(min=0)
+        share = k / view.count
+        picks = self._picks(x, attention.masked_fill(~frames.present, -1), math.ceil(frames.size * share - 1e-9))
+        found = []
+        for i, present in enumerate(frames.present):
+            budget = (present.sum(-1) * share - 1e-9).ceil().long()
+            diverse = (self.diverse * budget - 1e-9).ceil().long()
+            adts = present & (picks[i] < diverse[:, None])
+            stays = Survivors(present.numel())
+            stays.keep(adts.flatten().nonzero().flatten())
+            for first, last in stretches(scene[i]):
+                rest = int((budget - diverse)[first:last].sum())
+                if rest:
+                    self._trees(stays, x[i, first:last], (present & ~adts)[first:last], first * frames.size, rest)
+            scores = attention[i].masked_fill(~present, float("-inf")).flatten()
+            whole = stays.all() if self.fill == "none" else stays.exactly(k, scores)
+            found.append(frames.tokens(i, *whole))
+        return stacked(found)
+
+    def _picks(self, x: Tensor, attention: Tensor, budget: int) -> Tensor:
+        """int64 [S, T, N]: when a token of a frame is picked for diversity, N where it never is."""
+        size = x.shape[2]
+        weighed = cosine_distance(x.flatten(0, 1)) * attention.flatten(0, 1)[:, None]
+        own = torch.eye(size, dtype=torch.bool, device=x.device)
+        start = weighed.masked_fill(own, float("inf")).amin(1)
+        picks = max_min(weighed, min(math.ceil(self.diverse * budget), size), start)
+        turn = torch.full((len(picks), size), size, device=x.device)
+        return turn.scatter(1, picks, torch.arange(picks.shape[1], device=x.device).expand_as(picks)).view(x.shape[:3])
+
+    def _trees(self, stays: Survivors, x: Tensor, spare: Tensor, offset: int, budget: int) -> None:
+        """Add what a scene x [m, N, d] keeps beside its diverse tokens: clusters of trees of the tokens `spare` [m, N].
+
+        offset: the cell of its first token.
+        """
+        frames, size, _ = x.shape
+        unit = unit_rows(x)
+        alike = (unit[1:] @ unit[:-1].mT).masked_fill(~spare[:-1, None], -2)
+        best, parent = alike.max(-1)
+        linked = spare[1:] & (best > self.similar)
+        most = int(spare.sum()) - budget
+        strength = best.masked_fill(~linked, -2).flatten()
+        linked = linked.flatten().scatter(0, ranked(strength)[max(most, 0) :], False).view_as(linked)
+        root = torch.arange(frames * size, device=x.device).view(frames, size).clone()
+        for frame in range(1, frames):
+            root[frame] = torch.where(linked[frame - 1], root[frame - 1, parent[frame - 1]], root[frame])
+        tokens = spare.flatten().nonzero().flatten()
+        root = root.flatten()
+        sizes = root[tokens].bincount(minlength=frames * size)
+        mean = torch.zeros(frames * size, x.shape[-1], dtype=torch.float64, device=x.device)
+        roots = (sizes > 0).view(frames, size)
+        if self.trees == "published":
+            children = (parent + torch.arange(frames - 1, device=x.device)[:, None] * size)[linked]
+            sizes = 1 + children.bincount(minlength=frames * size)
+        mean = mean.index_add(0, root[tokens], x.flatten(0, 1)[tokens].double()) / sizes.clamp(min=1)[:, None]
+        counts = (roots.sum(-1) * budget / roots.sum() - 1e-9).ceil().long().tolist()
+        for frame, count in enumerate(counts):
+            mine = roots[frame].nonzero().flatten() + frame * size
+            if not count:
+                continue
+            centres, group = density_peaks(mean[mine][None], count, min(NEIGHBOURS, count))
+            cluster = torch.full((frames * size,), -1, device=x.device)
+            cluster[mine] = group[0]
+            own = cluster[root[tokens]]
+            share = 1 / (sizes[root[tokens]] * group[0].bincount(minlength=count)[own.clamp(min=0)])
+            weights = torch.zeros(count, stays.count, dtype=share.dtype, device=x.device)
+            weights[own[own >= 0], tokens[own >= 0] + offset] = share[own >= 0]
+            stays.mix(mine[centres[0]] + offset, weights)

@@ -1,0 +1,163 @@
+"""HoliTom: windows in which most tokens stand still, merged through time, then through space, then inside the LLM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.frames import same_place_cosine
+from tokenprune.core.merging import Survivors, density_peaks, stacked
+from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+NEIGHBOURS = 7
+
+
+@dataclass(frozen=True)
+class HoliTom(Method):
+    """HoliTom (Shao et al., NeurIPS 2025, arXiv 2505.21334).
+
+    `phase="outer"`, before the LLM. A place is static in a window of frames if the cosine of neighbouring frames stays
+    above `threshold` there; dynamic programming cuts the video into the windows that save most tokens. What must still
+    go is a ratio of what is left: the static places of a window become their mean over time and then as many density
+    peaks (7 neighbours), each `beta` of itself and 1 - `beta` of the mean of its cluster; of every frame's dynamic
+    tokens the most attended stay, a part `clustered` of them as density peaks. `phase="inner"`: the tokens most
+    attended by the last prompt token stay, and every other one is folded, one after the other, into its most similar
+    one, (kept + dropped) / 2 each time. By name: outer with `keep`, then inner with `inner` before 18 of 28 layers.
+
+    Counts are rounded per window and frame; what is over the budget or missing is settled by attention (`fill="none"`:
+    left as published). A mean stands at its place in the window's first frame, and order is that of the prompt, not
+    static tokens first. Similarities for folding are of the tokens before any folding.
+    """
+
+    name: ClassVar[str] = "holitom"
+    paper: ClassVar[str] = "arXiv 2505.21334"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "video, merging, staged"
+
+    keep: Keep = keep_option(0.15)
+    phase: str = option("outer", "outer: before the LLM; inner: inside it", ("outer", "inner"))
+    threshold: float = option(0.8, "cosine above which a place stands still")
+    beta: float = option(0.6, "weight of a density peak in its mixture")
+    clustered: float = option(0.0, "share of a frame's dynamic budget that is density peaks")
+    inner: float = option(0.5, "what the inner phase keeps of the outer one")
+    fill: str = option("attention", "how the budget is met exactly: attention or none", ("attention", "none"))
+    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "clustered", "inner"):
+            within(self.name, name, getattr(self, name), 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        if self.phase == "inner":
+            return (Need("attention_row"), Need("hidden"))
+        return (Need("features"), Need("saliency", self.source))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        late = max(1, round(18 * layers / 28))
+        if self.phase == "inner":
+            return [(late, self)]
+        if isinstance(self.keep, int):
+            return [(0, self)]
+        later = 1.0 if self.keep == 1.0 else max(self.inner, 1e-9)
+        return [(0, self), (late, replace(self, phase="inner", keep=later))]
+
+    def select(self, view: View) -> Selection:
+        k = self.budget(view)
+        if k in (0, view.count):
+            return view.first(k)
+        if self.phase == "inner":
+            return _folded(top_k(view["attention_row"].float().mean(1), k), view["hidden"])
+        frames = view.frames(self.name)
+        x = frames.spread(view["features"])
+        attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
+        together = frames.present[:, 1:] & frames.present[:, :-1]
+        still = (same_place_cosine(x) > self.threshold) & together
+        found = []
+        for i, present in enumerate(frames.present):
+            stays = self._span(x[i], attention[i], present, still[i], k)
+            whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
+            found.append(frames.tokens(i, *whole))
+        return stacked(found)
+
+    def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, k: int) -> Survivors:
+        size = x.shape[1]
+        stays = Survivors(present.numel())
+        windows, saved = best_windows(still)
+        ratio = min(1.0, k / max(int(present.sum()) - saved, 1))
+        for first, last in windows:
+            static = still[first : last - 1].all(0) if last - first > 1 else torch.zeros_like(present[0])
+            count = round(int(static.sum()) * ratio)
+            if count:
+                places = static.nonzero().flatten()
+                mean = x[first:last, places].double().mean(0)
+                self._peaks(stays, mean, places, range(first * size, last * size, size), count)
+            for frame in range(first, last):
+                own = (present[frame] & ~static).nonzero().flatten()
+                count = math.ceil(len(own) * ratio - 1e-9)
+                attended = round(count * (1 - self.clustered))
+                order = ranked(attention[frame, own])
+                stays.keep(frame * size + own[order[:attended]])
+                rest = own[order[attended:]].sort().values
+                if count > attended:
+                    self._peaks(stays, x[frame, rest], rest, range(frame * size, frame * size + 1), count - attended)
+        return stays
+
+    def _peaks(self, stays: Survivors, x: Tensor, places: Tensor, starts: range, count: int) -> None:
+        """Add `count` density peaks of x [m, d], the means over the frames that begin at the cells `starts`."""
+        centres, group = (part[0] for part in density_peaks(x[None], count, min(NEIGHBOURS, count)))
+        others = torch.ones_like(group, dtype=torch.bool)
+        others[centres] = False
+        size = group[others].bincount(minlength=count)
+        share = torch.where(size > 0, self.beta, 1.0)
+        mixed = torch.zeros(count, len(x), device=x.device)
+        mixed[group[others], others.nonzero().flatten()] = ((1 - share) / size.clamp(min=1))[group[others]]
+        mixed[torch.arange(count, device=x.device), centres] = share
+        weights = torch.zeros(count, stays.count, device=x.device)
+        for start in starts:
+            weights[:, start + places] = mixed / len(starts)
+        stays.mix(starts[0] + places[centres], weights)
+
+
+def best_windows(still: Tensor) -> tuple[list[tuple[int, int]], int]:
+    """Windows of frames (first, last + 1) that save most tokens if static places become one each, and how many.
+
+    still: bool [T - 1, N], whether a place stands still from one frame to the next. O(T^2 N).
+    """
+    count = len(still) + 1
+    best, start = [0] * (count + 1), list(range(-1, count))
+    for last in range(count):
+        best[last + 1], start[last + 1] = best[last], last
+        if last:
+            alive = still[:last].flip(0).long().cumprod(0).sum(1).tolist()  # static from frame last - 1 - i on
+            for i, places in enumerate(alive):
+                saved = best[last - 1 - i] + places * (i + 1)
+                if saved > best[last + 1]:
+                    best[last + 1], start[last + 1] = saved, last - 1 - i
+    windows, end = [], count
+    while end:
+        windows.append((start[end], end))
+        end = start[end]
+    return windows[::-1], best[count]
+
+
+def _folded(index: Tensor, hidden: Tensor) -> Selection:
+    """Every token that is not in `index` [S, k] goes into its most similar one, in order of the prompt."""
+    spans, n, _ = hidden.shape
+    k = index.shape[1]
+    unit = unit_rows(hidden)
+    kept = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
+    group = (unit @ kept.mT).argmax(-1)
+    members = torch.nn.functional.one_hot(group, k).mT * ~marked(index, n)[:, None]
+    later = members.flip(-1).cumsum(-1).flip(-1)  # this one and those folded after it
+    weights = torch.where(members > 0, 0.5 ** later.double(), 0.0)
+    return Selection(index, (weights + one_hot(index, n) * 0.5 ** members.sum(-1, keepdim=True).double()).float())
