@@ -144,3 +144,17 @@ def test_holitom():
     for (first, last), count in zip(windows, data["tokens_per_segment"].tolist(), strict=True):
         assert int(((chosen.index >= first * 64) & (chosen.index < last * 64)).sum()) == count
     close(in_any_order(merged), in_any_order(data["merged_no_noise"]), atol=1e-4)
+
+
+def test_framefusion():
+    """The first merging step, in which enough tokens are alike."""
+    data = load("framefusion_merge_scenes")
+    visual = data["patch_type"] >= 0
+    start, n = int(visual.nonzero()[0]), int(data["patch_num"])
+    x = data["hidden"][visual]
+    keep, similar = (round(data[f"cfg_{name}"].item(), 6) for name in ("cost", "sim"))
+    chosen = select("framefusion", keep=keep, similar=similar, hidden=x, grid=(len(x) // n, 6, 6))
+    kept = data["kept_pos"]
+    inside = visual[kept]
+    assert (chosen.index + start).tolist() == kept[inside].tolist()
+    close(chosen.apply(x), data["merged"][inside], atol=1e-4)

@@ -44,18 +44,20 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
     """Run the method on every unit. Units of one shape are selected from together."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
     pieces = forward.signals.given.get("clip_text", [])
+    passed = [forward.rows_before(i) for i in range(stage.at)]
     for unit in _units(stage, forward):
         picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
         grids = tuple(forward.spans[i].grid for i in unit.spans)
         text = None if unit.after is None else len(unit.after)
         asked = tuple(map(len, pieces[unit.row : unit.row + 1]))
-        groups[len(unit.columns), grids, text, asked, picture].append(unit)
+        before = tuple(sum(len(rows.columns[i]) for i in unit.spans) for rows in passed)
+        groups[len(unit.columns), grids, before, text, asked, picture].append(unit)
     chosen = Chosen([torch.arange(len(c), device=c.device) for c in forward.rows.columns], [])
-    for (count, grids, *_), units in groups.items():
+    for (count, grids, before, *_), units in groups.items():
         signals = {need.signal: stacked(need, forward, stage.at, units, hidden) for need in stage.method.needs}
         found = {name: value for name, value in signals.items() if value is not None}
         tokens = torch.stack([u.tokens for u in units])
-        view = View(count, len(units), grids, found, tokens, units[0].total)
+        view = View(count, len(units), grids, found, tokens, units[0].total, len(forward.kinds), before)
         selection = checked(stage.method.select(view), stage.method, view)
         for number, unit in enumerate(units):
             features = found["vision_features"][number] if stage.method.merges_in == "encoder" else None

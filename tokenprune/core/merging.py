@@ -16,6 +16,7 @@ class Survivors:
     """What stays of one span of `count` tokens, put together piece by piece: tokens as they are, and mixtures."""
 
     count: int
+    device: torch.device
     index: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
 
@@ -43,8 +44,10 @@ class Survivors:
 
     def all(self) -> tuple[Tensor, Tensor]:
         """Index [m] and weights [m, count] of everything that stays, by ascending index."""
-        index, order = torch.cat(self.index).sort()
-        return index, torch.cat(self.weights)[order]
+        index = [torch.empty(0, dtype=torch.long, device=self.device), *self.index]
+        weights = [torch.empty(0, self.count, device=self.device), *self.weights]
+        ordered, order = torch.cat(index).sort()
+        return ordered, torch.cat(weights)[order]
 
 
 def mixtures(

@@ -27,7 +27,8 @@ class View:
     count: n, tokens of a span that are left. spans: S. grids: (t, h, w) of the whole span, or of each of its parts
     (base image, tiles) one after the other where a method sees a picture at once; empty where nobody knows. signals:
     each of the shape in `SIGNALS` with [S] in front. tokens: int64 [S, n], which tokens of the whole span are left,
-    ascending; None for all of them. total: tokens of the whole span, before any stage.
+    ascending; None for all of them. total: tokens of the whole span, before any stage. layers: decoder layers of the
+    model, 0 without one. layers_before: tokens of the span that each layer before this stage processed.
     """
 
     count: int
@@ -36,6 +37,8 @@ class View:
     signals: dict[str, Tensor]
     tokens: Tensor | None = None
     total: int = 0
+    layers: int = 0
+    layers_before: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.signals:

@@ -97,7 +97,7 @@ class FastVID(Method):
         runs = stretches(scene)
         salient = torch.cat([self._salient(budget[first:last], carries[first:last]) for first, last in runs])
         attended = present & (ranks(attention) < salient[:, None])
-        stays = Survivors(present.numel())
+        stays = Survivors(present.numel(), x.device)
         stays.keep(attended.flatten().nonzero().flatten())
         spare = present & ~attended
         peaks = ranked(peak_scores(distances(x), NEIGHBOURS, spare))

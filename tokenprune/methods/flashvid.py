@@ -101,7 +101,7 @@ class FlashVID(Method):
             budget = (present.sum(-1) * share - 1e-9).ceil().long()
             diverse = (self.diverse * budget - 1e-9).ceil().long()
             adts = present & (picks[i] < diverse[:, None])
-            stays = Survivors(present.numel())
+            stays = Survivors(present.numel(), x.device)
             stays.keep(adts.flatten().nonzero().flatten())
             for first, last in stretches(scene[i]):
                 rest = int((budget - diverse)[first:last].sum())

@@ -91,7 +91,7 @@ class HoliTom(Method):
 
     def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, k: int) -> Survivors:
         size = x.shape[1]
-        stays = Survivors(present.numel())
+        stays = Survivors(present.numel(), x.device)
         windows, saved = best_windows(still)
         ratio = min(1.0, k / max(int(present.sum()) - saved, 1))
         for first, last in windows:

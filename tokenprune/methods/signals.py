@@ -64,5 +64,7 @@ SIGNALS = {
     ),
     "text_embeddings": Signal("[m, d]", "input embeddings of the text after the span", token_axis=None, asks=True),
     "clip_image": Signal("[n, e]", "CLIP image embedding of each patch", token_axis=-2, given=True),
+    "frame_scores": Signal("[t]", "how much each frame matters", None, asks=True, given=True),
+    "voxels": Signal("[n]", "number of the place in the world that each token shows", given=True),
     "clip_text": Signal("[q, e]", "CLIP embedding of each piece of the question", None, asks=True, given=True),
 }

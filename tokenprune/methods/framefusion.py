@@ -1,0 +1,123 @@
+"""FrameFusion: tokens that resemble their predecessor in time merge inside the LLM, then the least attended go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep, n_keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.frames import Frames
+from tokenprune.core.merging import Survivors, stacked
+from tokenprune.core.selection import Selection, places, ranked, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class FrameFusion(Method):
+    """FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986).
+
+    `keep` is the mean over the layers of what they process. Before every layer from the first on, the hidden state of a
+    token is compared with the one before it in time at the same place. u is the share of the tokens there are that must
+    go now for the later layers to meet the mean. If enough pairs have a cosine of at least `similar`, the int(u * n)
+    most similar ones merge and the method is done; else all of them merge, and once a layer has merged less than
+    `least` of its tokens, the next one keeps the round(n * (1 - u)) most attended by the last prompt token. Runs of
+    merging tokens become the plain mean of the run at the place of its first token.
+
+    `phase`: first (before the LLM), later, last; by name a first, later ones, and a last one that prunes what still
+    must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever the model,
+    and can merge tokens of different places where u is large; here only pairs of one place merge. Without a model
+    (`select`), u is 1 - keep, and only what is similar goes.
+    """
+
+    name: ClassVar[str] = "framefusion"
+    paper: ClassVar[str] = "arXiv 2501.01986"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "video, merging, staged"
+
+    keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
+    phase: str = option("first", "first: before the LLM; later and last: inside it", ("first", "later", "last"))
+    similar: float = option(0.6, "cosine from which neighbours in time merge")
+    least: float = option(0.1, "share of merged tokens below which the next layer prunes")
+    places: int = option(8, "layers in which it must be done")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "least", self.least, 0.0, 1.0)
+        within(self.name, "places", self.places, 1)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("hidden"),) if self.phase == "first" else (Need("hidden"), Need("attention_row"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        if self.phase != "first":
+            return [(1, self)]
+        last = min(self.places, layers) - 1
+        later = [(at, replace(self, phase="last" if at == last else "later")) for at in range(1, last + 1)]
+        return [(0, self), *later]
+
+    def select(self, view: View) -> Selection:
+        n = view.count
+        total = view.total or n
+        if self.keep == 0:
+            return view.first(0)
+        surplus = self._surplus(view, self.keep * total if isinstance(self.keep, float) else n_keep(self.keep, total))
+        if surplus <= 0:
+            return view.first(n)
+        if self.phase == "last" or (self.phase == "later" and self._stalled(view)):
+            return Selection(top_k(view["attention_row"].float().mean(1), max(1, n - surplus)))
+        frames = view.frames(self.name)
+        similarity, before = predecessors(view["hidden"], frames)
+        alike = (similarity >= self.similar).sum(-1).clamp(max=surplus).tolist()
+        order = ranked(similarity)
+        return stacked([merge_runs(order[i, :m], before[i], n).all() for i, m in enumerate(alike)])
+
+    def _surplus(self, view: View, mean: float) -> int:
+        """Tokens that must go now, so that all layers process `mean` on average."""
+        left = view.layers - len(view.layers_before)
+        wanted = (mean * view.layers - sum(view.layers_before)) / left if left else mean
+        return int(view.count * (1 - max(wanted, 1.0) / view.count) + 1e-9)
+
+    def _stalled(self, view: View) -> bool:
+        """Whether the stage before merged too little."""
+        processed = (view.total, *view.layers_before)
+        return processed[-2] - processed[-1] < self.least * processed[-2]
+
+
+def predecessors(x: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
+    """For every token of x [S, n, d] the token before it in time at its place, int64 [S, n], -1 for the first one, and
+    their cosine float64 [S, n], -2 for the first one."""
+    place = frames.cell % frames.size
+    order = (place * frames.count + frames.frame).argsort(dim=-1, stable=True)
+    sorted_place = place.gather(1, order)
+    same = torch.zeros_like(sorted_place, dtype=torch.bool)
+    same[:, 1:] = sorted_place[:, 1:] == sorted_place[:, :-1]
+    previous = torch.where(same, order.roll(1, 1), -1)
+    before = torch.empty_like(previous).scatter(1, order, previous)
+    unit = unit_rows(x)
+    other = unit.gather(1, before.clamp(min=0)[..., None].expand(-1, -1, unit.shape[-1]))
+    return torch.where(before >= 0, (unit * other).sum(-1), -2.0), before
+
+
+def merge_runs(gone: Tensor, before: Tensor, n: int) -> Survivors:
+    """What is left of n tokens when those in `gone` [m] join their predecessors `before` [n]: means of the runs."""
+    parent = torch.arange(n, device=gone.device)
+    parent[gone] = before[gone]
+    for _ in range(max(1, n).bit_length()):
+        parent = parent[parent]
+    mask = torch.ones(n, dtype=torch.bool, device=gone.device)
+    mask[gone] = False
+    index = places(mask.long(), n - len(gone))
+    group = torch.zeros(n, dtype=torch.long, device=gone.device)
+    group[index] = torch.arange(len(index), device=gone.device)
+    own = group[parent]
+    weights = torch.zeros(len(index), n, device=gone.device)
+    weights[own, torch.arange(n, device=gone.device)] = 1 / own.bincount(minlength=len(index))[own].float()
+    stays = Survivors(n, gone.device)
+    stays.mix(index, weights)
+    return stays

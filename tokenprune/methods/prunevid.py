@@ -1,0 +1,156 @@
+"""PruneVid: scenes by clustering frames, static places merged through time, the rest through space, then the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.frames import Frames, same_place_cosine, stretches
+from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
+from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+NEIGHBOURS = 7
+FEW = 14  # tokens that are not worth merging
+
+
+@dataclass(frozen=True)
+class PruneVid(Method):
+    """PruneVid (Huang et al., ACL Findings 2025, arXiv 2412.16117).
+
+    `phase="merge"`, before the LLM. Frames are clustered by their mean tokens (density peaks, a cluster for every four
+    frames); of each cluster the longest run stays, and frames outside go to the longer run beside them. In such a
+    window a place is static if the mean cosine of its tokens over all pairs of frames is above `threshold`; static
+    places become their mean over time. These, and every frame's other tokens, become int(`ratio` * count) cluster
+    means each, where there are more than 14. `phase="question"`: the tokens with the highest attention from any head of
+    any text token, the same share of every frame. By name: merge, then `question` of what is left before 10 of 32
+    layers.
+
+    With `keep`, the ratio follows from the budget, and what is missing or too much is settled by how much a token
+    differs from the one before it. Frames alone in their window have no static places (published: 0 / 0). The published
+    second phase counts static and dynamic tokens apart; a mean stands in its window's first frame here.
+    """
+
+    name: ClassVar[str] = "prunevid"
+    paper: ClassVar[str] = "arXiv 2412.16117"
+    year: ClassVar[int] = 2024
+    kind: ClassVar[str] = "video, merging, text-guided, staged"
+    adaptive: ClassVar[bool] = True
+
+    keep: Keep | None = keep_option(None, "what survives the merging; none: what `ratio` and `threshold` leave")
+    phase: str = option("merge", "merge: before the LLM; question: inside it", ("merge", "question"))
+    threshold: float = option(0.8, "mean cosine above which a place is static")
+    ratio: float = option(0.5, "cluster means for each token, where keep does not say")
+    clusters: float = option(0.25, "clusters for each frame")
+    question: float = option(0.4, "what the second phase keeps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ratio", "clusters", "question"):
+            within(self.name, name, getattr(self, name), 0.0, 1.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Need("text_attention"),) if self.phase == "question" else (Need("features"), Need("frame_features"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        late = max(1, round(10 * layers / 32))
+        if self.phase == "question":
+            return [(late, self)]
+        if isinstance(self.keep, int):
+            return [(0, self)]
+        later = 1.0 if self.keep == 1.0 else max(self.question, 1e-9)
+        return [(0, self), (late, replace(self, phase="question", keep=later))]
+
+    def select(self, view: View) -> Selection:
+        if self.phase == "question":
+            return self._asked(view)
+        k = None if self.keep is None else self.budget(view)
+        if k in (0, view.count):
+            return view.first(k)
+        frames = view.frames(self.name)
+        x = frames.spread(view["features"])
+        together = frames.present[:, 1:] & frames.present[:, :-1]
+        new = 1 - torch.where(together, same_place_cosine(x), -1.0)
+        new = pad(new, (0, 0, 1, 0), value=2.0).masked_fill(~frames.present, float("-inf"))
+        found = []
+        for i, present in enumerate(frames.present):
+            windows = stretches(self._labels(view["frame_features"][i]))
+            stays = self._span(x[i], present, windows, k)
+            whole = stays.all() if k is None else stays.exactly(k, new[i].flatten())
+            found.append(frames.tokens(i, *whole))
+        return stacked(found)
+
+    def _labels(self, described: Tensor) -> Tensor:
+        """int64 [T]: the window of every frame."""
+        frames = len(described)
+        count = max(1, int(frames * self.clusters))
+        label = density_peaks(described[None], count, min(NEIGHBOURS, frames))[1][0].tolist()
+        runs: dict[int, tuple[int, int]] = {}
+        for first, last in stretches(torch.tensor(label)):
+            longest = runs.get(label[first], (0, 1))
+            if last - first > max(longest[1] - longest[0], 1):
+                runs[label[first]] = first, last
+        owner = torch.full((frames,), -1)
+        for first, last in runs.values():
+            owner[first:last] = first
+        for first, last in stretches(owner):
+            if owner[first] < 0:
+                sides = [s for s in (owner[first - 1] if first else -1, owner[last] if last < frames else -1) if s >= 0]
+                lengths = [int((owner == s).sum()) for s in sides]
+                owner[first:last] = sides[lengths.index(max(lengths))] if sides else 0
+        return owner
+
+    def _span(self, x: Tensor, present: Tensor, windows: list[tuple[int, int]], k: int | None) -> Survivors:
+        size = x.shape[1]
+        stays = Survivors(present.numel(), x.device)
+        static = [self._static(x[first:last], present[first:last]) for first, last in windows]
+        saved = sum(int(s.sum()) * (last - first - 1) for s, (first, last) in zip(static, windows, strict=True))
+        ratio = self.ratio if k is None else min(1.0, k / max(int(present.sum()) - saved, 1))
+        for fixed, (first, last) in zip(static, windows, strict=True):
+            places = fixed.nonzero().flatten()
+            if len(places):
+                mean = x[first:last, places].double().mean(0)
+                self._merge(stays, mean, places, range(first * size, last * size, size), ratio, k is None)
+            for frame in range(first, last):
+                own = (present[frame] & ~fixed).nonzero().flatten()
+                if len(own):
+                    self._merge(stays, x[frame, own], own, range(frame * size, frame * size + 1), ratio, k is None)
+        return stays
+
+    def _static(self, x: Tensor, present: Tensor) -> Tensor:
+        """bool [N]: the places of a window x [w, N, d] where nothing moves."""
+        frames = len(x)
+        if frames == 1:
+            return torch.zeros_like(present[0])
+        unit = unit_rows(x)
+        pairs = unit.sum(0).square().sum(-1) - frames
+        return (pairs / (frames * (frames - 1)) > self.threshold) & present.all(0)
+
+    def _merge(self, stays: Survivors, x: Tensor, places: Tensor, starts: range, ratio: float, published: bool) -> None:
+        """Add the cluster means of x [m, d], the means over the frames that begin at the cells `starts`."""
+        few = published and len(x) <= FEW
+        count = len(x) if few else int(len(x) * ratio + 1e-9)
+        if not count:
+            return
+        centres, group = density_peaks(x[None], count, min(NEIGHBOURS, len(x)))
+        mixed = averaged(centres, group)[0]
+        weights = torch.zeros(count, stays.count, device=x.device)
+        for start in starts:
+            weights[:, start + places] = mixed / len(starts)
+        stays.mix(starts[0] + places[centres[0]], weights)
+
+    def _asked(self, view: View) -> Selection:
+        k = view.count if self.keep is None else self.budget(view)
+        scores = view["text_attention"].float().amax((1, 2))
+        frames: Frames = view.frames(self.name)
+        rank = frames.taken(ranks(frames.spread(scores).masked_fill(~frames.present, float("-inf"))))
+        share = frames.present.sum(-1).gather(1, frames.frame) * k // view.count
+        return Selection(top_k((rank < share) * view.count - ranks(scores), k))

@@ -1,0 +1,114 @@
+"""QuoTA: frames get tokens by how much they matter to the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.diversity import unit_rows
+from tokenprune.core.frames import frame_means
+from tokenprune.core.merging import Survivors, stacked
+from tokenprune.core.selection import Selection
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.signals import Need
+
+
+@dataclass(frozen=True)
+class QuoTA(Method):
+    """QuoTA (Luo et al., 2025, arXiv 2503.08689), as an allocator over any score of frames.
+
+    A frame's weight is its score to the power `power`, over the sum; it gets int(k * weight) tokens, and its map is
+    resized to the squarest h x w that these allow (`resize`: bilinear, or means of cells). A frame without tokens is
+    dropped. The paper's score is the probability that a second model says the frame shows what the question is about:
+    bring it with `run.give(frame_scores=...)`. `score="text"` takes the cosine of a frame's mean token with the mean
+    embedding of the question, at least 0; it is ours.
+
+    What h x w leaves unspent goes to the tokens of the best frames that differ most from their resized map. A frame is
+    not made larger than it is. Needs whole frames: make it the first stage.
+    """
+
+    name: ClassVar[str] = "quota"
+    paper: ClassVar[str] = "arXiv 2503.08689"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "video, text-guided, merging"
+
+    keep: Keep = keep_option(0.25)
+    score: str = option("given", "what frames are weighed by: given or text", ("given", "text"))
+    power: float = option(2.0, "exponent of the score")
+    resize: str = option("bilinear", "how a frame is made smaller: bilinear or mean", ("bilinear", "mean"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self.name, "power", self.power, 0.0)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        own = "frame_scores" if self.score == "given" else "text_embeddings"
+        return (Need("features"), Need(own))
+
+    def select(self, view: View) -> Selection:
+        k, frames = self.budget(view), view.frames(self.name)
+        if k in (0, view.count):
+            return view.first(k)
+        if view.count != sum(t * h * w for t, h, w in view.grids):
+            raise BadInput(f"quota resizes whole frames, but only {view.count} tokens are left. Make it the first stage.")
+        x = frames.spread(view["features"])
+        scores = self._scores(view, frame_means(x, frames.present))
+        shapes = [(h, w) for t, h, w in view.grids for _ in range(t)]
+        return stacked([frames.tokens(i, *self._span(x[i], scores[i], shapes, k)) for i in range(view.spans)])
+
+    def _scores(self, view: View, means: Tensor) -> Tensor:
+        if self.score == "text":
+            text = unit_rows(view["text_embeddings"].mean(1))
+            return (unit_rows(means) @ text[..., None]).squeeze(-1).clamp(min=0)
+        given = view["frame_scores"].double()
+        if given.shape[1] != means.shape[1] or bool((given < 0).any()):
+            raise BadInput(f"frame_scores must be one number >= 0 for each of {means.shape[1]} frames.")
+        return given
+
+    def _span(self, x: Tensor, scores: Tensor, shapes: list[tuple[int, int]], k: int) -> tuple[Tensor, Tensor]:
+        frames, size, _ = x.shape
+        weight = scores**self.power
+        weight = weight / weight.sum() if bool(weight.sum() > 0) else torch.full_like(weight, 1 / frames)
+        stays = Survivors(frames * size, x.device)
+        far = torch.full((frames, size), float("-inf"), dtype=torch.float64, device=x.device)
+        unit = unit_rows(x)
+        for frame, tokens in enumerate((weight * k + 1e-9).long().tolist()):
+            h, w = shapes[frame]
+            rows, columns = squarest(tokens, h, w)
+            own = torch.arange(h * w, device=x.device)
+            far[frame, : h * w] = scores[frame]
+            if rows * columns:
+                mixed = self._resized(h, w, rows, columns).to(x.device)
+                centre = (torch.arange(rows) * 2 + 1) * h // (2 * rows) * w
+                places = (centre[:, None] + (torch.arange(columns) * 2 + 1) * w // (2 * columns)).flatten()
+                weights = torch.zeros(len(places), stays.count, device=x.device)
+                weights[:, frame * size + own] = mixed
+                stays.mix(frame * size + places.to(x.device), weights)
+                small = unit_rows(mixed.to(x) @ x[frame, : h * w])
+                far[frame, : h * w] += 1 - (unit[frame, : h * w] @ small.mT).amax(-1)
+        return stays.exactly(k, far.flatten())
+
+    def _resized(self, h: int, w: int, rows: int, columns: int) -> Tensor:
+        """Weights [rows * columns, h * w] of a map made smaller."""
+        every = torch.eye(h * w).view(h * w, 1, h, w)
+        if self.resize == "mean":
+            small = torch.nn.functional.adaptive_avg_pool2d(every, (rows, columns))
+        else:
+            small = interpolate(every, size=(rows, columns), mode="bilinear", align_corners=False)
+        return small.flatten(1).mT
+
+
+def squarest(tokens: int, h: int, w: int) -> tuple[int, int]:
+    """Rows and columns of a map of at most `tokens` that fits into h x w: the largest square, then as long as it can."""
+    side = min(int(tokens**0.5), h, w)
+    if not side:
+        return 0, 0
+    wide, tall = (side, min(tokens // side, w)), (min(tokens // side, h), side)
+    return max(wide, tall, key=lambda shape: shape[0] * shape[1])
