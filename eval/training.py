@@ -1,4 +1,4 @@
-"""What trainings share: optimizers, and a stage that warms up, decays, logs, validates, and resumes where it stopped."""
+"""What trainings share: optimizers, and a stage that warms up, decays, logs, validates and resumes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Grid, Method, View, make_method, options_of
 from tokenprune.methods.registry import method_class
 from tokenprune.methods.signals import SIGNALS
-from tokenprune.methods.stage import Stage
+from tokenprune.methods.stage import Stage, staged
 from tokenprune.recipes import Recipe, named
 
 
@@ -27,7 +27,7 @@ def prune(
     model: PreTrainedModel,
     method: str | Path | Method | Stage | Recipe | Sequence[Stage],
     *,
-    at: int | None = None,
+    at: int | str | None = None,
     positions: str | None = None,
     turns: str = "refuse",
     scope: str | None = None,
@@ -38,8 +38,8 @@ def prune(
     model: a Hugging Face vision-language model of a supported family.
     method: a method's name (options such as `keep=0.1` follow), a method, a `Stage`, several stages, or a recipe: its
         name (see `tokenprune list --recipes`), its YAML file or a `Recipe`.
-    at: decoder layer before which a single method runs, 0 = before the LLM; default: where the paper puts it, which may
-        be several stages.
+    at: decoder layer before which a single method runs, 0 = before the LLM, "decode" = at every decoding step;
+        default: where the paper puts it, which may be several stages.
     positions: `original` keeps the survivors' position ids (the default, unless a recipe says otherwise), `compact`
         renumbers them as if the prompt had been short.
     turns: what happens when a later question meets a cache whose visual tokens a text-guided method (`fastv`) chose
@@ -61,7 +61,7 @@ def prune(
         return Run(model, method.to_stages(), positions or method.positions, turns)
     if isinstance(method, Method):
         places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
-        stages = [Stage(place, one, scope or "") for place, one in places]
+        stages = [staged(place, one, scope or "") for place, one in places]
     else:
         stages = [method] if isinstance(method, Stage) else list(method)
         wrong = [s for s in stages if not isinstance(s, Stage)]

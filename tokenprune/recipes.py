@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.stage import Stage
+from tokenprune.methods.stage import DECODE, Stage
 
 ENDINGS = (".yaml", ".yml")
 
@@ -22,14 +22,15 @@ class StageSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    at: int = Field(ge=0)
+    at: int | Literal["decode"]
     method: str
     scope: str = ""
+    start: int | None = Field(default=None, alias="from")
 
     def to_stage(self) -> Stage:
         """The stage; raises `BadInput` for unknown methods and options and for values out of range."""
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in (self.model_extra or {}).items()}
-        return Stage(self.at, make_method(method_class(self.method), options), self.scope)
+        return Stage(self.at, make_method(method_class(self.method), options), self.scope, self.start)
 
 
 class Published(BaseModel):
@@ -53,7 +54,7 @@ class Recipe(BaseModel):
 
     def to_stages(self) -> list[Stage]:
         """The stages, in order of their layers."""
-        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: s.at)
+        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: (s.at == DECODE, s.start or s.at))
 
 
 def folder() -> Any:

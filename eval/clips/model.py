@@ -1,4 +1,4 @@
-"""The architecture, tokenizer and processor parts of the bundled video model, all from standard transformers classes."""
+"""Architecture, tokenizer and image processor of the bundled video model, from standard transformers classes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Incoming:
     valid: bool [B, rows], False for padding, and slots: int64 [B, rows], place in the whole unpruned sequence; both of
     all rows of the layer, the new ones last. shift: int64 [B], by how much the position ids after these rows are
     lowered (`compact`), or None. forget: rows at the start that no later token can see. asked: whether these rows were
-    chosen with the question in view.
+    chosen with the question in view. visual: bool [B, new rows], which of them are visual tokens; None: none.
     """
 
     length: int
@@ -37,6 +37,7 @@ class Incoming:
     shift: Tensor | None = None
     forget: int = 0
     asked: bool = False
+    visual: Tensor | None = None
 
 
 class PrunedLayer(CacheLayerMixin):
@@ -101,7 +102,8 @@ class PrunedLayer(CacheLayerMixin):
                 "This cache was filled by a pruned model and cannot be used without it. Start a new cache, or prune "
                 "the model again before going on."
             )
-        self.valid, self.slots = news.valid.to(key_states.device), news.slots.to(key_states.device)
+        news.valid, news.slots = news.valid.to(key_states.device), news.slots.to(key_states.device)
+        self._note(news, key_states.shape[-2])
         self.shift = news.shift
         self.asked |= news.asked
         self.logical += news.length
@@ -111,6 +113,14 @@ class PrunedLayer(CacheLayerMixin):
         if news.forget and not self.record_past:
             self._forget(news.forget)
         return keys, values
+
+    def _note(self, news: Incoming, new: int) -> None:
+        """Take over what is known of the rows, of which `new` are to come."""
+        self.valid, self.slots = news.valid, news.slots
+
+    def seen(self) -> tuple[Tensor, Tensor, int]:
+        """valid and slots [B, R] of the rows that attention sees, and R."""
+        return self.valid, self.slots, self.rows
 
     def _forget(self, count: int) -> None:
         self.store.keys, self.store.values = self.store.keys[:, :, count:], self.store.values[:, :, count:]
@@ -151,7 +161,7 @@ class PrunedLayer(CacheLayerMixin):
             return
         if removed < 0:
             raise Unsupported("A pruned cache is cropped by a negative number: the tokens to remove from its end.")
-        if type(self.store) is not DynamicLayer:
+        if not isinstance(self.store, DynamicLayer) or isinstance(self.store, DynamicSlidingWindowLayer):
             kind = type(self.store).__name__
             raise Unsupported(f"A pruned cache of {kind}s cannot be cropped. Use DynamicCache, the default.")
         if removed > self.tail:
@@ -182,10 +192,18 @@ class PrunedLayer(CacheLayerMixin):
             setattr(self, name, None if value is None else change(value))
 
 
-def adopt(cache: Cache, places: list[int], windows: list[int | None], past_valid: Tensor | None, batch: int) -> None:
+def adopt(
+    cache: Cache,
+    places: list[int],
+    windows: list[int | None],
+    past_valid: Tensor | None,
+    batch: int,
+    kinds: dict[int, type[PrunedLayer]],
+) -> None:
     """Make the layers of a cache from the first stage on able to be shorter than the prompt; refuse kinds that cannot.
 
-    places: the layers that stages stand before. windows: for each decoder layer the size of its sliding window, None
+    places: the layers that stages stand before. kinds: what a layer becomes where it is not a plain `PrunedLayer`.
+    windows: for each decoder layer the size of its sliding window, None
     for full attention. past_valid: bool [batch, past], False for padding among the tokens that the cache holds already.
     """
     refuse_kinds(cache)
@@ -200,7 +218,8 @@ def adopt(cache: Cache, places: list[int], windows: list[int | None], past_valid
             )
     for i in layers:
         if not isinstance(cache.layers[i], PrunedLayer):
-            cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch)
+            kind = kinds.get(i, PrunedLayer)
+            cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch, kind)
         cache.layers[i].places = places
 
 
@@ -210,15 +229,17 @@ def refuse_kinds(cache: Cache) -> None:
         raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
     if cache.offloading:
         raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
-    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, PrunedLayer)
+    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
     for layer in cache.layers:
-        if type(layer) not in known and not hasattr(layer, "_quantize"):
+        if not isinstance(layer, PrunedLayer) and type(layer) not in known and not hasattr(layer, "_quantize"):
             raise Unsupported(
                 f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
             )
 
 
-def _converted(layer: CacheLayerMixin, window: int | None, past_valid: Tensor | None, batch: int) -> PrunedLayer:
+def _converted(
+    layer: CacheLayerMixin, window: int | None, past_valid: Tensor | None, batch: int, kind: type[PrunedLayer]
+) -> PrunedLayer:
     past = int(layer.get_seq_length()) if layer.is_initialized else 0
     if type(layer) is DynamicSlidingWindowLayer:
         store = DynamicLayer()
@@ -228,7 +249,7 @@ def _converted(layer: CacheLayerMixin, window: int | None, past_valid: Tensor | 
         pruned = PrunedLayer(store, window)
         pruned.record_past = getattr(layer, "record_past", False)
     else:
-        pruned = PrunedLayer(layer, window)
+        pruned = kind(layer, window)
     if past:
         rows = layer.keys.shape[-2] if type(layer) is DynamicSlidingWindowLayer else past
         device = layer.keys.device

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.attach.choose import Merge, choose
+from tokenprune.attach.decode import Step
 from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
@@ -78,6 +79,7 @@ class Forward:
     deepstack: DeepStack | None = None
     asked: bool = False  # whether a stage so far chose with the question in view
     aside: Aside | None = None
+    step: Step | None = None  # of a decoding step, where stages work on those
     past_rows: dict[int, int] = field(default_factory=dict)  # keys that each cache layer held before this pass
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
@@ -106,6 +108,13 @@ class Forward:
         for span, columns in zip(self.spans, self.rows.columns, strict=True):
             counts[span.row] += len(columns)
         return counts
+
+    def visual_rows(self) -> Tensor:
+        """bool [B, K]: which rows are visual tokens."""
+        found = torch.zeros_like(self.rows.valid)
+        for span, columns in zip(self.spans, self.rows.columns, strict=True):
+            found[span.row, columns] = True
+        return found
 
     # Signals.
 
@@ -298,8 +307,9 @@ class Forward:
         if window not in rows.keys:
             valid, slots = rows.valid, self.past + rows.prompt_columns()
             if layer is not None and layer.rows:
-                valid = torch.cat([layer.valid.to(valid.device), valid], dim=1)
-                slots = torch.cat([layer.slots.to(slots.device), slots], dim=1)
+                held, places, _ = layer.seen()
+                valid = torch.cat([held.to(valid.device), valid], dim=1)
+                slots = torch.cat([places.to(slots.device), slots], dim=1)
             forget, last = 0, self.past + self.length
             if layer is not None and window is not None and last >= window:
                 gone = (slots <= last - window) | ~valid
@@ -344,6 +354,7 @@ class Forward:
             shift=sum(shifts) if shifts else None,
             forget=forget,
             asked=self.asked,
+            visual=self.visual_rows() if self.spans else None,
         )
         self.past_rows[i] = layer.rows
         layer.expect(news, self.rows.length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tokenprune.attach.cache import PrunedLayer
+from tokenprune.attach.decode import StepReport
 from tokenprune.attach.forward import Forward
 from tokenprune.core.flops import LayerShape, field_flops, layer_flops
 
@@ -27,6 +29,41 @@ class StageReport:
     before: list[int]
     after: list[int]
     selection_ms: float
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Means over the decoding steps so far: visual tokens there are and looked at (mean over stages), the share of
+    steps that chose anew, keys and values held and read, host time in choosing and in attention."""
+
+    steps: int
+    visual: float
+    looked_at: float
+    anew: float
+    held_bytes: float
+    read_bytes: float
+    selection_ms: float
+    attention_ms: float
+
+
+def summary(steps: list[StepReport]) -> Decoding | None:
+    """The steps on average; None without any."""
+    if not steps:
+        return None
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(steps)
+
+    return Decoding(
+        steps=len(steps),
+        visual=mean(s.visual for s in steps),
+        looked_at=mean(sum(s.chosen) / len(s.chosen) for s in steps),
+        anew=mean(s.anew > 0 for s in steps),
+        held_bytes=mean(s.held_bytes for s in steps),
+        read_bytes=mean(s.read_bytes for s in steps),
+        selection_ms=mean(s.selection_ms for s in steps),
+        attention_ms=mean(s.attention_ms for s in steps),
+    )
 
 
 @dataclass(frozen=True)
@@ -53,6 +90,7 @@ class Report:
     kv_bytes: int | None
     dense_kv_bytes: int | None
     selection_ms: float
+    decoding: Decoding | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
@@ -78,6 +116,15 @@ class Report:
         for name, dense, pruned, style in rows:
             table.add_row(name, style.format(dense), style.format(pruned), _share(pruned, dense))
         table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
+        if self.decoding is not None:
+            d = self.decoding
+            table.add_row(
+                "visual tokens a step looks at", f"{d.visual:.0f}", f"{d.looked_at:.1f}", _share(d.looked_at, d.visual)
+            )
+            table.add_row(
+                "KV read by a step, KiB", "", f"{d.read_bytes / 1024:.1f}", f"held: {d.held_bytes / 1024:.1f}"
+            )
+            table.add_row("a step, ms in choosing / attention", "", f"{d.selection_ms:.2f} / {d.attention_ms:.2f}", "")
         return table
 
     def __str__(self) -> str:
@@ -116,8 +163,9 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
         StageReport(stage.at, stage.method.name, record.before, record.after, 1000 * record.seconds)
         for stage, record in zip(run.stages, forward.records, strict=True)
     ]
+    decoding = [] if run.decoder is None else [s.method.name for s in run.decoder.stages]
     return Report(
-        method=" + ".join(dict.fromkeys(s.method for s in stages)),
+        method=" + ".join(dict.fromkeys([*(s.method for s in stages), *decoding])),
         positions=run.positions,
         stages=stages,
         tokens=visual,

@@ -6,6 +6,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer, adopt
+from tokenprune.attach.decode import Decoder, StepReport
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
     check_projection,
@@ -28,7 +30,7 @@ from tokenprune.attach.guard import (
     unwrapped,
 )
 from tokenprune.attach.masks import layer_kinds
-from tokenprune.attach.report import Report, measure
+from tokenprune.attach.report import Report, measure, summary
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
@@ -37,7 +39,7 @@ from tokenprune.families.base import Span
 from tokenprune.families.layout import lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
 from tokenprune.methods.signals import SIGNALS, Need
-from tokenprune.methods.stage import Stage
+from tokenprune.methods.stage import DECODE, Stage
 
 POSITIONS = ("original", "compact")
 TURNS = ("refuse", "accept")
@@ -58,10 +60,16 @@ class Run:
         self.model = unwrapped(model)
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
-        self.stages = sorted(stages, key=lambda s: s.at)
+        self.stages = sorted((s for s in stages if s.at != DECODE), key=lambda s: s.at)
+        decoding = [s for s in stages if s.at == DECODE]
         self.positions, self.turns = positions, turns
         self.kinds = layer_kinds(self.text_model)
-        check_stages(self.stages, len(self.text_model.layers))
+        if self.stages or not decoding:
+            check_stages(self.stages, len(self.text_model.layers))
+        windows = [kind.window for kind in self.kinds]
+        self.decoder = Decoder(decoding, windows) if decoding else None
+        # The layers that stages stand before, or that hold more than they show: from the first on, ours are in place.
+        self.places = sorted({s.at for s in self.stages} | ({self.decoder.first} if self.decoder else set()))
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._local = threading.local()
@@ -73,7 +81,7 @@ class Run:
             self.family.require(self.model, need.signal, need.variant)
         check_projection(self.stages, self.family)
         vision = sorted((need for need in needs if SIGNALS[need.signal].vision), key=str)
-        self._tapped = any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
+        self._tapped = bool(decoding) or any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
         refuse_parallel(self.model)
         self._encoder = EncoderReader(self.model, self.family, vision)
         self._attach()
@@ -92,7 +100,7 @@ class Run:
         put(self.text_model.register_forward_pre_hook(self._before_text, with_kwargs=True))
         put(self.text_model.register_forward_hook(self._after_text))
         for i, layer in enumerate(self.text_model.layers):
-            if i >= self.stages[0].at:
+            if i >= self.places[0]:
                 put(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
             if any(s.at == i + 1 and Need("attention_row", "content") in s.method.needs for s in self.stages):
                 put(layer.register_forward_pre_hook(self._before_scoring, with_kwargs=True))
@@ -144,9 +152,14 @@ class Run:
         merge_in='encoder': the projection of weights[i] @ encoder features)."""
         return self._last()[2]
 
+    @property
+    def steps(self) -> list[StepReport]:
+        """What each decoding step since the last prompt looked at and cost, with stages at every decoding step."""
+        return [] if self.decoder is None else self.decoder.steps
+
     def report(self) -> Report:
-        """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time."""
-        return self._last()[3]
+        """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time; and its decoding steps."""
+        return replace(self._last()[3], decoding=summary(self.steps))
 
     def _last(self) -> tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report]:
         if self._done is None:
@@ -210,11 +223,14 @@ class Run:
         forward = self._local.forward = self._start(module, hidden, kwargs)
         if cache is not None:
             windows = [kind.window for kind in self.kinds]
-            adopt(cache, [s.at for s in self.stages], windows, forward.past_valid, len(hidden))
+            kinds = self.decoder.kinds() if self.decoder else {}
+            adopt(cache, self.places, windows, forward.past_valid, len(hidden), kinds)
         if prompt:
             self._listen(forward, cache)
+        if self.decoder is not None and cache is not None:
+            forward.step = self.decoder.step(cache.layers, single=not prompt and hidden.shape[1] == 1)
         kwargs |= self._take_deepstack(forward, kwargs)
-        if self.stages[0].at > 0:
+        if not self.stages or self.stages[0].at > 0:
             return args, kwargs
         forward.enter_group(self._cache_layer(cache, 0))
         if forward.spans:
@@ -302,7 +318,7 @@ class Run:
     def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
         """Planes of features that the text model would add to rows that are gone by then are added here instead."""
         planes, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-        first = self.stages[0].at
+        first = self.places[0]
         if planes is None or len(planes) <= first:
             return {}
         if len(planes) >= len(self.text_model.layers):
@@ -344,6 +360,8 @@ class Run:
             hidden = args[0]
             if forward.deepstack is not None and i - 1 in forward.deepstack.planes:
                 hidden = forward.add_plane(i - 1, hidden)
+            if forward.step is not None:
+                forward.step.before(forward, i, module.self_attn)
             if stage is not None and i > 0:
                 forward.enter_group(layer)
                 if forward.spans:
@@ -365,8 +383,12 @@ class Run:
 
     def _after_text(self, module: nn.Module, args: tuple, output: Any) -> Any:
         forward = self._forward
+        if forward is not None and forward.step is not None:
+            self.decoder.steps.append(forward.step.finish())
         if forward is None or not forward.spans:
             return None
+        if self.decoder is not None:
+            self.decoder.steps.clear()
         report = measure(self, forward, output.past_key_values)
         self._done = forward.kept, forward.spans, forward.merged, report
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)

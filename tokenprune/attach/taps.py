@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -56,6 +57,17 @@ def listeners() -> dict[nn.Module, Listener]:
     return _local.listeners
 
 
+def clock() -> Callable[[], float]:
+    """Start counting this thread's seconds in attention functions; the result stops and tells them."""
+    _local.seconds = 0.0
+
+    def stop() -> float:
+        seconds, _local.seconds = _local.seconds, None
+        return seconds
+
+    return stop
+
+
 def _attention(
     original: Callable | None,
     module: nn.Module,
@@ -67,6 +79,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     if torch.compiler.is_compiling():
         raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
+    began = time.perf_counter()
     listener = listeners().get(module)
     if listener is not None:
         scaling = kwargs.get("scaling")
@@ -82,7 +95,10 @@ def _attention(
                     listener(q, k, scaling, None, softcap)
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
-    return original(module, query, key, value, attention_mask, **kwargs)
+    result = original(module, query, key, value, attention_mask, **kwargs)
+    if getattr(_local, "seconds", None) is not None:
+        _local.seconds += time.perf_counter() - began
+    return result
 
 
 def row_attention(

@@ -112,7 +112,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
 
 
 def distances(x: Tensor) -> Tensor:
-    """Euclidean distances over sqrt(d) between the rows of x [S, n, d]; float64 [S, n, n], symmetric to the last bit."""
+    """Euclidean distances over sqrt(d) between the rows of x [S, n, d]; float64 [S, n, n], exactly symmetric."""
     distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
     return torch.maximum(distance, distance.mT)
 

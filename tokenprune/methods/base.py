@@ -113,6 +113,7 @@ class Method(ABC):
     kind: ClassVar[str]
     default_at: ClassVar[int] = 0
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
+    decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
     keep: Keep = keep_option(0.1)
@@ -165,8 +166,9 @@ class Method(ABC):
         """Whether tokens that the stage before set aside come back before this one chooses."""
         return False
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        """Where the paper puts it in a model of so many decoder layers: (layer, method) for each stage."""
+    def schedule(self, layers: int) -> list[tuple[int | tuple[str, int], Method]]:
+        """Where the paper puts it in a model of so many decoder layers: (layer, method) for each stage. A
+        stage of every decoding step has ("decode", start) for its layer."""
         return [(self.default_at, self)]
 
     def budget(self, view: View) -> int:

@@ -39,7 +39,9 @@ class DyCoke(Method):
     kind: ClassVar[str] = "video"
 
     keep: Keep = keep_option(0.472)
-    last: str = option("pruned", "the third frame of the last group: pruned, or whole as published", ("pruned", "whole"))
+    last: str = option(
+        "pruned", "the third frame of the last group: pruned, or whole as published", ("pruned", "whole")
+    )
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
@@ -35,11 +34,12 @@ class FastVID(Method):
     `variant`: `onevision` truncates every share, and targets and other anchors' targets are members too; `video`
     (LLaVA-Video) and `qwen` split the budget of a scene as a whole, spread what is attended over its frames (the
     earlier ones get the remainder) and the context over its anchors (the later ones do), and an anchor's own targets
-    are no members; `qwen` also gives no context to a frame that is followed by one with a cosine above 0.95, and half a frame
-    at most. The published code draws noise to break ties, fails on fewer frames than scenes and where an anchor's share
-    is more than it has, and leaves remainders unspent (`fill="none"`). Here ties go to the lowest index, shares are cut
-    to what there is, and the remainder goes to the most attended tokens. Descriptors are the frames' mean features
-    unless given; the encoder's pooling head, which the paper uses, is not in these checkpoints.
+    are no members; `qwen` also gives nothing to a frame that is followed by one with a cosine above 0.95, and
+    half a frame of context at most. The published code draws noise to break ties, fails on fewer frames than scenes
+    and where an anchor's share is more than it has, and leaves remainders unspent (`fill="none"`). Here ties go to the
+    lowest index, shares are cut to what there is, and the remainder goes to the most attended tokens. Descriptors are
+    the frames' mean features unless given; the encoder's pooling head, which the paper uses, is not in these
+    checkpoints.
     """
 
     name: ClassVar[str] = "fastvid"
@@ -53,7 +53,9 @@ class FastVID(Method):
     context: float = option(0.4, "share of the budget for density peaks")
     every: int = option(4, "distance of anchor frames")
     beta: float = option(0.6, "least weight of a target in its mixture")
-    variant: str = option("onevision", "details as published for: onevision, video, qwen", ("onevision", "video", "qwen"))
+    variant: str = option(
+        "onevision", "details as published for: onevision, video, qwen", ("onevision", "video", "qwen")
+    )
     fill: str = option("attention", "what the remainder goes to: attention or none", ("attention", "none"))
     source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
 

@@ -152,7 +152,7 @@ def best_windows(still: Tensor) -> tuple[list[tuple[int, int]], int]:
 
 def _folded(index: Tensor, hidden: Tensor) -> Selection:
     """Every token that is not in `index` [S, k] goes into its most similar one, in order of the prompt."""
-    spans, n, _ = hidden.shape
+    n = hidden.shape[1]
     k = index.shape[1]
     unit = unit_rows(hidden)
     kept = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))

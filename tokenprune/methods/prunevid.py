@@ -1,4 +1,4 @@
-"""PruneVid: scenes by clustering frames, static places merged through time, the rest through space, then the question."""
+"""PruneVid: windows of frames, static places merged through time, the rest through space, then the question."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class QuoTA(Method):
         if k in (0, view.count):
             return view.first(k)
         if view.count != sum(t * h * w for t, h, w in view.grids):
-            raise BadInput(f"quota resizes whole frames, but only {view.count} tokens are left. Make it the first stage.")
+            raise BadInput(f"quota resizes whole frames, but {view.count} tokens are left. Make it the first stage.")
         x = frames.spread(view["features"])
         scores = self._scores(view, frame_means(x, frames.present))
         shapes = [(h, w) for t, h, w in view.grids for _ in range(t)]
@@ -106,7 +106,7 @@ class QuoTA(Method):
 
 
 def squarest(tokens: int, h: int, w: int) -> tuple[int, int]:
-    """Rows and columns of a map of at most `tokens` that fits into h x w: the largest square, then as long as it can."""
+    """Rows and columns of a map of at most `tokens` within h x w: the largest square, then as long as it can."""
     side = min(int(tokens**0.5), h, w)
     if not side:
         return 0, 0

@@ -1,0 +1,186 @@
+"""Decoding steps: which layers choose, which look at what was chosen, and what each step cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.attach import taps
+from tokenprune.attach.cache import PrunedLayer
+from tokenprune.attach.choose import checked
+from tokenprune.attach.retention import Fixation, RetainedLayer
+from tokenprune.core.selection import ranked
+from tokenprune.errors import BadInput, Unsupported
+from tokenprune.methods.base import View
+from tokenprune.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from tokenprune.attach.forward import Forward
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One decoding step.
+
+    chosen: for each choosing stage, visual tokens of the longest row that the step looked at, of `visual` there are.
+    anew: stages that chose anew. selection_ms and attention_ms: host time in choosing, and in the attention of all
+    layers. held_bytes: keys and values in memory, the copies of what is looked at counted; read_bytes: those that
+    attention read. columns: for each stage, for each row of the batch the ascending prompt columns looked at.
+    """
+
+    visual: int
+    chosen: list[int]
+    anew: int
+    selection_ms: float
+    attention_ms: float
+    held_bytes: int
+    read_bytes: int
+    columns: list[list[Tensor]]
+
+
+class Decoder:
+    """The stages at every decoding step of a run, by the layer from which on they show a choice."""
+
+    def __init__(self, stages: list[Stage], windows: list[int | None]) -> None:
+        self.stages, self.windows = sorted(stages, key=lambda s: s.start), windows
+        starts = [s.start for s in self.stages]
+        if len(set(starts)) < len(starts):
+            raise BadInput(f"Two stages of decoding steps have the same start ({starts}). Give each its own.")
+        if starts[-1] >= len(windows):
+            raise BadInput(f"start={starts[-1]} is past the last layer: this model has layers 0 to {len(windows) - 1}.")
+        for start in starts:
+            if windows[start - 1] is not None:
+                raise Unsupported(
+                    f"Layer {start - 1} sees a sliding window, so it cannot choose from all visual tokens. Give a "
+                    "start after a layer of full attention."
+                )
+        self.focal = {s.start - 1: s for s in self.stages}
+        self.first = 0 if any(s.method.reuses for s in self.stages) else starts[0] - 1
+        self.steps: list[StepReport] = []
+
+    def step(self, layers: list[PrunedLayer], single: bool) -> Step | None:
+        """Start a pass of a single token; several at once see everything."""
+        if single:
+            return Step(self, layers)
+        for layer in layers:
+            if isinstance(layer, RetainedLayer):
+                layer.widen()
+        return None
+
+    def kinds(self) -> dict[int, type[PrunedLayer]]:
+        """The layers that have to keep everything and show a part."""
+        full = [i for i in range(self.first, len(self.windows)) if self.windows[i] is None]
+        return dict.fromkeys(full, RetainedLayer)
+
+
+class Step:
+    """One pass of one token through the layers."""
+
+    def __init__(self, decoder: Decoder, layers: list[PrunedLayer]) -> None:
+        self.decoder, self.layers = decoder, layers
+        self.fixations = [layers[s.start - 1].fixation or Fixation() for s in decoder.stages]
+        for stage, fixation in zip(decoder.stages, self.fixations, strict=True):
+            layers[stage.start - 1].fixation = fixation
+        self.passed = -1  # the last stage that has chosen in this step
+        self.looked: bool | None = None
+        self.anew, self.selecting = 0, 0.0
+        self.clock = taps.clock()
+
+    def before(self, forward: Forward, i: int, attention: nn.Module) -> None:
+        """Narrow or widen the cache of layer i, or listen to it."""
+        layer = self.layers[i]
+        if not isinstance(layer, RetainedLayer):
+            return
+        stage = self.decoder.focal.get(i)
+        if stage is not None:
+            layer.widen()
+            taps.listeners()[attention] = self._listener(stage, layer)
+        else:
+            layer.look_at(self._wanted())
+        if layer.shown is not None or self.looked:
+            forward.enter_group(layer)  # other rows than the layer before
+        self.looked = layer.shown is not None
+
+    def _wanted(self) -> Fixation | None:
+        if self.passed >= 0:
+            return self.fixations[self.passed]
+        last = self.fixations[-1]
+        return last if self.decoder.stages[-1].method.reuses and last.last is not None else None
+
+    def _listener(self, stage: Stage, layer: RetainedLayer) -> taps.Listener:
+        def listen(query: Tensor, key: Tensor, scaling: float, mask: object, softcap: float) -> None:
+            began = time.perf_counter()
+            self.passed += 1
+            rows = query.new_zeros(len(query), 1, dtype=torch.long)
+            paid = taps.row_attention(query, key, rows, layer.valid[:, None], scaling, softcap)[:, :, 0]
+            self.anew += self._choose(stage, layer, self.fixations[self.passed], paid)
+            self.selecting += time.perf_counter() - began
+
+        return listen
+
+    def _choose(self, stage: Stage, layer: RetainedLayer, fixation: Fixation, paid: Tensor) -> bool:
+        """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, H, rows]."""
+        method, counts = stage.method, layer.visual_counts()
+        place = ranked(layer.visual.long())[:, : max(counts)]
+        slots = layer.slots.gather(1, place)
+        own = paid.gather(2, place[:, None].expand(-1, paid.shape[1], -1))
+        there = layer.visual.gather(1, place)
+        row = own.mean(1).masked_fill(~there, 0)
+        last = fixation.last if fixation.last is None or fixation.last.shape == row.shape else None
+        moves = method.moves(row, last)
+        fixation.last = row
+        anew = bool(moves.any())
+        everything = torch.zeros_like(moves)[:, None].expand(-1, layer.logical).clone()
+        everything.scatter_(1, slots, there)
+        whole = all(method.budget(View(c, 1, (), {}, total=c)) == c for c in set(counts) - {0})
+        if anew and not whole:
+            picked = torch.zeros_like(everything)
+            for count in sorted(set(counts) - {0}):
+                mine = torch.tensor([i for i, c in enumerate(counts) if c == count], device=row.device)
+                view = View(count, len(mine), (), {"attention_row": own[mine][..., :count]}, total=count)
+                index = checked(method.select(view), method, view).index
+                picked[mine] = picked[mine].scatter(1, slots[mine].gather(1, index), True)
+        else:
+            picked = everything
+        if method.otherwise == "previous" and last is not None:
+            if not anew:
+                return False
+            old = fixation.chosen if fixation.chosen is not None else everything
+            old = torch.nn.functional.pad(old, (0, everything.shape[1] - old.shape[1]))
+        else:
+            old = everything
+        fixation.chosen = torch.where(moves[:, None], picked, old) if anew and not whole else None
+        fixation.version += 1
+        return anew
+
+    def finish(self) -> StepReport:
+        """What the step cost."""
+        seconds = self.clock()
+        held = [layer.nbytes() for layer in self.layers if isinstance(layer, RetainedLayer)]
+        counts = [self.layers[s.start - 1].visual_counts() for s in self.decoder.stages]
+        columns = [
+            _columns(self.layers[s.start - 1], fixation)
+            for s, fixation in zip(self.decoder.stages, self.fixations, strict=True)
+        ]
+        return StepReport(
+            visual=max(map(max, counts)),
+            chosen=[max(map(len, rows)) for rows in columns],
+            anew=self.anew,
+            selection_ms=1000 * self.selecting,
+            attention_ms=1000 * (seconds - self.selecting),
+            held_bytes=sum(whole for whole, _ in held),
+            read_bytes=sum(read for _, read in held),
+            columns=columns,
+        )
+
+
+def _columns(layer: RetainedLayer, fixation: Fixation) -> list[Tensor]:
+    looked = layer.visual
+    if fixation.chosen is not None:
+        chosen = fixation.chosen
+        looked = looked & chosen.gather(1, layer.slots.clamp(max=chosen.shape[1] - 1))
+    return [slots[mask] for slots, mask in zip(layer.slots, looked, strict=True)]

@@ -1,0 +1,34 @@
+"""DyCoke, the second stage: every decoding step looks at the visual tokens that it attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep
+from tokenprune.methods.base import keep_option, option
+from tokenprune.methods.decoding import DecodingMethod
+
+
+@dataclass(frozen=True)
+class DyCokeKV(DecodingMethod):
+    """DyCoke's dynamic pruning while decoding (Tao et al., CVPR 2025, arXiv 2411.15024).
+
+    At every step the head-mean attention of the new token to the visual tokens in layer `start` - 1 is compared with
+    that of the step before. Below a cosine of `alike`, layers from `start` on look at the int(n * keep) most attended
+    visual tokens and at all text; else the choice stands (the paper), or the step looks at everything
+    (`otherwise="full"`, the code). Nothing is lost: a token can come back at any step.
+
+    The published code gathers the whole cache in every layer and step, counts one token too few, compares the first
+    step with the last one of the sample before, and works for one sample. Its defaults contradict each other (0.7 and
+    0.8 pruned); 0.7 is the paper's.
+    """
+
+    name: ClassVar[str] = "dycoke_kv"
+    paper: ClassVar[str] = "arXiv 2411.15024"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "decoding, video"
+    default_start: ClassVar[int] = 3
+
+    keep: Keep = keep_option(0.3, "which visual tokens a step looks at: a fraction, or a number of tokens")
+    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))

@@ -1,0 +1,41 @@
+"""FastOCR: a few focal layers look at everything at every step, the others at what these fixed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokenprune.core.budget import Keep
+from tokenprune.methods.base import Method, keep_option, option
+from tokenprune.methods.decoding import DecodingMethod
+
+
+@dataclass(frozen=True)
+class FastOCR(DecodingMethod):
+    """FastOCR (2026, arXiv 2605.17447), as far as its abstract tells.
+
+    At every step `focal` layers attend to all visual tokens; each chooses the int(n * keep) that its head-mean row
+    attends to most, for the layers up to the next focal one. Layers before the first focal one look at what the step
+    before chose last. Nothing is lost.
+
+    Which layers are focal is our reading: evenly spread, the first at a fifth of the depth. Every step chooses anew
+    (`alike` above 1); the paper's reuse across steps is the part before the first focal layer.
+    """
+
+    name: ClassVar[str] = "fastocr"
+    paper: ClassVar[str] = "arXiv 2605.17447"
+    year: ClassVar[int] = 2026
+    kind: ClassVar[str] = "decoding, OCR"
+    default_start: ClassVar[int] = 6
+    reuses: ClassVar[bool] = True
+
+    keep: Keep = keep_option(0.05, "which visual tokens a step looks at: a fraction, or a number of tokens")
+    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    alike: float = option(2.0, "cosine with the step before from which on a step does not choose anew; above 1: never")
+    focal: int = option(3, "layers that see everything and choose")
+
+    def schedule(self, layers: int) -> list[tuple[tuple[str, int], Method]]:
+        first = max(1, layers // 5)
+        count = max(1, min(self.focal, layers - first))
+        starts = [first + i * (layers - first) // count for i in range(count)]
+        return [(("decode", start), self) for start in dict.fromkeys(starts)]
