@@ -31,7 +31,7 @@ PLANS = {
 }
 
 
-def looked_at(run, stages, length):
+def looked_at(run, stages):
     """For each decoding step, for each layer, for each row: visual columns seen; None: all of them."""
     layers = len(run.text_model.layers)
     reuses = stages[-1].method.reuses
@@ -55,7 +55,7 @@ def looked_at(run, stages, length):
 def oracle(family, model, inputs, run, length):
     """Logits of the whole sequence: the unpatched model, in which each step's row hides what it did not look at."""
     decoding = sorted((s for s in run.decoder.stages), key=lambda s: s.start)
-    steps = looked_at(run, decoding, length)
+    steps = looked_at(run, decoding)
     kept = kept_by_layer(run)
     placeholders = torch.isin(inputs["input_ids"], torch.tensor(family.placeholder))
     visual = torch.zeros_like(placeholders)
@@ -105,8 +105,8 @@ def test_every_step_equals_the_oracle(name, plan, tiny_models):
     length = inputs["input_ids"].shape[1]
     with prune(model, PLANS[plan]()) as run:
         out = model.generate(**inputs, **LOGITS)
-        assert len(run.steps) == 4
-        expected = oracle(family, model, family.grown(inputs, out.sequences), run, length) if plan else None
+    assert len(run.steps) == 4
+    expected = oracle(family, model, family.grown(inputs, out.sequences), run, length)
     for step, logits in enumerate(out.logits):
         torch.testing.assert_close(logits, expected[:, length - 1 + step], atol=1e-4, rtol=0)
 
