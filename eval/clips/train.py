@@ -42,7 +42,7 @@ class Settings:
     seed: int = 7
     batch: int = 16
     tower_steps: int = 800
-    decoder_steps: int = 900
+    decoder_steps: int = 1500
     tower_lr: float = 1e-3
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
