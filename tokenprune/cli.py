@@ -87,15 +87,19 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 40,
     repeat: Annotated[int, typer.Option(min=1, help="Timed rounds, dense and pruned in turn.")] = 3,
     save: Annotated[Path | None, typer.Option(help="Write the picture with dropped tokens dimmed.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Not supported yet.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the video, instead of --frames.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Ask a question about a picture, unpruned and pruned, and show what the pruning saved.
+    """Ask a question about a picture or a video, unpruned and pruned, and show what the pruning saved.
 
     Further options of the method (see `tokenprune list`) follow as --name value, for example --strategy row.
     """
-    if video is not None:
-        raise BadInput("--video is not supported yet. Give --image FILE.")
+    if video is None and (frames is not None or fps is not None):
+        raise BadInput("--frames and --fps go with --video FILE.")
+    if video is not None and (image is not None or save is not None):
+        raise BadInput("--video goes without --image, and without --save: an overlay is drawn for pictures.")
     options = parse_extra(context.args)
     if keep is not None:
         options["keep"] = parse_value(keep)
@@ -109,18 +113,23 @@ def run(
     from tokenprune.chat import Chat
     from tokenprune.images import load_image
     from tokenprune.overlay import draw_overlay, seen_picture
+    from tokenprune.video import load_video
 
-    if image is not None and prompt is None:
-        raise BadInput("--image needs --prompt TEXT: what do you want to know about the picture?")
-    picture = load_image(image or scenes.IMAGE)
+    if (image is not None or video is not None) and prompt is None:
+        given = "--image" if video is None else "--video"
+        raise BadInput(f"{given} needs --prompt TEXT: what do you want to know about it?")
+    picture = (
+        load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, fps, progress=not as_json)
+    )
     question = prompt or scenes.QUESTION
     if model is None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
     if not as_json:
-        out.print(f"[dim]loading {escape(model or 'the bundled model Scenes')} ...[/dim]")
-    chat = Chat.load(model or scenes.MODEL)
+        bundled = "the bundled model Scenes" if video is None else "the bundled model Scenes-video"
+        out.print(f"[dim]loading {escape(model or bundled)} ...[/dim]")
+    chat = Chat.load(model or (scenes.MODEL if video is None else scenes.VIDEO_MODEL))
     inputs = chat.inputs(picture, question)
     times: dict[str, list[float]] = {"dense": [], "pruned": []}
     for _ in range(repeat + 1):  # the first round warms up
@@ -200,18 +209,23 @@ def shown(value: Any) -> str:
 
 def show_recipe(recipe: Recipe) -> None:
     """A recipe on one line, its figure on the next."""
-    stages = ", ".join(f"{s.method.name} keep {s.method.keep} {describe(s.at)}" for s in recipe.to_stages())
+    stages = ", ".join(
+        f"{s.method.name} keep {s.method.keep} {describe(s.at if s.start is None else (s.at, s.start))}"
+        for s in recipe.to_stages()
+    )
     out.print(f"[bold]{recipe.name}[/bold]  {recipe.model}, {recipe.positions} positions: {stages}", highlight=False)
     if recipe.published is not None:
         figures = ", ".join(f"{k} {v}" for k, v in (recipe.published.model_extra or {}).items())
         out.print(f"    published: {escape(figures)} ({escape(recipe.published.source)})", highlight=False)
 
 
-def describe(*places: int) -> str:
+def describe(*places: int | tuple[str, int]) -> str:
     """Where stages stand, in words."""
-    inside = [str(at) for at in places if at]
+    inside = [str(at) for at in places if isinstance(at, int) and at]
     layers = [f"before layer{'s' if len(inside) > 1 else ''} {', '.join(inside)}"] if inside else []
-    return " and ".join(["before the LLM"] * (0 in places) + layers)
+    starts = [str(at[1]) for at in places if isinstance(at, tuple)]
+    steps = [f"at every decoding step from layer{'s' if len(starts) > 1 else ''} {', '.join(starts)}"] if starts else []
+    return " and ".join(["before the LLM"] * (0 in places) + layers + steps)
 
 
 def main() -> None:

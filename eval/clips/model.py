@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.normalizers import Lowercase
 from transformers import (
@@ -43,8 +47,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=list(SPECIAL[4:]),
         extra_special_tokens={
+            "user_token": "<user>",
+            "assistant_token": "<assistant>",
             "image_token": "<|image_pad|>",
             "video_token": "<|video_pad|>",
             "vision_bos_token": "<|vision_start|>",
@@ -57,13 +62,28 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_image_processor() -> Qwen2VLImageProcessorPil:
-    """Patches of 8 x 8 pixels of frames of any size up to four times the training clips'."""
+    """Patches of 8 x 8 pixels; every frame is brought to the size of the training clips, whatever its own."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         merge_size=MERGE,
         temporal_patch_size=2,
-        size={"shortest_edge": SIZE * SIZE, "longest_edge": 4 * SIZE * SIZE},
+        size={"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE},
     )
+
+
+def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
+    """Model in half precision, tokenizer, and the settings that `AutoProcessor` reads where torchvision is there."""
+    model.to(torch.float16).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    pictures = make_image_processor().to_dict()
+    for name in ("image_processor_type", "processor_class"):
+        pictures.pop(name, None)
+    settings = {
+        "processor_class": "Qwen2_5_VLProcessor",
+        "image_processor": pictures | {"image_processor_type": "Qwen2VLImageProcessor"},
+        "video_processor": pictures | {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": False},
+    }
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
 
 
 def make_config(vocab_size: int) -> Qwen2_5_VLConfig:

@@ -42,6 +42,13 @@ def _count(rng: np.random.Generator, clip: Clip) -> Question:
     return Question("count", "how many flashes are there ?", NUMBERS[len(clip.flashes)])
 
 
+def _colour(rng: np.random.Generator, clip: Clip) -> Question | None:
+    kinds = [a.kind for a in clip.actors]
+    asked = [a for a in clip.actors if not a.later and kinds.count(a.kind) == 1]
+    actor = _pick(rng, asked) if asked else None
+    return actor and Question("colour", f"what colour is the {actor.kind} ?", actor.colour)
+
+
 def _change(rng: np.random.Generator, clip: Clip) -> Question | None:
     actor = _changing(clip)
     return actor and Question("change", f"what colour does the {actor.name} become ?", actor.later)
@@ -65,6 +72,7 @@ ASK: dict[str, Callable[[np.random.Generator, Clip], Question | None]] = {
     "last": _last,
     "direction": _direction,
     "count": _count,
+    "colour": _colour,
     "change": _change,
     "when": _when,
 }
@@ -74,7 +82,7 @@ TYPES = tuple(ASK)
 def vocabulary() -> list[str]:
     """Every word that a question or an answer can hold, in a fixed order."""
     words = [*COLOURS, *KINDS, *WAYS, *(f"t{i}" for i in range(STEPS)), *NUMBERS]
-    text = "what appears first last where does the go how many flashes are there colour become when appear change ?"
+    text = "what appears first last where does the go how many flashes are there colour is become when appear change ?"
     return words + text.split()
 
 

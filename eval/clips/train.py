@@ -20,18 +20,18 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from eval.clips.data import LENGTH, PACK, Batch, Batches
-from eval.clips.model import make_image_processor, make_model, make_tokenizer
+from eval.clips.model import make_model, make_tokenizer, save
 from eval.clips.packed import PREFIX, encode, rope_of
 from eval.clips.questions import TYPES
 from eval.clips.world import COLOURS, EVENTS, KINDS, WAYS
 from eval.scenes.packed import packed_hidden
-from eval.scenes.train import align_loss
 from eval.training import Stage, optimizers
 
 FIELDS = (list(KINDS), list(COLOURS), list(WAYS), list(EVENTS))
-ALIGNED = (list(KINDS), list(COLOURS), list(WAYS))  # what has a word of its own
+ALIGNED = (*FIELDS[:3], ["appear", "change"])  # the words for what a token shows; nothing happening has none
 BACKGROUND_WEIGHT = 0.1
 EVENT_WEIGHTS = (0.3, 3.0, 3.0)  # appearing and changing are rare
+TEMPERATURE = 0.1
 CHECK = 64  # validation clips, a multiple of both batch sizes
 
 
@@ -41,8 +41,8 @@ class Settings:
 
     seed: int = 7
     batch: int = 16
-    tower_steps: int = 800
-    decoder_steps: int = 1500
+    tower_steps: int = 1100
+    decoder_steps: int = 1000
     tower_lr: float = 1e-3
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
@@ -109,6 +109,18 @@ def train_tower(
 
     opts = optimizers([visual, heads], settings.muon_lr, settings.tower_lr)
     stage.run({"visual": visual, "heads": heads}, opts, loss_of, validate)
+
+
+def align_loss(features: Tensor, owner: Tensor, words: Tensor, ids: list[Tensor]) -> Tensor:
+    """Cosine cross-entropy of each covered token against the words for its kind, colour, way and event."""
+    labels = torch.cat([owner[..., :3], owner[..., 3:] - 1], dim=-1)
+    total = features.new_zeros((), dtype=torch.float32)
+    for i, field in enumerate(ids):
+        shown = labels[..., i] >= 0
+        x = functional.normalize(features[shown].float(), dim=-1)
+        table = functional.normalize(words[field].float(), dim=-1)
+        total = total + functional.cross_entropy(x @ table.T / TEMPERATURE, labels[..., i][shown])
+    return total
 
 
 def train_decoder(
@@ -180,9 +192,7 @@ def main(
     batches = partial(Batches, tokenizer, "train", settings.batch)
     train_tower(model, tokenizer, Stage("tower", out, settings.tower_steps, batches), settings)
     train_decoder(model, tokenizer, Stage("decoder", out, settings.decoder_steps, batches), settings)
-    model.to(torch.float16).save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    make_image_processor().save_pretrained(out / "model")
+    save(model, out / "model")
 
 
 if __name__ == "__main__":

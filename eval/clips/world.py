@@ -26,7 +26,6 @@ KINDS = ("circle", "square", "triangle", "cross", "ring")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 EVENTS = ("nothing", "appears", "changes")
 RADIUS = 8
-SPEED, MOVES = 2, 12  # pixels a frame, and for how many frames a thing moves once it is there
 FLASH = 80
 
 
@@ -48,7 +47,7 @@ class Actor:
 
     def place(self, frame: int) -> tuple[int, int]:
         """Centre in pixels."""
-        gone = SPEED * min(max(frame - 2 * self.step - 1, 0), MOVES)
+        gone = max(frame - 2 * self.step - 1, 0)  # one pixel a frame
         dx, dy = WAYS[self.way]
         return self.start[0] + dx * gone, self.start[1] + dy * gone
 
@@ -113,7 +112,7 @@ def _steps(rng: np.random.Generator, count: int, low: int, high: int) -> tuple[i
 def _cast(rng: np.random.Generator, count: int) -> list[Actor]:
     looks = [(k, c) for k in KINDS for c in COLOURS]
     picked = [looks[i] for i in rng.permutation(len(looks))[:count]]
-    if rng.random() < 0.5:  # two of a kind or of a colour, so that neither names an actor
+    if rng.random() < 0.3:  # two of a kind or of a colour, so that neither names an actor
         kind, colour = picked[0]
         alike = [(k, c) for k, c in looks if (k == kind) != (c == colour)]
         picked[1] = alike[int(rng.integers(len(alike)))]

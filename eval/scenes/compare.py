@@ -1,4 +1,4 @@
-"""Every method at every budget on the bundled model: `python -m eval.scenes.compare`.
+"""Every image method at every budget on the bundled model: `python -m eval.scenes.compare`.
 
 One cell = one method, one budget, one position policy, judged on the same held-out questions. Finished cells are kept,
 so a stopped run goes on where it was. The random baseline is averaged over three seeds. A method of several stages runs
@@ -96,7 +96,8 @@ def main(
 def cells() -> Iterator[dict[str, Any]]:
     """Every setting to judge, those with original positions first."""
     for positions in POSITIONS:
-        for method in [*all_methods(), RESIZED]:
+        own = [name for name, cls in all_methods().items() if not ("video" in cls.kind or cls.decodes)]
+        for method in [*own, RESIZED]:
             if method == RESIZED and positions != POSITIONS[-1]:
                 continue  # a smaller picture has positions of its own
             for options in VARIANTS.get(method, [{}]):
