@@ -1,8 +1,9 @@
 """tokenprune: the same answers from a fraction of the visual tokens."""
 
-from tokenprune.api import prune, select
+from tokenprune.api import prune, select, stream
 from tokenprune.attach.report import Report
 from tokenprune.attach.run import Run
+from tokenprune.attach.stream import Stream
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, MissingSignal, TokenpruneError, Unsupported
 from tokenprune.methods.adaptinfer import AdaptInfer
@@ -51,6 +52,7 @@ from tokenprune.recipes import Recipe, load_recipe
 from tokenprune.retrieval import merge_pages
 from tokenprune.search import search_layers
 from tokenprune.version import VERSION
+from tokenprune.video import load_video
 
 __version__ = VERSION
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "Selection",
     "SparseVLM",
     "Stage",
+    "Stream",
     "StreamVLN",
     "ToDRE",
     "ToMe",
@@ -105,8 +108,10 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "load_recipe",
+    "load_video",
     "merge_pages",
     "prune",
     "search_layers",
     "select",
+    "stream",
 ]

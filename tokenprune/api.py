@@ -1,4 +1,4 @@
-"""The two calls that people make: `prune` a model, `select` without one."""
+"""The calls that people make: `prune` a model, `select` without one, `stream` frames into one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.attach.run import Run, language_layers
+from tokenprune.attach.stream import Stream
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, unknown
@@ -31,6 +32,7 @@ def prune(
     positions: str | None = None,
     turns: str = "refuse",
     scope: str | None = None,
+    images: str = "each",
     **options: Any,
 ) -> Run:
     """Attach pruners to a model; the result is a context manager with `remove()`, `report()` and `kept`.
@@ -47,6 +49,8 @@ def prune(
         read the question serve every turn alike.
     scope: `part` counts budgets in every base image, tile grid or video by itself, `item` in a picture with all its
         parts; default: the method's own.
+    images: `each` is a picture by itself; `frames` takes the images of a row together as one video, whose frames they
+        are.
 
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
@@ -58,7 +62,7 @@ def prune(
     if isinstance(method, Recipe):
         if at is not None or scope is not None:
             raise BadInput("at= and scope= cannot be changed beside a recipe. Edit a copy of its file.")
-        return Run(model, method.to_stages(), positions or method.positions, turns)
+        return Run(model, method.to_stages(), positions or method.positions, turns, images)
     if isinstance(method, Method):
         places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
         stages = [staged(place, one, scope or "") for place, one in places]
@@ -69,7 +73,30 @@ def prune(
             raise BadInput(f"{wrong[0]!r} is not a Stage. Write Stage(at, method).")
         if at is not None or scope is not None:
             raise BadInput("at= and scope= go with a single method; a Stage says where it stands.")
-    return Run(model, stages, positions or "original", turns)
+    return Run(model, stages, positions or "original", turns, images)
+
+
+def stream(
+    model: PreTrainedModel,
+    processor: Any,
+    method: str | Method = "evs",
+    *,
+    budget: int = 4096,
+    recent: int = 1,
+    slack: float = 0.125,
+    positions: str = "compact",
+    **options: Any,
+) -> Stream:
+    """A conversation over frames that come in one at a time: `see(frame)`, `ask(question)`, `report()`.
+
+    The visual tokens in the cache stay within `budget`: before there are more, `method` (a name, options follow, or a
+    method; its own keep does not count) thins the frames that are there, all but the `recent` newest. See `Stream`.
+    """
+    if isinstance(method, str):
+        method = make_method(method_class(method), options)
+    elif options:
+        raise BadInput(f"Options ({', '.join(options)}) go with a method's name; give the others to the method itself.")
+    return Stream(model, processor, method, budget=budget, recent=recent, slack=slack, positions=positions)
 
 
 def select(

@@ -36,13 +36,14 @@ from tokenprune.attach.signals import Signals, hear_content, listener, look_ahea
 from tokenprune.attach.vision import EncoderReader
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
-from tokenprune.families.layout import lay_out, placeholder_columns
+from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
 from tokenprune.families.registry import family_of
 from tokenprune.methods.signals import SIGNALS, Need
 from tokenprune.methods.stage import DECODE, Stage
 
 POSITIONS = ("original", "compact")
 TURNS = ("refuse", "accept")
+IMAGES = ("each", "frames")
 MEDIA = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_hidden_states", "mm_encoder_outputs")
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 
@@ -51,8 +52,15 @@ class Run:
     """A model with pruners attached. `remove()` (or leaving the `with` block) restores the model exactly."""
 
     def __init__(
-        self, model: PreTrainedModel, stages: Sequence[Stage], positions: str = "original", turns: str = "refuse"
+        self,
+        model: PreTrainedModel,
+        stages: Sequence[Stage],
+        positions: str = "original",
+        turns: str = "refuse",
+        images: str = "each",
     ) -> None:
+        if images not in IMAGES:
+            raise unknown("images", images, IMAGES)
         if positions not in POSITIONS:
             raise unknown("positions", positions, POSITIONS)
         if turns not in TURNS:
@@ -62,7 +70,7 @@ class Run:
         self.text_model = self.family.language_model(self.model)
         self.stages = sorted((s for s in stages if s.at != DECODE), key=lambda s: s.at)
         decoding = [s for s in stages if s.at == DECODE]
-        self.positions, self.turns = positions, turns
+        self.positions, self.turns, self.images = positions, turns, images
         self.kinds = layer_kinds(self.text_model)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
@@ -313,7 +321,12 @@ class Run:
                 found.append((span, {n: signal[span.item][part] for n, signal in signals.items()}))
         found.sort(key=lambda pair: (pair[0].row, pair[0].columns[0]))
         spans = self.family.finish(self.model, [span for span, _ in found], self._local.input_ids)
-        return spans, {n: [signal[n] for _, signal in found] for n in self._encoder.needs}
+        signals = {n: [signal[n] for _, signal in found] for n in self._encoder.needs}
+        if self.images == "each":
+            return spans, signals
+        groups = as_frames(spans)
+        whole = {n: [torch.cat([values[i] for i in own]) for own in groups] for n, values in signals.items()}
+        return [joined([spans[i] for i in own]) if len(own) > 1 else spans[own[0]] for own in groups], whole
 
     def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
         """Planes of features that the text model would add to rows that are gone by then are added here instead."""

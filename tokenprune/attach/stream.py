@@ -40,13 +40,13 @@ class StreamReport:
 
 
 class Stream:
-    """Frames come in one at a time, questions in between; once there are more visual tokens than `budget`, a method
+    """Frames come in one at a time, questions in between; before there are more visual tokens than `budget`, a method
     thins the frames that are there.
 
-    model, processor: of a supported family with chat template; frames enter the prompt as images. method: one that reads
-    features alone and does not merge (`evs`, `vidcom2`, `dycoke`, `divprune`, `todre`, `uniform`, `random`, ...), since
-    rows of a cache can only be taken out. recent: newest frames that are never thinned. slack: part of the budget that a
-    thinning frees beyond need, so that not every frame causes one.
+    model, processor: of a supported family with chat template; frames enter the prompt as images. method: one that
+    reads features alone and does not merge (`evs`, `vidcom2`, `dycoke`, `divprune`, `todre`, `uniform`, `random`, ...),
+    since rows of a cache can only be taken out. recent: newest frames that are never thinned. slack: part of the budget
+    that a thinning frees beyond need, so that not every frame causes one.
 
     positions: `compact` renumbers what is left (cached keys are rotated to their new places), so that a stream never
     runs out of positions; `original` keeps every position id, and ends where the model's positions do.
@@ -178,8 +178,8 @@ class Stream:
         limit = self.text_model.config.max_position_embeddings
         if int(places.max()) >= limit:
             raise BadInput(
-                f"This stream needs position {int(places.max())}, and the model has {limit}. Use positions='compact', or "
-                "start anew with reset()."
+                f"This stream needs position {int(places.max())}, and the model has {limit}. Use positions='compact', "
+                "or start anew with reset()."
             )
         found: list[Tensor] = []
         handle = self.text_model.register_forward_pre_hook(
@@ -277,6 +277,7 @@ def rotated(text_model: PreTrainedModel, keys: Tensor, change: Tensor) -> Tensor
     return torch.cat([turned.to(keys.dtype), keys[..., width:]], dim=-1)
 
 
+@torch.no_grad()
 def _check_rotation(text_model: PreTrainedModel) -> None:
     """Raise `Unsupported` where turning a key to another position does not give what the model computes there."""
     module, config = text_model.layers[0].self_attn, text_model.config
@@ -294,7 +295,7 @@ def _check_rotation(text_model: PreTrainedModel) -> None:
     finally:
         taps.uninstall()
     turned = rotated(text_model, keys[0], after - before)
-    if turned.shape != keys[1].shape or not torch.allclose(turned, keys[1], atol=0.02 * float(keys[1].abs().max())):
+    if turned.shape != keys[1].shape or not torch.allclose(turned, keys[1], atol=0.02 * keys[1].abs().max().item()):
         raise Unsupported(
             "The keys of this model cannot be turned to other positions, so its stream cannot be renumbered. Use "
             "positions='original'."

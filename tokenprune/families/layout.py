@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -56,6 +57,37 @@ def lay_out(items: list[list[Part]], rows: list[list[int]], media: str) -> list[
                     spans.append((_span(part, rows[row][at : at + part.length], row, media, number), i))
                     at += part.length
     return spans
+
+
+def as_frames(spans: list[Span]) -> list[list[int]]:
+    """Which spans of a prompt become one video: for each, the numbers of its spans, in order.
+
+    The images of a row are its frames, whatever text stands between them. Raises `Unsupported` where they are not all
+    of one size, or in tiles.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for number, span in enumerate(spans):
+        groups.setdefault((span.row,) if span.media == "image" else (span.row, number), []).append(number)
+    for numbers in groups.values():
+        sizes = {spans[i].grid for i in numbers}
+        if len(sizes) > 1 or any(spans[i].part != "image" for i in numbers if len(numbers) > 1):
+            seen = ", ".join(sorted({" x ".join(map(str, spans[i].grid)) for i in numbers}))
+            raise Unsupported(
+                f"images='frames' needs images of one size and not in tiles; row {spans[numbers[0]].row} has grids of "
+                f"{seen}. Resize the images, or turn tiling off in the processor."
+            )
+    return list(groups.values())
+
+
+def joined(spans: list[Span]) -> Span:
+    """One video of frames that are spans of their own."""
+    first, columns, separators = spans[0], [], []
+    for span in spans:
+        separators += [Separator(c, a + len(columns), b + len(columns)) for c, a, b in span.separators]
+        columns += span.columns
+    _, h, w = first.grid
+    grid = (sum(span.grid[0] for span in spans), h, w)
+    return replace(first, columns=tuple(columns), grid=grid, separators=tuple(separators), part="video")
 
 
 def _span(part: Part, columns: list[int], row: int, media: str, item: int) -> Span:

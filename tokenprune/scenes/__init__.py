@@ -1,5 +1,5 @@
-"""The bundled models: "Scenes", a small LLaVA trained on drawn scenes, and "Scenes-video", a small Qwen2.5-VL trained on
-drawn clips; and a picture and a clip to ask them about."""
+"""The bundled models: "Scenes", a small LLaVA trained on drawn scenes, and "Scenes-video", a small Qwen2.5-VL trained
+on drawn clips; and a picture and a clip to ask them about."""
 
 from pathlib import Path
 
