@@ -15,15 +15,22 @@ from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, StageSpec, load_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
-MODELS = ("llava-1.5-7b", "llava-next-7b", "llava-onevision-7b", "prismatic-siglip-7b", "qwen2.5-vl-7b")
-LAYERS = {"llava-onevision-7b": 28, "qwen2.5-vl-7b": 28}
+LAYERS = {
+    "llava-1.5-7b": 32,
+    "llava-next-7b": 32,
+    "llava-onevision-7b": 28,
+    "llava-video-7b": 28,
+    "prismatic-siglip-7b": 32,
+    "qwen2.5-vl-7b": 28,
+    "qwen3-vl-8b": 36,
+}
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads(name):
     recipe = load_recipe(name)
-    assert recipe.model in MODELS
-    assert all(0 <= stage.at < LAYERS.get(recipe.model, 32) for stage in recipe.to_stages())
+    places = [stage.at if stage.start is None else stage.start for stage in recipe.to_stages()]
+    assert all(0 <= place < LAYERS[recipe.model] for place in places)
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert text.startswith("#")
     assert recipe.published is not None or "No figure at hand." in text

@@ -213,7 +213,7 @@ def test_signals_that_the_user_brings(tiny_models):
         with pytest.raises(BadInput, match="2 tensors were given for clip_image, but the prompt has 3 images"):
             model(**inputs)
         run.give(clip_image=[x[:9] for x in image])
-        with pytest.raises(BadInput, match="clip_image was given 9 tokens for an image of 36"):
+        with pytest.raises(BadInput, match="clip_image was given 9 tokens for an image or video of 36"):
             model(**inputs)
         with pytest.raises(BadInput, match="Unknown signal to give 'features'"):
             run.give(features=image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,7 +22,7 @@ class StageSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    at: int | Literal["decode"]
+    at: Annotated[int, Field(ge=0)] | Literal["decode"]
     method: str
     scope: str = ""
     start: int | None = Field(default=None, alias="from")

@@ -230,16 +230,20 @@ def _given(
     """What the user brought for this prompt, checked against it."""
     if values is None:
         return None
-    per_row = SIGNALS[name].token_axis is None
+    per_row, per_token = SIGNALS[name].per_row, SIGNALS[name].token_axis is not None
     expected = forward.batch if per_row else len(forward.spans)
     if len(values) != expected:
         what = "rows" if per_row else "images, tiles and videos"
         raise BadInput(f"{len(values)} tensors were given for {name}, but the prompt has {expected} {what}.")
     for span, value in zip(forward.spans, values, strict=False):
-        if not per_row and len(value) != span.count:
-            raise BadInput(f"{name} was given {len(value)} tokens for an image of {span.count}.")
+        wanted = span.count if per_token else span.grid[0]
+        if not per_row and len(value) != wanted:
+            what = "tokens" if per_token else "frames"
+            raise BadInput(f"{name} was given {len(value)} {what} for an image or video of {wanted}.")
     if per_row:
         return torch.stack([values[u.row] for u in units]).to(device)
+    if not per_token:
+        return torch.stack([torch.cat([values[i] for i in u.spans]) for u in units]).to(device)
     return torch.stack([_of_unit(values, u) for u in units]).to(device)
 
 

@@ -93,7 +93,7 @@ class FlashVID(Method):
         means = frame_means(x, frames.present)
         scene = scenes(same_place_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
         if self.weighting == "event":
-            attention = attention * (x @ means.mT).mean(-1).clamp(min=0)
+            attention = attention * (x @ means[:, None].mT).mean(-1).clamp(min=0)
         share = k / view.count
         picks = self._picks(x, attention.masked_fill(~frames.present, -1), math.ceil(frames.size * share - 1e-9))
         found = []

@@ -16,6 +16,7 @@ class Signal:
     heard: bool = False  # comes from the attention of a decoder layer
     vision: bool = False  # comes from the vision encoder
     given: bool = False  # comes from the user alone
+    per_row: bool = False  # of a given one: for each row of the batch, not for each image or video
 
     @property
     def ndim(self) -> int:
@@ -66,5 +67,7 @@ SIGNALS = {
     "clip_image": Signal("[n, e]", "CLIP image embedding of each patch", token_axis=-2, given=True),
     "frame_scores": Signal("[t]", "how much each frame matters", None, asks=True, given=True),
     "voxels": Signal("[n]", "number of the place in the world that each token shows", given=True),
-    "clip_text": Signal("[q, e]", "CLIP embedding of each piece of the question", None, asks=True, given=True),
+    "clip_text": Signal(
+        "[q, e]", "CLIP embedding of each piece of the question", None, asks=True, given=True, per_row=True
+    ),
 }
