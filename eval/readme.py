@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean
 
 from eval import results
+from eval.clips.compare import averaged
+from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix, obstacle, variants
 from eval.scenes.questions import TYPES
 from tokenprune.cli import SHARED, describe, shown
@@ -176,6 +178,66 @@ def cost() -> str:
     return table(head, rows) + f"\n\n{note}"
 
 
+def clips_heldout() -> str:
+    """The bundled video model, seeing and blind, per question type."""
+    data = results.read("clips_heldout.json")
+    rows = [[kind, *(f"{100 * t[n]:.1f}" for n in ("right", "blind", "majority"))] for kind, t in data["types"].items()]
+    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
+    note = f"{data['questions_per_type']} held-out questions of each type. Blind: the clip is replaced by noise."
+    return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
+
+
+def clips_comparison() -> str:
+    """Every video method at every budget on the bundled video model."""
+    data = results.read("clips_methods.json")
+    groups: dict[str, dict[float, dict]] = {}
+    for cell in averaged(data["cells"]):
+        groups.setdefault(cell["label"], {})[cell["keep"]] = cell
+    rows = []
+    for name, cells in groups.items():
+        middle = cells[0.25]
+        tokens = f"{middle['average_tokens']:.0f} / {middle['final_tokens']:.0f}"
+        if middle["looked_at"] is not None:
+            tokens += f", a step looks at {256 * middle['looked_at']:.0f}"
+        scores = [f"{100 * cells[keep]['all']:.1f}" for keep in (0.5, 0.25, 0.1)]
+        types = [f"{100 * middle['types'][kind]:.0f}" for kind in CLIP_TYPES]
+        rows.append([name, *scores, *types, tokens, f"{100 * middle['flops']:.0f} %"])
+    rows.sort(key=lambda r: -float(r[2]))
+    whole = f"{100 * mean(data['dense'].values()):.1f}"
+    first = ["none (dense)", *[whole] * 3, *(f"{100 * data['dense'][k]:.0f}" for k in CLIP_TYPES), "256 / 256", "100 %"]
+    types = [f"25 %: {CLIP_TYPES[0]}", *CLIP_TYPES[1:]]
+    head = ["method", "50 %", "25 %", "10 %", *types, "tokens at 25 %: average / last", "FLOPs at 25 %"]
+    return table(head, [first, *rows]) + f"\n\n{data['questions_per_type']} questions of each type for a cell."
+
+
+def video_cost() -> str:
+    """Selection of the video methods, and a decoding step behind contexts of several lengths."""
+    data = results.read("video_cost.json")
+    times = dict(data["choosing_ms"])
+    prefill = times.pop("prefill")["median"]
+    rows = [
+        [f"`{name}`", f"{t['median']:.0f}", f"{t['min']:.0f} to {t['max']:.0f}", f"{100 * t['median'] / prefill:.1f} %"]
+        for name, t in sorted(times.items(), key=lambda item: item[1]["median"])
+    ]
+    first = table(["choosing from 6,272 tokens", "ms", "range", "of the prefill"], rows)
+    steps = []
+    for row in data["decoding"]:
+        dense = row["step_ms"]["dense"]["median"]
+        cells = [f"{dense:.1f}"]
+        for mode in ("anew", "stands"):
+            own = row["step_ms"][mode]["median"]
+            cells.append(f"{own:.1f} ({dense / own:.2f} x)")
+        share = f"{100 * row['read_bytes']['stands'] / row['read_bytes']['dense']:.0f} %"
+        steps.append([f"{row['visual_tokens']:,}", *cells, share])
+    head = ["visual tokens", "dense step, ms", "choosing anew (speed-up)", "choice stands (speed-up)", "KV read"]
+    note = (
+        f"Choosing: 32 frames of 14 x 14, {100 * data['keep']:.0f} % kept, prefill of what was kept {prefill / 1000:.1f} s. "
+        f"Steps: DyCoke's rule, {100 * data['looked_at']:.0f} % looked at from layer 2 of 8. {data['threads']} threads, "
+        "float32."
+    )
+    return f"{first}\n\n{table(head, steps)}\n\n{note}"
+
+
 BLOCKS = {
     "methods": methods,
     "recipes": recipes,
@@ -184,6 +246,9 @@ BLOCKS = {
     "comparison": comparison,
     "claims": claims,
     "cost": cost,
+    "clips_heldout": clips_heldout,
+    "clips_comparison": clips_comparison,
+    "video_cost": video_cost,
 }
 
 

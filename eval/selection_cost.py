@@ -26,7 +26,7 @@ from tokenprune.methods.signals import SIGNALS
 
 GRIDS = {576: (1, 24, 24), 2304: (1, 48, 48), 6272: (32, 14, 14)}
 KEEP, TEXT = 0.25, 32
-SIZES = {"m": TEXT, "q": 1, "H": 16, "d": 1024, "e": 64, "c": 1024}
+SIZES = {"m": TEXT, "q": 1, "H": 16, "d": 1024, "e": 64, "c": 1024, "t": 32, "g": 1024}
 
 
 def llama() -> LlamaModel:
@@ -58,8 +58,9 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def stages() -> dict[str, Method]:
-    """Every method as it stands at its first stage, at the same budget."""
-    return {name: cls(keep=KEEP) for name, cls in all_methods().items()}
+    """Every image method as it stands at its first stage, at the same budget (videos: `eval.video_cost`)."""
+    image = {name: cls for name, cls in all_methods().items() if not ("video" in cls.kind or cls.decodes)}
+    return {name: cls(keep=KEEP) for name, cls in image.items()}
 
 
 @torch.inference_mode()

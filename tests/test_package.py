@@ -19,7 +19,9 @@ ALLOWED = {
     "version": set(),
     "scenes": set(),
     "images": {"errors"},
-    "chat": {"errors"},
+    "video": {"errors"},
+    "frames": {"errors", "video"},
+    "chat": {"errors", "families", "frames", "video"},
     "core": {"errors", "core"},
     "methods": {"errors", "core", "methods"},
     "families": {"errors", "families"},
@@ -29,7 +31,7 @@ ALLOWED = {
     "api": {"errors", "core", "methods", "attach", "recipes"},
     "search": {"errors", "core", "methods", "attach", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
-    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay"},
+    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video"},
 }
 
 

@@ -1,0 +1,134 @@
+"""What the video methods cost: choosing before the LLM, and a decoding step against the length of the context.
+
+`python -m eval.video_cost`. Everything is interleaved in one process; medians with the smallest and largest round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from eval.results import RESULTS, write
+from eval.selection_cost import TEXT, llama, signals, timed
+from tokenprune import DyCokeKV, Stage, prune
+from tokenprune.methods.base import View
+from tokenprune.methods.registry import all_methods
+
+GRID = (32, 14, 14)
+KEEP = 0.1
+IMAGE = 31  # token id of a visual token
+TOKENS = 36  # of one small picture
+CONTEXTS = (1024, 4096, 16384)
+LOOKED = 0.1  # of the visual tokens, at a step
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """Median and range of rounds, the first left out."""
+    return {"median": median(times[1:]), "min": min(times[1:]), "max": max(times[1:])}
+
+
+@torch.inference_mode()
+def choosing(rounds: int, console: Console) -> dict[str, Any]:
+    """Milliseconds in selection at 6,272 tokens of 32 frames, and of the prefill of what is kept."""
+    n = GRID[0] * GRID[1] * GRID[2]
+    found = [c for c in all_methods().values() if "video" in c.kind and not c.decodes and c.name != "streamvln"]
+    chosen = {cls.name: cls(keep=KEEP) for cls in found}
+    model, embeds = llama(), torch.randn(1, round(n * KEEP) + TEXT, 1024)
+    names = {need.signal for method in chosen.values() for need in method.needs}
+    known = signals(n, names)
+    views = {
+        name: View(n, 1, (GRID,), {need.signal: known[need.signal] for need in method.needs}, total=n)
+        for name, method in chosen.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in ["prefill", *chosen]}
+    for turn in range(rounds + 1):
+        times["prefill"].append(timed(lambda: model(inputs_embeds=embeds)))
+        for name, method in chosen.items():
+            times[name].append(timed(lambda m=method, v=views[name]: m.select(v)))
+        console.print(f"choosing: round {turn} of {rounds}")
+    return {name: spread(values) for name, values in times.items()}
+
+
+def model_of() -> LlavaForConditionalGeneration:
+    """A random LLaVA: a tiny encoder, a decoder of 8 layers, width 512, grouped keys."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=4
+    )
+    text = LlamaConfig(
+        vocab_size=32,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+@torch.inference_mode()
+def decoding(visual: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of one decoding step behind so many visual tokens: dense, choosing anew, and with a choice that
+    stands."""
+    model, images = model_of(), visual // TOKENS
+    ids = torch.tensor([[1, *[IMAGE] * (images * TOKENS), 5, 6, 7]])
+    pixels = torch.randn(images, 3, 24, 24)
+    modes: dict[str, list[Stage]] = {
+        "dense": [],
+        "anew": [Stage("decode", DyCokeKV(keep=LOOKED, alike=2.0), start=2)],
+        "stands": [Stage("decode", DyCokeKV(keep=LOOKED, alike=-1.0), start=2)],
+    }
+    caches = {name: DynamicCache(config=model.config) for name in modes}
+    times: dict[str, list[float]] = {name: [] for name in modes}
+    read: dict[str, float] = {}
+
+    def step(name: str, work: Callable[[], Any]) -> float:
+        if not modes[name]:
+            return timed(work)
+        with prune(model, modes[name]) as run:
+            took = timed(work)
+            if run.steps:
+                read[name] = run.steps[-1].read_bytes
+            return took
+
+    for name in modes:
+        cache = caches[name]
+        step(name, lambda c=cache: model(input_ids=ids, pixel_values=pixels, past_key_values=c, logits_to_keep=1))
+    for _ in range(rounds + 1):
+        for name in modes:
+            token = torch.tensor([[9]])
+            cache = caches[name]
+            times[name].append(step(name, lambda t=token, c=cache: model(input_ids=t, past_key_values=c)))
+    held = sum(x.nbytes for layer in caches["dense"].layers for x in (layer.keys, layer.values))
+    return {
+        "visual_tokens": images * TOKENS,
+        "step_ms": {name: spread(values) for name, values in times.items()},
+        "read_bytes": {"dense": held, **read},
+    }
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, after one to warm up.")] = 9,
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "video_cost.json",
+) -> None:
+    """Measure and write the result."""
+    console = Console()
+    result: dict[str, Any] = {"keep": KEEP, "looked_at": LOOKED, "threads": torch.get_num_threads(), "decoding": []}
+    for visual in CONTEXTS:
+        result["decoding"].append(decoding(visual, rounds))
+        console.print(result["decoding"][-1]["step_ms"])
+    result["choosing_ms"] = choosing(min(rounds, 3), console)
+    write(out, result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
