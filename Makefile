@@ -17,9 +17,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Train the bundled model again (under two hours on two cores), and judge it.
+# Train the bundled models again (under two hours each on two cores).
 train: $(VENV)/.dev
 	$(BIN)/python -m eval.scenes.train --out runs/scenes
+	$(BIN)/python -m eval.clips.train --out runs/clips
 
 results: $(VENV)/.dev
 	$(BIN)/python -m eval.scenes.heldout
@@ -27,6 +28,9 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.scenes.claims
 	$(BIN)/python -m eval.scenes.pareto
 	$(BIN)/python -m eval.selection_cost
+	$(BIN)/python -m eval.clips.heldout
+	$(BIN)/python -m eval.clips.compare
+	$(BIN)/python -m eval.video_cost
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m eval.readme

@@ -103,7 +103,7 @@ def test_a_recipe_runs(command, tmp_path):
     assert json.loads(out)["report"]["positions"] == "original"
 
 
-PICTURE = str(scenes.IMAGE)
+PICTURE, VIDEO = str(scenes.IMAGE), str(scenes.VIDEO)
 REFUSED = {
     "method": (("--method", "divprun"), "Unknown method or recipe 'divprun'. Did you mean 'divprune'?"),
     "option": (("--kep", "0.1"), "Unknown option of divprune 'kep'. Did you mean 'keep'?"),
@@ -128,14 +128,52 @@ REFUSED = {
         "at=0 is too early for fastv, which reads attention of the layer before it. Give at=1 or later.",
     ),
     "positions": (("--positions", "compakt"), "Unknown positions 'compakt'. Did you mean 'compact'?"),
-    "video": (("--video", "clip.mp4"), "--video is not supported yet. Give --image FILE."),
+    "at what": (("--at", "later"), "at='later' is not a layer. Give a whole number; 0 is before the LLM."),
+    "video": (("--video", "clip.mp4", "--prompt", "what ?"), "There is no video at clip.mp4."),
+    "video prompt": (("--video", VIDEO), "--video needs --prompt TEXT: what do you want to know about it?"),
+    "video and image": (
+        ("--video", VIDEO, "--image", PICTURE),
+        "--video goes without --image, and without --save: an overlay is drawn for pictures.",
+    ),
+    "frames": (("--frames", "3"), "--frames and --fps go with --video FILE."),
+    "frames 0": (
+        ("--video", VIDEO, "--prompt", "what ?", "--frames", "0"),
+        "frames=0 must be a whole number from 1 on.",
+    ),
+    "both": (
+        ("--video", VIDEO, "--prompt", "what ?", "--frames", "4", "--fps", "1"),
+        "Give frames= or fps=, not both.",
+    ),
+    "no videos": (
+        ("--video", VIDEO, "--prompt", "what ?", "--model", str(scenes.MODEL)),
+        "A LLaVA-1.5 model takes no videos. Give it an image, or another model.",
+    ),
+    "decode": (
+        ("--method", "dycoke_kv", "--at", "3"),
+        "at=3 does not fit dycoke_kv, which works at every decoding step. Give it at='decode'.",
+    ),
     "image": (("--image", "no.png", "--prompt", "what ?"), "There is no image at no.png."),
-    "prompt": (("--image", PICTURE), "--image needs --prompt TEXT: what do you want to know about the picture?"),
+    "prompt": (("--image", PICTURE), "--image needs --prompt TEXT: what do you want to know about it?"),
     "brackets": (("--method", "[red]x"), f"Unknown method or recipe '[red]x'. Known: {', '.join(all_methods())}."),
-    "empty prompt": (("--image", PICTURE, "--prompt", " "), "The prompt is empty. Ask something about the image."),
+    "empty prompt": (("--image", PICTURE, "--prompt", " "), "The prompt is empty. Ask something about what is shown."),
     "model": (("--model", "./nowhere"), "There is no model folder at ./nowhere."),
     "save": (("--save", "overlay.xyz"), "Cannot write the overlay to overlay.xyz: unknown file extension: .xyz"),
 }
+
+
+def test_a_video(command):
+    """The bundled clip, sampled by number and by rate, by a method of two stages and by one of decoding steps."""
+    shown = ("--video", VIDEO, "--prompt", scenes.VIDEO_QUESTION, "--repeat", 1, "--json")
+    code, out, err = command("run", *shown, "--method", "flashvid", "--keep", "0.5")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["dense"] == "purple ring"
+    assert (found["report"]["tokens"], len(found["report"]["stages"])) == (256, 2)
+    code, out, err = command("run", *shown, "--fps", 4, "--method", "dycoke_kv", "--keep", 10)
+    assert code == 0, err
+    report = json.loads(out)["report"]
+    assert report["tokens"] == 128
+    assert report["decoding"]["looked_at"] == 10
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -47,7 +47,7 @@ class Chat:
     def inputs(self, shown: Image.Image | Clip, question: str) -> BatchFeature:
         """Model inputs for one user turn with one image or one video."""
         if not question.strip():
-            raise BadInput("The prompt is empty. Ask something about the picture.")
+            raise BadInput("The prompt is empty. Ask something about what is shown.")
         if isinstance(shown, Clip):
             return self._video(shown, question)
         content = [{"type": "image"}, {"type": "text", "text": question}]

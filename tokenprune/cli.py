@@ -79,7 +79,9 @@ def run(
     keep: Annotated[
         str | None, typer.Option(help="What survives: 0.1 = a tenth, 58 = 58 tokens. (default: 0.1; not for recipes)")
     ] = None,
-    at: Annotated[int | None, typer.Option(help="Decoder layer; 0 = before the LLM. (default: the paper's)")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Decoder layer, 0 = before the LLM; or decode. (default: the paper's)")
+    ] = None,
     scope: Annotated[
         str | None, typer.Option(help="Budgets per part or item of a picture. (default: method's)")
     ] = None,
@@ -103,7 +105,7 @@ def run(
     options = parse_extra(context.args)
     if keep is not None:
         options["keep"] = parse_value(keep)
-    stage_options = {"at": at, "positions": positions, "scope": scope}
+    stage_options = {"at": None if at is None else parse_value(at), "positions": positions, "scope": scope}
     if keep is None and method in all_methods():
         options["keep"] = 0.1
     named(method, options)  # a typing error should not wait for a model to load

@@ -11,7 +11,7 @@ from eval.clips.judge import FPS
 from eval.clips.world import make_clip, rng_for
 from tokenprune import scenes
 
-CLIP = 4
+CLIP = 7
 SCALE = 2
 
 
