@@ -230,10 +230,10 @@ def video_cost() -> str:
         share = f"{100 * row['read_bytes']['stands'] / row['read_bytes']['dense']:.0f} %"
         steps.append([f"{row['visual_tokens']:,}", *cells, share])
     head = ["visual tokens", "dense step, ms", "choosing anew (speed-up)", "choice stands (speed-up)", "KV read"]
+    kept, looked = (f"{100 * data[name]:.0f} %" for name in ("keep", "looked_at"))
     note = (
-        f"Choosing: 32 frames of 14 x 14, {100 * data['keep']:.0f} % kept, prefill of what was kept {prefill / 1000:.1f} s. "
-        f"Steps: DyCoke's rule, {100 * data['looked_at']:.0f} % looked at from layer 2 of 8. {data['threads']} threads, "
-        "float32."
+        f"Choosing: 32 frames of 14 x 14, {kept} kept, prefill of what was kept {prefill / 1000:.1f} s. Steps: DyCoke's "
+        f"rule, {looked} looked at from layer 2 of 8. {data['threads']} threads, float32."
     )
     return f"{first}\n\n{table(head, steps)}\n\n{note}"
 

@@ -10,7 +10,7 @@ from tests.test_golden import load
 from tests.test_laws import kept_by_layer
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, DyCokeKV, FastOCR, FastV, Stage, Unsupported, prune
-from tokenprune.attach.retention import SPARE, RetainedLayer, Rows
+from tokenprune.attach.retention import SPARE, Buffer, RetainedLayer
 from tokenprune.methods.base import View
 from tokenprune.recipes import load_recipe
 
@@ -166,7 +166,7 @@ def test_a_step_that_chooses_nothing_new_copies_nothing(tiny_models):
 
 
 def test_room_grows():
-    rows = Rows(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+    rows = Buffer(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
     for i in range(2 * SPARE):
         rows.append(torch.full((1, 2, 1, 4), float(i)), torch.full((1, 2, 1, 4), -float(i)))
     assert rows.keys[0, 0, 3:, 0].tolist() == list(range(2 * SPARE))

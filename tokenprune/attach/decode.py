@@ -13,7 +13,6 @@ from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer
 from tokenprune.attach.choose import checked
 from tokenprune.attach.retention import Fixation, RetainedLayer
-from tokenprune.core.selection import ranked
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
@@ -124,16 +123,17 @@ class Step:
 
     def _choose(self, stage: Stage, layer: RetainedLayer, fixation: Fixation, paid: Tensor) -> bool:
         """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, H, rows]."""
-        method, counts = stage.method, layer.visual_counts()
-        place = ranked(layer.visual.long())[:, : max(counts)]
+        method, (counts, place, there) = stage.method, layer.visual_places()
         slots = layer.slots.gather(1, place)
         own = paid.gather(2, place[:, None].expand(-1, paid.shape[1], -1))
-        there = layer.visual.gather(1, place)
         row = own.mean(1).masked_fill(~there, 0)
         last = fixation.last if fixation.last is None or fixation.last.shape == row.shape else None
         moves = method.moves(row, last)
         fixation.last = row
         anew = bool(moves.any())
+        stands = method.otherwise == "previous" and last is not None
+        if not anew and (stands or fixation.chosen is None):
+            return False
         everything = torch.zeros_like(moves)[:, None].expand(-1, layer.logical).clone()
         everything.scatter_(1, slots, there)
         whole = all(method.budget(View(c, 1, (), {}, total=c)) == c for c in set(counts) - {0})
@@ -146,9 +146,7 @@ class Step:
                 picked[mine] = picked[mine].scatter(1, slots[mine].gather(1, index), True)
         else:
             picked = everything
-        if method.otherwise == "previous" and last is not None:
-            if not anew:
-                return False
+        if stands:
             old = fixation.chosen if fixation.chosen is not None else everything
             old = torch.nn.functional.pad(old, (0, everything.shape[1] - old.shape[1]))
         else:
@@ -161,9 +159,9 @@ class Step:
         """What the step cost."""
         seconds = self.clock()
         held = [layer.nbytes() for layer in self.layers if isinstance(layer, RetainedLayer)]
-        counts = [self.layers[s.start - 1].visual_counts() for s in self.decoder.stages]
+        counts = [self.layers[s.start - 1].visual_places()[0] for s in self.decoder.stages]
         columns = [
-            _columns(self.layers[s.start - 1], fixation)
+            columns_of(self.layers[s.start - 1], fixation)
             for s, fixation in zip(self.decoder.stages, self.fixations, strict=True)
         ]
         return StepReport(
@@ -178,9 +176,14 @@ class Step:
         )
 
 
-def _columns(layer: RetainedLayer, fixation: Fixation) -> list[Tensor]:
+def columns_of(layer: RetainedLayer, fixation: Fixation) -> list[Tensor]:
+    """For each row of the batch the ascending prompt columns that a fixation looks at."""
+    if fixation.columns is not None and fixation.columns[0] == fixation.version:
+        return fixation.columns[1]
     looked = layer.visual
     if fixation.chosen is not None:
         chosen = fixation.chosen
         looked = looked & chosen.gather(1, layer.slots.clamp(max=chosen.shape[1] - 1))
-    return [slots[mask] for slots, mask in zip(layer.slots, looked, strict=True)]
+    found = [slots[mask] for slots, mask in zip(layer.slots, looked, strict=True)]
+    fixation.columns = fixation.version, found
+    return found

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from tokenprune.attach.cache import Incoming, PrunedLayer
-from tokenprune.core.selection import Selection
+from tokenprune.core.selection import Selection, ranked
 from tokenprune.errors import Unsupported
 
 SPARE = 64  # rows of room for new tokens
 
 
-class Rows:
+class Buffer:
     """Keys and values [B, H, R, e] with room at the end: a new token is written in place, not copied together."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -55,11 +55,13 @@ class Rows:
 @dataclass(eq=False)
 class Fixation:
     """What a decoding stage last looked at. last: float32 [B, V], what its steps compare with; chosen: bool [B, slots],
-    visual tokens that attention sees, None for all; version: counts the choices."""
+    visual tokens that attention sees, None for all; version: counts the choices; columns: what `columns_of` found for a
+    version."""
 
     last: Tensor | None = None
     chosen: Tensor | None = None
     version: int = 0
+    columns: tuple[int, list[Tensor]] | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> None:
         """Follow an operation on the rows of the batch."""
@@ -68,11 +70,11 @@ class Fixation:
 
 
 class GrowingLayer(DynamicLayer):
-    """`DynamicLayer` over `Rows`."""
+    """`DynamicLayer` over a `Buffer`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.held: Rows | None = None
+        self.held: Buffer | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -84,7 +86,7 @@ class GrowingLayer(DynamicLayer):
         if not (ours and held.keys.shape[:2] == self.keys.shape[:2]):  # after an operation on the batch
             parts = ((self.keys, key_states), (self.values, value_states)) if self.keys.numel() else ()
             whole = [torch.cat(part, dim=-2) for part in parts] or [key_states, value_states]
-            self.held = Rows(*whole)
+            self.held = Buffer(*whole)
         else:
             held.length = self.keys.shape[2]  # less after a crop
             held.append(key_states, value_states)
@@ -114,8 +116,8 @@ class RetainedLayer(PrunedLayer):
         self.visual: Tensor | None = None
         self.fixation: Fixation | None = None
         self.sight: tuple[Fixation, int] | None = None
-        self._counts: list[int] | None = None
-        self.shown: Rows | None = None
+        self._places: tuple[list[int], Tensor, Tensor] | None = None
+        self.shown: Buffer | None = None
         self.shown_valid: Tensor | None = None
         self.shown_slots: Tensor | None = None
 
@@ -131,15 +133,18 @@ class RetainedLayer(PrunedLayer):
         picked = Selection.of(mask & self.valid)
         at = picked.index[:, None, :, None]
         keys, values = self.store.keys, self.store.values
-        self.shown = Rows(*(x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (keys, values)))
+        self.shown = Buffer(*(x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (keys, values)))
         self.shown_valid, self.shown_slots = picked.valid, self.slots.gather(1, picked.index)
         self.sight = fixation, fixation.version
 
-    def visual_counts(self) -> list[int]:
-        """Visual tokens of each row of the batch."""
-        if self._counts is None:
-            self._counts = self.visual.sum(1).tolist()
-        return self._counts
+    def visual_places(self) -> tuple[list[int], Tensor, Tensor]:
+        """Visual tokens of each row of the batch, their rows int64 [B, V] ascending, and bool [B, V], whether there is
+        one."""
+        if self._places is None:
+            counts = self.visual.sum(1).tolist()
+            place = ranked(self.visual.long())[:, : max(counts)]
+            self._places = counts, place, self.visual.gather(1, place)
+        return self._places
 
     def widen(self) -> None:
         """Show everything again."""
@@ -160,7 +165,7 @@ class RetainedLayer(PrunedLayer):
         before = torch.zeros_like(news.valid[:, new:]) if self.visual is None else self.visual
         self.visual = torch.cat([before, visual], dim=1)
         if news.visual is not None:
-            self._counts = None
+            self._places = None
         if self.shown is None:
             self.valid, self.slots = news.valid, news.slots
             return
@@ -180,12 +185,12 @@ class RetainedLayer(PrunedLayer):
         self.widen()
         super().crop(tokens_to_remove)
         if tokens_to_remove:
-            self.visual, self._counts = self.visual[:, :tokens_to_remove], None
+            self.visual, self._places = self.visual[:, :tokens_to_remove], None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         self.widen()
         super()._each(change)
-        self.visual, self._counts = None if self.visual is None else change(self.visual), None
+        self.visual, self._places = None if self.visual is None else change(self.visual), None
         if self.fixation is not None:
             self.fixation.each(change)
 
