@@ -232,8 +232,8 @@ def video_cost() -> str:
     head = ["visual tokens", "dense step, ms", "choosing anew (speed-up)", "choice stands (speed-up)", "KV read"]
     kept, looked = (f"{100 * data[name]:.0f} %" for name in ("keep", "looked_at"))
     note = (
-        f"Choosing: 32 frames of 14 x 14, {kept} kept, prefill of what was kept {prefill / 1000:.1f} s. Steps: DyCoke's "
-        f"rule, {looked} looked at from layer 2 of 8. {data['threads']} threads, float32."
+        f"Choosing: 32 frames of 14 x 14, {kept} kept, prefill of what was kept {prefill / 1000:.1f} s. Steps: "
+        f"DyCoke's rule, {looked} looked at from layer 2 of 8. {data['threads']} threads, float32."
     )
     return f"{first}\n\n{table(head, steps)}\n\n{note}"
 
