@@ -16,7 +16,7 @@ from eval.clips.questions import ASK, TYPES
 from eval.clips.world import COLOURS, EVENTS, KINDS, SIDE, STEPS, WAYS, Clip, make_clip, rng_for
 from eval.scenes.data import encode
 
-PACK = (*("first", "last", "count", "change"), *("colour",) * 3, *("direction",) * 2, *("when",) * 4)
+PACK = (*("first", "last", "count", "change"), *("colour",) * 2, *("direction",) * 3, *("when",) * 3)
 SHOWN = 6
 LENGTH = 12  # tokens of the longest question with its answer
 

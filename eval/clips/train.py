@@ -42,12 +42,12 @@ class Settings:
     seed: int = 7
     batch: int = 16
     tower_steps: int = 1100
-    decoder_steps: int = 1700
+    decoder_steps: int = 1000
     tower_lr: float = 1e-3
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     align_weight: float = 0.5
-    align_until: float = 0.9  # part of the decoder stage after which the side loss is gone
+    align_until: float = 0.6  # part of the decoder stage after which the side loss is gone
 
 
 class Heads(nn.Module):
