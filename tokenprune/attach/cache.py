@@ -47,6 +47,7 @@ class PrunedLayer(CacheLayerMixin):
     keep working; `rows` is the physical one. `valid`, `slots` and `shift` follow every batch operation.
     """
 
+    retains = False  # whether it shows attention a part of what it holds
     is_sliding = False
     is_compileable = False
     is_croppable = True
@@ -203,8 +204,8 @@ def adopt(
     """Make the layers of a cache from the first stage on able to be shorter than the prompt; refuse kinds that cannot.
 
     places: the layers that stages stand before. kinds: what a layer becomes where it is not a plain `PrunedLayer`.
-    windows: for each decoder layer the size of its sliding window, None
-    for full attention. past_valid: bool [batch, past], False for padding among the tokens that the cache holds already.
+    windows: for each decoder layer the size of its sliding window, None for full attention. past_valid: bool [batch,
+    past], False for padding among the tokens that the cache holds already.
     """
     refuse_kinds(cache)
     while len(cache.layers) < len(windows):

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.attach.choose import Merge, choose
-from tokenprune.attach.decode import Step
 from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
@@ -24,6 +23,9 @@ from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
+
+if TYPE_CHECKING:
+    from tokenprune.attach.decode import Step
 
 Merged = tuple[int, Tensor, Tensor, Tensor]  # batch row, prompt columns that went in, that stayed, weights
 
@@ -354,7 +356,7 @@ class Forward:
             shift=sum(shifts) if shifts else None,
             forget=forget,
             asked=self.asked,
-            visual=self.visual_rows() if self.spans else None,
+            visual=self.visual_rows() if self.spans and layer.retains else None,
         )
         self.past_rows[i] = layer.rows
         layer.expect(news, self.rows.length)

@@ -100,6 +100,8 @@ class RetainedLayer(PrunedLayer):
     visual: bool [B, rows], which rows are visual tokens.
     """
 
+    retains = True
+
     def __init__(self, store: CacheLayerMixin, window: int | None = None) -> None:
         if type(store) is not DynamicLayer:
             raise Unsupported(

@@ -38,8 +38,8 @@ class FastVID(Method):
     half a frame of context at most. The published code draws noise to break ties, fails on fewer frames than scenes
     and where an anchor's share is more than it has, and leaves remainders unspent (`fill="none"`). Here ties go to the
     lowest index, shares are cut to what there is, and the remainder goes to the most attended tokens. Descriptors are
-    the frames' mean features unless given; the encoder's pooling head, which the paper uses, is not in these
-    checkpoints.
+    the frames' mean features unless given; the encoder's pooling head, which the paper uses for these and for
+    attention, is not in these checkpoints, and attention is the mean received rather than that of a pooled query.
     """
 
     name: ClassVar[str] = "fastvid"

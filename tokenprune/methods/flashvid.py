@@ -33,11 +33,10 @@ class FlashVID(Method):
     before 20 of 28 layers, which is `keep` on average over the layers.
 
     `weighting="event"` (the second version) multiplies a candidate's attention by its relevance, the mean of its
-    products with the mean tokens of all frames. The published code sums a tree's tokens
-    and divides by the root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`).
-    In a scene of one frame it clusters every token, kept
-    ones too, and can emit a token twice; here kept ones are out of it. Shares are rounded up as published, the surplus
-    over the budget is taken off by attention (`fill="none"`: left).
+    products with the mean tokens of all frames, at least 0. The published code sums a tree's tokens and divides by the
+    root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`). In a scene of one
+    frame it clusters every token, kept ones too, and can emit a token twice; here kept ones are out of it. Shares are
+    rounded up as published, and the surplus over the budget is taken off by attention (`fill="none"`: left).
     """
 
     name: ClassVar[str] = "flashvid"
