@@ -36,11 +36,17 @@ def test_stages_by_name():
         "fastv": [2],
         "divprune": [0],
         "star": [0, 16],
+        "flashvid": [0, 23],
+        "holitom": [0, 21],
+        "prunevid": [0, 10],
+        "framefusion": [0, 1, 2, 3, 4, 5, 6, 7],
+        "dycoke_kv": [("decode", 3)],
+        "fastocr": [("decode", 6), ("decode", 14), ("decode", 23)],
     }
     assert {name: places(all_methods()[name]) for name in expected} == expected
     assert places(all_methods()["vflowopt"], layers=28) == [0, 9, 18]
     for cls in all_methods().values():
-        found = places(cls, layers=4)
+        found = [at if isinstance(at, int) else at[1] for at in places(cls, layers=4)]
         assert found == sorted(set(found))
         assert found[-1] < 4
 

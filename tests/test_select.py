@@ -17,16 +17,17 @@ from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.signals import SIGNALS
 
 
-def signals(n, spans=None, seed=0):
+def signals(n, spans=None, seed=0, frames=1):
     """Every signal there is, for n tokens and 4 tokens of text."""
     made = torch.Generator().manual_seed(seed)
     front = () if spans is None else (spans,)
-    sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6}
+    sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6, "t": frames, "g": 8}
     found = {}
     for name, signal in SIGNALS.items():
         shape = [sizes[axis.strip()] for axis in signal.shape.strip("[]").split(",")]
         positive = "attention" in name or signal.ndim == 1
         found[name] = (torch.rand if positive else torch.randn)(*front, *shape, generator=made)
+    found["voxels"] = (7 * found["voxels"]).long()
     return found
 
 
@@ -71,7 +72,8 @@ def test_half_precision_and_degenerate_inputs(method, dtype):
     """Low precision, duplicates, zero vectors and all-equal scores keep the contract."""
     n = 24
     for make in (lambda x: x, lambda x: x[..., :1, :].expand_as(x) if x.ndim > 1 else x, torch.zeros_like):
-        given_signals = {name: make(x).to(dtype) for name, x in signals(n).items()}
+        made = {name: make(x) for name, x in signals(n, frames=2).items()}
+        given_signals = {name: x.to(dtype) if x.is_floating_point() else x for name, x in made.items()}
         chosen = select(method, keep=7, grid=(2, 3, 4), **given_signals)
         assert len(chosen.index.unique()) == len(chosen.index) == 7
         if chosen.weights is not None:
@@ -96,6 +98,12 @@ OPTIONS = {
     "cdpruner": [{"relevance": "clip"}, {"theta": 0.5}, {"range": "span"}],
     "agilepruner": [{"tau_max": 5.0, "erank_average": 1.0}],
     "adaptinfer": [{"blend": 0.0}],
+    "fastvid": [{"variant": "qwen", "every": 1}, {"context": 1.0}, {"context": 0.0}],
+    "flashvid": [{"phase": "inner"}, {"diverse": 0.0}, {"diverse": 1.0}, {"trees": "published"}],
+    "holitom": [{"phase": "inner"}, {"clustered": 1.0}, {"beta": 0.0}],
+    "prunevid": [{"phase": "question"}, {"clusters": 1.0}],
+    "framefusion": [{"phase": "later"}, {"phase": "last"}],
+    "evs": [{"least": "budget"}],
     "coarse_to_fine": [{"threshold": 5.0}, {"threshold": -1.0}],
 }
 SHAPES = [(1, 1, 7), (2, 3, 5), [(1, 3, 4), (1, 5, 8)], [(1, 2, 3)] * 5]
@@ -105,8 +113,9 @@ SHAPES = [(1, 1, 7), (2, 3, 5), [(1, 3, 4), (1, 5, 8)], [(1, 2, 3)] * 5]
 def test_every_option_keeps_the_contract(method, options):
     """Several parts, frames, one row; all tokens equal, no signal at all; nearly none and nearly all kept."""
     for grid in SHAPES:
-        n = sum(t * h * w for t, h, w in ([grid] if isinstance(grid, tuple) else grid))
-        whole = signals(n)
+        parts = [grid] if isinstance(grid, tuple) else grid
+        n = sum(t * h * w for t, h, w in parts)
+        whole = signals(n, frames=sum(t for t, _, _ in parts))
         level = {name: x[..., :1, :].expand_as(x) if x.ndim > 1 else torch.ones_like(x) for name, x in whole.items()}
         empty = {name: torch.zeros_like(x) for name, x in whole.items()}
         for found in (whole, level, empty):

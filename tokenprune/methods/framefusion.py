@@ -31,7 +31,7 @@ class FrameFusion(Method):
     `phase`: first (before the LLM), later, last; by name a first, later ones, and a last one that prunes what still
     must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever the model,
     and can merge tokens of different places where u is large; here only pairs of one place merge. Without a model
-    (`select`), u is 1 - keep, and only what is similar goes.
+    (`select`) it is done in one step: the most similar pairs merge, whatever their cosine, and k is k.
     """
 
     name: ClassVar[str] = "framefusion"
@@ -40,6 +40,7 @@ class FrameFusion(Method):
     kind: ClassVar[str] = "video, merging, staged"
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
+    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
     phase: str = option("first", "first: before the LLM; later and last: inside it", ("first", "later", "last"))
     similar: float = option(0.6, "cosine from which neighbours in time merge")
     least: float = option(0.1, "share of merged tokens below which the next layer prunes")
@@ -64,23 +65,28 @@ class FrameFusion(Method):
     def select(self, view: View) -> Selection:
         n = view.count
         total = view.total or n
-        if self.keep == 0:
-            return view.first(0)
-        surplus = self._surplus(view, self.keep * total if isinstance(self.keep, float) else n_keep(self.keep, total))
+        if self.keep == 0 or (not view.layers and self.budget(view) == n):
+            return view.first(0 if self.keep == 0 else n)
+        mean = self.keep * total if isinstance(self.keep, float) else n_keep(self.keep, total)
+        surplus = self._surplus(view, mean) if view.layers else n - self.budget(view)
         if surplus <= 0:
             return view.first(n)
         if self.phase == "last" or (self.phase == "later" and self._stalled(view)):
             return Selection(top_k(view["attention_row"].float().mean(1), max(1, n - surplus)))
         frames = view.frames(self.name)
         similarity, before = predecessors(view["hidden"], frames)
-        alike = (similarity >= self.similar).sum(-1).clamp(max=surplus).tolist()
         order = ranked(similarity)
+        if not view.layers:  # nothing comes later that could finish
+            pairs = (before >= 0).sum(-1).clamp(max=surplus).tolist()
+            merged = [merge_runs(order[i, :m], before[i], n) for i, m in enumerate(pairs)]
+            return stacked([one.exactly(n - surplus, -similarity[i]) for i, one in enumerate(merged)])
+        alike = (similarity >= self.similar).sum(-1).clamp(max=surplus).tolist()
         return stacked([merge_runs(order[i, :m], before[i], n).all() for i, m in enumerate(alike)])
 
     def _surplus(self, view: View, mean: float) -> int:
         """Tokens that must go now, so that all layers process `mean` on average."""
         left = view.layers - len(view.layers_before)
-        wanted = (mean * view.layers - sum(view.layers_before)) / left if left else mean
+        wanted = (mean * view.layers - sum(view.layers_before)) / left
         return int(view.count * (1 - max(wanted, 1.0) / view.count) + 1e-9)
 
     def _stalled(self, view: View) -> bool:
