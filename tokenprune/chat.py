@@ -36,7 +36,7 @@ class Chat:
         try:
             processor = _loaded(name, AutoProcessor)
         except BadInput:
-            if find_spec("torchvision") is not None or not Path(name).is_dir():
+            if find_spec("torchvision") is not None or not FrameProcessor.serves(name):
                 raise
             processor = FrameProcessor.load(name)
         if not getattr(processor, "chat_template", None) and not _is_plain(processor):

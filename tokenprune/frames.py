@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, BatchFeature
+from transformers import AutoTokenizer, BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tokenprune.errors import BadInput
@@ -30,14 +30,21 @@ class FrameProcessor:
         self.chat_template = chat_template
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
 
+    @staticmethod
+    def serves(folder: str | Path) -> bool:
+        """Whether a folder holds such a model with its processor's settings in processor_config.json."""
+        paths = [Path(folder) / name for name in ("config.json", "processor_config.json")]
+        if not all(path.is_file() for path in paths):
+            return False
+        config, settings = (json.loads(path.read_text()) for path in paths)
+        return config.get("model_type") in SERVED and {"image_processor", "video_processor"} <= settings.keys()
+
     @classmethod
     def load(cls, folder: str | Path) -> FrameProcessor:
-        """From the folder of a model that has its processor's settings in processor_config.json."""
-        path = Path(folder) / "processor_config.json"
-        kind = AutoConfig.from_pretrained(folder).model_type if path.is_file() else ""
-        settings = json.loads(path.read_text()) if path.is_file() else {}
-        if kind not in SERVED or not {"image_processor", "video_processor"} <= settings.keys():
+        """From a folder that it `serves`."""
+        if not cls.serves(folder):
             raise BadInput(f"The processor of {str(folder)!r} needs torchvision. Install it: pip install torchvision.")
+        settings = json.loads((Path(folder) / "processor_config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         images, frames = (
             Qwen2VLImageProcessorPil(**{k: v for k, v in settings[name].items() if k in KEPT})

@@ -92,6 +92,8 @@ class FrameFusion(Method):
     def _stalled(self, view: View) -> bool:
         """Whether the stage before merged too little."""
         processed = (view.total, *view.layers_before)
+        if len(processed) < 2:  # no layer has run
+            return False
         return processed[-2] - processed[-1] < self.least * processed[-2]
 
 
