@@ -108,7 +108,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
 
 def main(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = scenes.VIDEO_MODEL,
-    count: Annotated[int, typer.Option(help="Questions per type.")] = 60,
+    count: Annotated[int, typer.Option(help="Questions per type.")] = 40,
     out: Annotated[Path, typer.Option(help="Result file; the plot goes beside it.")] = RESULTS / "clips_methods.json",
 ) -> None:
     """Judge every cell that the result file does not hold yet, then draw them all."""

@@ -21,7 +21,7 @@ from tokenprune.chat import Chat
 
 def main(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = scenes.VIDEO_MODEL,
-    count: Annotated[int, typer.Option(help="Questions per type.")] = 300,
+    count: Annotated[int, typer.Option(help="Questions per type.")] = 150,
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "clips_heldout.json",
 ) -> None:
     """Judge the model with and without its eyes."""
