@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
-from transformers import PreTrainedTokenizerFast
 
 from eval.clips.packed import patches
 from eval.clips.questions import ASK, TYPES
 from eval.clips.world import COLOURS, EVENTS, KINDS, SIDE, STEPS, WAYS, Clip, make_clip, rng_for
 from eval.scenes.data import encode
+from eval.training import Endless
 
 PACK = (*("first", "last", "count", "change"), *("colour",) * 2, *("direction",) * 3, *("when",) * 3)
 SHOWN = 6
@@ -35,18 +33,8 @@ class Batch:
     types: Tensor
 
 
-class Batches(IterableDataset):
-    """Endless batches of one split from batch `start` on."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, split: str, size: int, start: int = 0) -> None:
-        self.tokenizer, self.split, self.size, self.start = tokenizer, split, size, start
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
+class Batches(Endless):
+    """Batches of clips."""
 
     def batch(self, number: int) -> Batch:
         rows = [self._row(number * self.size + i) for i in range(self.size)]

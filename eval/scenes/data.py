@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from eval.scenes.questions import ASK, TYPES, Question
 from eval.scenes.world import COLOURS, KINDS, Scene, make_scene, rng_for
+from eval.training import Endless
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -54,18 +53,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, question: Question, length: int) 
     return head + tail + [tokenizer.pad_token_id] * pad, [0.0] * len(head) + [weight] * len(tail) + [0.0] * pad
 
 
-class Batches(IterableDataset):
-    """Endless batches of one split from batch `start` on."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, split: str, size: int, start: int = 0) -> None:
-        self.tokenizer, self.split, self.size, self.start = tokenizer, split, size, start
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
+class Batches(Endless):
+    """Batches of pictures."""
 
     def batch(self, number: int) -> Batch:
         rows = [self._row(number * self.size + i) for i in range(self.size)]
