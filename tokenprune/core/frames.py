@@ -52,10 +52,10 @@ class Frames:
         return whole.flatten(1).gather(1, self.cell)
 
 
-def same_place_cosine(x: Tensor, step: int = 1) -> Tensor:
-    """Cosine of every token with that at the same place `step` frames before; [S, T - step, N] of x [S, T, N, d]."""
+def same_place_cosine(x: Tensor) -> Tensor:
+    """Cosine of every token with that at the same place of the frame before; [S, T - 1, N] of x [S, T, N, d]."""
     unit = unit_rows(x)
-    return (unit[:, step:] * unit[:, :-step]).sum(-1)
+    return (unit[:, 1:] * unit[:, :-1]).sum(-1)
 
 
 def scenes(similarity: Tensor, least: int, threshold: float) -> Tensor:
