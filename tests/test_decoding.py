@@ -166,7 +166,7 @@ def test_a_step_that_chooses_nothing_new_copies_nothing(tiny_models):
 
 
 def test_room_grows():
-    rows = Buffer(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+    rows = Buffer.of(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
     for i in range(2 * SPARE):
         rows.append(torch.full((1, 2, 1, 4), float(i)), torch.full((1, 2, 1, 4), -float(i)))
     assert rows.keys[0, 0, 3:, 0].tolist() == list(range(2 * SPARE))

@@ -31,7 +31,8 @@ ALLOWED = {
     "api": {"errors", "core", "methods", "attach", "recipes"},
     "search": {"errors", "core", "methods", "attach", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
-    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video"},
+    "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
+    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"},
 }
 
 
@@ -56,12 +57,17 @@ def test_imports_only_point_down():
             top, _, rest = name.partition(".")
             if top == "tokenprune":
                 assert rest.split(".")[0] in ALLOWED[part], f"{path.name} imports {name}"
+            if top == "tokenprune_kernels":
+                assert part in ("core", "methods", "attach"), f"{path.name} imports {name}"
             if part in ("core", "methods"):
                 assert top not in ("transformers", "PIL", "typer"), f"{path.name} imports {name}"
 
 
-def test_kernels_is_not_a_package():
-    assert not (ROOT / "kernels" / "__init__.py").exists()
+def test_kernels_is_the_lowest_layer_and_not_a_package():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        ours = [name for name in imports_of(path) if name.partition(".")[0] == "tokenprune"]
+        assert ours == (["tokenprune.errors"] if path.name == "dispatch.py" else []), path.name
+    assert not list((ROOT / "kernels").rglob("__init__.py"))
 
 
 @pytest.mark.package

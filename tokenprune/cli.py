@@ -1,4 +1,4 @@
-"""The command line: `tokenprune run` and `tokenprune list`."""
+"""The command line: `tokenprune run`, `tokenprune bench` and `tokenprune list`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from dataclasses import Field
+from enum import Enum
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,14 @@ app = typer.Typer(
 out = Console()
 SHARED = {field.name: field for field in options_of(Method)}
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class Dtype(str, Enum):
+    """Number types of `tokenprune bench`."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 def parse_value(text: str) -> Any:
@@ -152,6 +161,50 @@ def run(
         show(question, dense, pruned, timed, active)
         if save is not None:
             out.print(f"overlay written to {escape(str(save))}")
+
+
+@app.command(context_settings=EXTRA)
+def bench(
+    context: typer.Context,
+    method: Annotated[str, typer.Option(help="Methods or recipes, with commas between them.")] = "divprune",
+    keep: Annotated[str | None, typer.Option(help="What survives. (default: 0.1; not for recipes)")] = None,
+    at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
+    positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
+    shape: Annotated[
+        str, typer.Option(help="Random weights: llama-1024, llava-1.5-7b, onevision-qwen2-7b.")
+    ] = "llama-1024",
+    tokens: Annotated[int, typer.Option(help="Visual tokens of a random prompt: 576, 2304 or 6272.")] = 576,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a model, instead of --shape.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture for --model.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for --model.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the batch.")] = 1,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="(default: float32 on a CPU, bfloat16 or the checkpoint's on a GPU)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, all sides by turns.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to decode after the first.")] = 8,
+    save: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Time dense, pruned and ideal (a prompt that was short from the start) by turns, and say whether pruning pays.
+
+    Further options of a single method follow as --name value.
+    """
+    own = parse_extra(context.args)
+    if keep is not None:
+        own["keep"] = parse_value(keep)
+    stage = {"at": None if at is None else parse_value(at), "positions": positions}
+    plans = {}
+    for name in method.split(","):
+        plans[name] = own | ({"keep": 0.1} if keep is None and name in all_methods() else {})
+        named(name, plans[name])  # a typing error should not wait for a model to load
+
+    from tokenprune.bench import command
+    from tokenprune.bench.compare import Pruning
+
+    work = command.chosen(shape, tokens, model, image, prompt, batch, None if dtype is None else dtype.value)
+    prunings = [Pruning(name, name, options | stage) for name, options in plans.items()]
+    command.report(out, work, prunings, rounds, new_tokens, save, as_json)
 
 
 def save_picture(picture: Any, path: Path) -> None:

@@ -16,6 +16,7 @@ from tokenprune.attach.retention import Fixation, RetainedLayer
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
+from tokenprune_kernels.attention import row_attention
 
 if TYPE_CHECKING:
     from tokenprune.attach.forward import Forward
@@ -115,18 +116,18 @@ class Step:
             began = time.perf_counter()
             self.passed += 1
             rows = query.new_zeros(len(query), 1, dtype=torch.long)
-            paid = taps.row_attention(query, key, rows, layer.valid[:, None], scaling, softcap)[:, :, 0]
+            paid = row_attention(query, key, rows, layer.valid[:, None], scaling, softcap, mean=True)[:, 0]
             self.anew += self._choose(stage, layer, self.fixations[self.passed], paid)
             self.selecting += time.perf_counter() - began
 
         return listen
 
     def _choose(self, stage: Stage, layer: RetainedLayer, fixation: Fixation, paid: Tensor) -> bool:
-        """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, H, rows]."""
+        """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, rows], mean over the
+        heads."""
         method, (counts, place, there) = stage.method, layer.visual_places()
         slots = layer.slots.gather(1, place)
-        own = paid.gather(2, place[:, None].expand(-1, paid.shape[1], -1))
-        row = own.mean(1).masked_fill(~there, 0)
+        row = paid.gather(1, place).masked_fill(~there, 0)
         last = fixation.last if fixation.last is None or fixation.last.shape == row.shape else None
         moves = method.moves(row, last)
         fixation.last = row
@@ -141,7 +142,7 @@ class Step:
             picked = torch.zeros_like(everything)
             for count in sorted(set(counts) - {0}):
                 mine = torch.tensor([i for i, c in enumerate(counts) if c == count], device=row.device)
-                view = View(count, len(mine), (), {"attention_row": own[mine][..., :count]}, total=count)
+                view = View(count, len(mine), (), {"attention_row": row[mine, None, :count]}, total=count)
                 index = checked(method.select(view), method, view).index
                 picked[mine] = picked[mine].scatter(1, slots[mine].gather(1, index), True)
         else:

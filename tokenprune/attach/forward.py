@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,13 @@ from tokenprune.attach.choose import Merge, choose
 from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
+from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
+from tokenprune_kernels.density import mix
+from tokenprune_kernels.selection import compact as compact_rows
 
 if TYPE_CHECKING:
     from tokenprune.attach.decode import Step
@@ -32,11 +34,11 @@ Merged = tuple[int, Tensor, Tensor, Tensor]  # batch row, prompt columns that we
 
 @dataclass
 class StageRecord:
-    """What a stage did: visual tokens before and after for each batch row, and the time its selection took."""
+    """What a stage did: visual tokens before and after for each batch row, and the time its selection takes."""
 
     before: list[int]
     after: list[int]
-    seconds: float
+    watch: Stopwatch
 
 
 @dataclass
@@ -160,9 +162,9 @@ class Forward:
         if stage.method.recalls:
             hidden = self._recall(hidden)
         before = self.visual_counts()
-        began = time.perf_counter()
+        watch = Stopwatch(hidden.device)
         chosen = choose(stage, self, hidden)
-        seconds = time.perf_counter() - began
+        watch.stop()
         if stage.method.sets_aside:
             self.aside = Aside(self.rows, hidden, self.moved, self.past_shift)
         columns = self.rows.prompt_columns()
@@ -174,7 +176,7 @@ class Forward:
             hidden = self._shorten(chosen.tokens, hidden, positions_policy)
         self.asked |= stage.method.asks
         self.signals.heard = Heard()  # a later stage must hear its own
-        self.records.append(StageRecord(before, self.visual_counts(), seconds))
+        self.records.append(StageRecord(before, self.visual_counts(), watch))
         self.kept.append(self._kept_columns())
         self.history.append((stage.at, self.rows))
         return hidden
@@ -188,14 +190,14 @@ class Forward:
         for one in merges:
             weights = one.weights.to(hidden.device)
             if one.features is None:
-                mixed, place = weights @ hidden[one.row, one.sources].float(), one.kept
+                mixed, place = mix(weights, hidden[one.row, one.sources]), one.kept
             else:
                 mixtures = ((weights != 0).sum(-1) != 1) | (weights.sum(-1) != 1)
                 mixed, place = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
             hidden[one.row, place] = mixed.to(hidden.dtype)
             for plane in planes.values():
                 order = self.deepstack.order[one.row, self.rows.prompt_columns()[one.row]].to(plane.device)
-                mixed = weights.to(plane.device) @ plane[order[one.sources]].float()
+                mixed = mix(weights.to(plane.device), plane[order[one.sources]])
                 plane[order[one.kept]] = mixed.to(plane.dtype)
         if planes:
             self.deepstack = DeepStack(planes, self.deepstack.order)
@@ -233,26 +235,35 @@ class Forward:
                 keep[span.row, after] = True
                 counts[span.row] -= len(before) - len(after)
         width = max(counts)
-        # Survivors to the right in their order; rows with fewer get removed tokens on the left, marked as padding.
-        take = keep.long().sort(dim=1, stable=True).indices[:, keep.shape[1] - width :]
-        positions = old.positions
+        positions, ropes = old.positions, old.ropes
         if policy == "compact":
             positions, moved = self._renumber(keep)
             self.moved = moved if self.moved is None else self.moved + moved
-        place = keep.long().cumsum(1) - 1 + torch.tensor([[width - c] for c in counts], device=keep.device)
+            ropes = {}
+        # Survivors to the right in their order; rows with fewer get removed tokens on the left, marked as padding.
+        numbers = [x for x in (old.index, old.native) if x is not None]
+        turns = [x for pair in ropes.values() for x in pair]
+        take, (hidden, valid, *closed) = closed_up(keep, width, [hidden, keep, *positions, *numbers, *turns])
+        closed = iter(closed)
+        positions = torch.stack([next(closed) for _ in positions])
+        index = take if old.index is None else next(closed)
+        native = take if old.native is None else next(closed)
+        place = keep.long().cumsum(1)
+        place = place - place[:, -1:] + width - 1
         self.rows = Rows(
-            index=take if old.index is None else old.index.gather(1, take),
-            valid=keep.gather(1, take),
-            positions=positions.gather(2, take.expand(len(positions), -1, -1)),
+            index=index,
+            valid=valid,
+            positions=positions,
             counts=counts,
             columns=[place[span.row, after] for span, after in zip(self.spans, columns, strict=True)],
             tokens=tokens,
             ends=[place[span.row, after] for span, after in zip(self.spans, ends, strict=True)],
             end_ids=end_ids,
-            native=take if old.native is None else old.native.gather(1, take),
+            native=native,
             renumbered=old.renumbered or policy == "compact",
+            ropes={kind: (next(closed), next(closed)) for kind in ropes},
         )
-        return gather_rows(hidden, take)
+        return hidden
 
     def _alive_ends(self, i: int, tokens: Tensor) -> Tensor:
         """bool [m]: the separators of span i that still close something, once only `tokens` are left of it."""
@@ -374,3 +385,15 @@ class Forward:
         index, valid = rows.index.to(hidden.device), rows.valid.to(hidden.device)
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
         return full.scatter(1, index[..., None].expand_as(hidden), hidden.masked_fill(~valid[..., None], 0))
+
+
+def closed_up(keep: Tensor, width: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Rows [B, L, ...] closed up over what `keep` drops, each tensor on its own device (a model may be spread over
+    several), and the places int64 [B, width] that they come from."""
+    found: dict[int, Tensor] = {}
+    places = {}
+    for device in dict.fromkeys([keep.device, *(x.device for x in tensors)]):
+        mine = [i for i, x in enumerate(tensors) if x.device == device]
+        places[device], *closed = compact_rows(keep.to(device), width, [tensors[i] for i in mine])
+        found |= zip(mine, closed, strict=True)
+    return places[keep.device], [found[i] for i in range(len(tensors))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,8 +13,10 @@ from transformers.cache_utils import Cache
 
 from tokenprune.attach.cache import PrunedLayer
 from tokenprune.attach.decode import StepReport
-from tokenprune.attach.forward import Forward
+from tokenprune.attach.forward import Forward, Merged
+from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.flops import LayerShape, field_flops, layer_flops
+from tokenprune.families.base import Span
 
 if TYPE_CHECKING:
     from tokenprune.attach.run import Run
@@ -28,7 +30,7 @@ class StageReport:
     method: str
     before: list[int]
     after: list[int]
-    selection_ms: float
+    selection_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Report:
 
     average_tokens: visual tokens that a decoder layer processes, mean over layers; final_tokens: in the last layer.
     flops: this model's decoder layers, text included, causal attention. field_flops: the papers' image-only formula.
-    kv_bytes: keys and values in the cache after the prompt (None where no cache was used). selection_ms: time the host
-    spent in selection; on a GPU its kernels may still be running then.
+    kv_bytes: keys and values in the cache after the prompt (None where no cache was used). selection_ms: time in
+    selection; on a GPU it is the device's.
     """
 
     method: str
@@ -89,7 +91,7 @@ class Report:
     dense_field_flops: int
     kv_bytes: int | None
     dense_kv_bytes: int | None
-    selection_ms: float
+    selection_ms: float = 0.0
     decoding: Decoding | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +140,8 @@ def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
+def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
+    """What a decoder layer costs, from its linear maps and the heads of its config."""
     holders = [m for m in layer.modules() if hasattr(m, "in_features")]
     # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
     leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
@@ -147,24 +150,41 @@ def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
     return LayerShape(linear, config.num_attention_heads * head)
 
 
-def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
-    """Build the report of a finished prompt."""
+@dataclass(frozen=True)
+class Prefill:
+    """What is known of a finished prompt. The report lacks the times, which may not be there yet."""
+
+    kept: list[list[Tensor]]
+    spans: list[Span]
+    merged: list[list[Merged]]
+    untimed: Report
+    watches: list[Stopwatch]
+
+    def report(self, steps: list[StepReport]) -> Report:
+        """The report with its times (which waits for the device), and with the decoding steps since."""
+        times = [1000 * watch.seconds for watch in self.watches]
+        stages = [replace(stage, selection_ms=ms) for stage, ms in zip(self.untimed.stages, times, strict=True)]
+        return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(steps))
+
+
+def measure(run: Run, forward: Forward, cache: Cache | None) -> Prefill:
+    """Look back on a finished prompt."""
     config = run.text_model.config
-    layers = run.text_model.layers
+    shapes = run.layer_shapes
+    layers = range(len(shapes))
     visual = sum(span.count for span in forward.spans)
     dense_rows = forward.first_counts
-    layer_rows = [forward.rows_before(i).counts for i in range(len(layers))]
-    past = [forward.past_rows.get(i, forward.past) for i in range(len(layers))]
-    tokens = [sum(len(c) for c in forward.rows_before(i).columns) for i in range(len(layers))]
-    shapes = [_layer_shape(layer, config) for layer in layers]
+    layer_rows = [forward.rows_before(i).counts for i in layers]
+    past = [forward.past_rows.get(i, forward.past) for i in layers]
+    tokens = [sum(len(c) for c in forward.rows_before(i).columns) for i in layers]
     sizes = (config.hidden_size, config.intermediate_size)
-    kv, dense_kv = _kv_bytes(cache)
+    kv, dense_kv = kv_bytes(cache)
     stages = [
-        StageReport(stage.at, stage.method.name, record.before, record.after, 1000 * record.seconds)
+        StageReport(stage.at, stage.method.name, record.before, record.after)
         for stage, record in zip(run.stages, forward.records, strict=True)
     ]
     decoding = [] if run.decoder is None else [s.method.name for s in run.decoder.stages]
-    return Report(
+    report = Report(
         method=" + ".join(dict.fromkeys([*(s.method for s in stages), *decoding])),
         positions=run.positions,
         stages=stages,
@@ -180,11 +200,12 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Report:
         dense_field_flops=field_flops([visual] * len(layers), *sizes),
         kv_bytes=kv,
         dense_kv_bytes=dense_kv,
-        selection_ms=sum(s.selection_ms for s in stages),
     )
+    watches = [record.watch for record in forward.records]
+    return Prefill(forward.kept, forward.spans, forward.merged, report, watches)
 
 
-def _kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:
+def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:
     """Bytes really held, and what the same cache would hold unpruned."""
     if cache is None:
         return None, None

@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.errors import Unsupported
+from tokenprune_kernels.retention import gather_cache
 
 SPARE = 64  # rows of room for new tokens
 
@@ -19,9 +20,14 @@ SPARE = 64  # rows of room for new tokens
 class Buffer:
     """Keys and values [B, H, R, e] with room at the end: a new token is written in place, not copied together."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.length = keys.shape[2]
-        self._keys, self._values = (self._roomy(x, self.length + SPARE) for x in (keys, values))
+    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
+        self._keys, self._values, self.length = keys, values, length
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> Buffer:
+        """A copy of keys and values, and room for `SPARE` more."""
+        length = keys.shape[2]
+        return cls(*(cls._roomy(x, length + SPARE) for x in (keys, values)), length)
 
     @staticmethod
     def _roomy(x: Tensor, room: int) -> Tensor:
@@ -86,7 +92,7 @@ class GrowingLayer(DynamicLayer):
         if not (ours and held.keys.shape[:2] == self.keys.shape[:2]):  # after an operation on the batch
             parts = ((self.keys, key_states), (self.values, value_states)) if self.keys.numel() else ()
             whole = [torch.cat(part, dim=-2) for part in parts] or [key_states, value_states]
-            self.held = Buffer(*whole)
+            self.held = Buffer.of(*whole)
         else:
             held.length = self.keys.shape[2]  # less after a crop
             held.append(key_states, value_states)
@@ -133,9 +139,8 @@ class RetainedLayer(PrunedLayer):
         last = fixation.chosen.shape[1] - 1
         mask = ~self.visual | fixation.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))
         picked = Selection.of(mask & self.valid)
-        at = picked.index[:, None, :, None]
-        keys, values = self.store.keys, self.store.values
-        self.shown = Buffer(*(x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (keys, values)))
+        shown = gather_cache(self.store.keys, self.store.values, picked.index, SPARE)
+        self.shown = Buffer(*shown, picked.index.shape[1])
         self.shown_valid, self.shown_slots = picked.valid, self.slots.gather(1, picked.index)
         self.sight = fixation, fixation.version
 

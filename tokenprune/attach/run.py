@@ -6,7 +6,6 @@ import functools
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -30,10 +29,11 @@ from tokenprune.attach.guard import (
     unwrapped,
 )
 from tokenprune.attach.masks import layer_kinds
-from tokenprune.attach.report import Report, measure, summary
+from tokenprune.attach.report import Prefill, Report, layer_shape, measure
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
+from tokenprune.core.flops import LayerShape
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
@@ -81,7 +81,7 @@ class Run:
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._local = threading.local()
-        self._done: tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report] | None = None
+        self._done: Prefill | None = None
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
         needs = {need for stage in self.stages for need in stage.method.needs}
@@ -146,19 +146,19 @@ class Run:
     def kept(self) -> list[list[Tensor]]:
         """For each stage, for each row of the last prompt: ascending int64 prompt columns of the visual tokens that are
         still there (0-based, padding counted)."""
-        return self._last()[0]
+        return self._last().kept
 
     @property
     def spans(self) -> list[Span]:
         """The images, tiles and videos of the last prompt: row, prompt columns and grid of each, in reading order."""
-        return self._last()[1]
+        return self._last().spans
 
     @property
     def merges(self) -> list[list[Merged]]:
         """For each stage what it merged: row of the batch, prompt columns [n] that went in, prompt columns [k] that
         stayed, and weights float32 [k, n]: the stayed token i became weights[i] @ hidden states of what went in (with
         merge_in='encoder': the projection of weights[i] @ encoder features)."""
-        return self._last()[2]
+        return self._last().merged
 
     @property
     def steps(self) -> list[StepReport]:
@@ -167,9 +167,14 @@ class Run:
 
     def report(self) -> Report:
         """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time; and its decoding steps."""
-        return replace(self._last()[3], decoding=summary(self.steps))
+        return self._last().report(self.steps)
 
-    def _last(self) -> tuple[list[list[Tensor]], list[Span], list[list[Merged]], Report]:
+    @functools.cached_property
+    def layer_shapes(self) -> list[LayerShape]:
+        """What each decoder layer costs."""
+        return [layer_shape(layer, self.text_model.config) for layer in self.text_model.layers]
+
+    def _last(self) -> Prefill:
         if self._done is None:
             raise BadInput("Nothing has been pruned yet. Run the model on a prompt with an image first.")
         return self._done
@@ -354,8 +359,10 @@ class Run:
 
     def _run_stage(self, stage: Stage, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
         forward = self._forward
-        if Need("attention_row", "next") in stage.method.needs:
-            rope = forward.rope(stage.at, hidden, given)
+        ahead = Need("attention_row", "next") in stage.method.needs
+        if ahead or given is not None:
+            rope = forward.rope(stage.at, hidden, given)  # there by now, it is shortened with the other rows
+        if ahead:
             look_ahead(forward, stage.at, self.text_model.layers[stage.at], hidden, rope)
         return forward.run_stage(stage, hidden, self.positions)
 
@@ -402,8 +409,7 @@ class Run:
             return None
         if self.decoder is not None:
             self.decoder.steps.clear()
-        report = measure(self, forward, output.past_key_values)
-        self._done = forward.kept, forward.spans, forward.merged, report
+        self._done = measure(self, forward, output.past_key_values)
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
@@ -414,8 +420,13 @@ class Run:
 
 def language_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a model, wrapped or not."""
+    return language_model(model).layers
+
+
+def language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The text model inside a vision-language model, wrapped or not."""
     model = unwrapped(model)
-    return family_of(model).language_model(model).layers
+    return family_of(model).language_model(model)
 
 
 def _holds(media: Any) -> bool:

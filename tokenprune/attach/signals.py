@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from tokenprune.attach import taps
-from tokenprune.attach.taps import row_attention, row_products
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.methods.signals import SIGNALS, Need
+from tokenprune_kernels.attention import row_attention, row_products
 
 if TYPE_CHECKING:
     from tokenprune.attach.forward import Forward

@@ -101,26 +101,6 @@ def _attention(
     return result
 
 
-def row_attention(
-    query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float, softcap: float = 0.0
-) -> Tensor:
-    """Softmax over the whole visible row for m queries of each batch row; float32 [B, H, m, keys].
-
-    query [B, H, L, e]; key [B, H', keys, e] with H a multiple of H'; rows int64 [B, m]; visible bool [B, m, keys].
-    """
-    scores = row_products(query, key, rows, scaling, softcap)
-    return scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
-
-
-def row_products(query: Tensor, key: Tensor, rows: Tensor, scaling: float, softcap: float = 0.0) -> Tensor:
-    """The products of these queries with all keys, scaled and capped, before any softmax; float32 [B, H, m, keys]."""
-    batch, heads, _, width = query.shape
-    picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width)).float()
-    grouped = picked.view(batch, key.shape[1], -1, width)
-    scores = (grouped @ key.float().mT).view(batch, heads, rows.shape[1], -1) * scaling
-    return softcap * (scores / softcap).tanh() if softcap else scores
-
-
 def received_attention(
     query: Tensor,
     key: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
+from tokenprune_kernels.density import peak_scores
 
 
 @dataclass
@@ -115,27 +116,6 @@ def distances(x: Tensor) -> Tensor:
     """Euclidean distances over sqrt(d) between the rows of x [S, n, d]; float64 [S, n, n], exactly symmetric."""
     distance = torch.cdist(x.double(), x.double()) / x.shape[-1] ** 0.5
     return torch.maximum(distance, distance.mT)
-
-
-def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None = None) -> Tensor:
-    """How much of a density peak every token is, float64 [S, n], from distances [S, n, n]: its density times the
-    distance to the nearest denser token (the largest distance where there is none). Of duplicates the first is denser.
-
-    there: bool [S, n], False for tokens that are not to be looked at; they score -inf.
-    """
-    n = distance.shape[-1]
-    there = distance.new_ones(distance.shape[:2], dtype=torch.bool) if there is None else there
-    far = distance.masked_fill(~there[:, None], float("inf"))
-    nearest = far.topk(min(neighbours, n), dim=-1, largest=False).values
-    real = nearest.isfinite()
-    density = (-(nearest.masked_fill(~real, 0).square().sum(-1) / real.sum(-1).clamp(min=1))).exp()
-    higher = density[:, None, :] > density[..., None]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=distance.device).tril(-1)
-    higher |= (density[:, None, :] == density[..., None]) & earlier & (distance == 0)
-    gap = far.masked_fill(~higher, float("inf")).amin(-1)
-    farthest = far.masked_fill(far.isinf() | ~there[..., None], 0).amax((-2, -1))[:, None]
-    gap = torch.where(gap.isinf(), farthest, gap)
-    return (density * gap).masked_fill(~there, float("-inf"))
 
 
 def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokenprune.errors import BadInput
+from tokenprune_kernels import selection
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Selection:
     @classmethod
     def of(cls, mask: Tensor) -> Selection:
         """The True places of `mask` [S, n], however many each span has (counting them waits for the device)."""
-        index = ranked(mask.long())[:, : int(mask.sum(-1).max())]
-        return cls(index, valid=mask.gather(1, index))
+        counts = mask.sum(-1)
+        width = int(counts.max())
+        there = torch.arange(width, device=mask.device) < counts[:, None]
+        return cls(selection.top_k(mask, width, counts), valid=there)
 
     def span(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Index [k'] and weights [k', n] of span i alone, without what is not valid."""
@@ -53,7 +57,9 @@ class Selection:
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Ascending int64 index [..., k] of the `k` highest scores [..., n]; of equal scores the lowest index wins."""
-    return ranked(scores)[..., :k].sort(dim=-1).values
+    *spans, n = scores.shape
+    k = min(k, n)
+    return selection.top_k(scores.reshape(math.prod(spans), n), k).reshape(*spans, k)
 
 
 def ranked(scores: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ def marked(index: Tensor, n: int) -> Tensor:
 
 def places(mask: Tensor, k: int) -> Tensor:
     """Ascending int64 [..., k] of the True places of `mask` [..., n], which must be k in each row."""
-    return top_k(mask.long(), k)
+    return top_k(mask, k)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

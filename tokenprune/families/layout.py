@@ -20,10 +20,8 @@ def placeholder_columns(input_ids: Tensor, tokens: Iterable[int]) -> dict[int, l
     """For each of these tokens, for each row of `input_ids` [B, L], the ascending columns where it stands."""
     found = {}
     for token in set(tokens):
-        there = input_ids == token
-        columns = there.nonzero()[:, 1].tolist()
-        ends = there.sum(1).cumsum(0).tolist()
-        found[token] = [columns[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        there = (input_ids == token).cpu().numpy()  # the host has to know where images stand, once for each prompt
+        found[token] = [row.nonzero()[0].tolist() for row in there]
     return found
 
 

@@ -17,7 +17,8 @@ from tokenprune.methods.signals import Need
 class DecodingMethod(Method):
     """Base of the methods of decoding steps. The whole cache stays; a step looks at a part of it.
 
-    The signal is `attention_row` [H, n] of the token that is being decoded, in the layer before `start`.
+    The signal is `attention_row` [1, n] of the token that is being decoded, mean over the heads, in the layer before
+    `start`.
     """
 
     decodes: ClassVar[bool] = True

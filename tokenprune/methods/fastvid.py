@@ -11,10 +11,11 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
-from tokenprune.core.merging import Survivors, distances, mixtures, peak_scores, stacked
+from tokenprune.core.merging import Survivors, distances, mixtures, stacked
 from tokenprune.core.selection import Selection, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
+from tokenprune_kernels.density import assign, peak_scores
 
 NEIGHBOURS = 4
 ALIKE = 0.95  # frames of a scene that are more alike than this share one budget (Qwen)
@@ -114,7 +115,7 @@ class FastVID(Method):
                 if self.variant != "onevision":
                     members[frame - first, targets] = False
                 if len(targets):
-                    group = (unit[first:last][members] @ unit[frame, targets].mT).argmax(-1)
+                    group = assign(unit[first:last][members][None], unit[frame, targets][None])[0]
                     cells = members.flatten().nonzero().flatten() + first * size
                     stays.mix(*mixtures(frame * size + targets, cells, group, self._own, present.numel()))
         return stays

@@ -1,0 +1,1 @@
+"""Dense, pruned and ideal, side by side: what pruning really saves."""
