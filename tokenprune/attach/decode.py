@@ -13,6 +13,7 @@ from tokenprune.attach import taps
 from tokenprune.attach.cache import PrunedLayer
 from tokenprune.attach.choose import checked
 from tokenprune.attach.retention import Fixation, RetainedLayer
+from tokenprune.core.selection import handed
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
@@ -141,7 +142,7 @@ class Step:
         if anew and not whole:
             picked = torch.zeros_like(everything)
             for count in sorted(set(counts) - {0}):
-                mine = torch.tensor([i for i, c in enumerate(counts) if c == count], device=row.device)
+                mine = handed([i for i, c in enumerate(counts) if c == count], row.device)
                 view = View(count, len(mine), (), {"attention_row": row[mine, None, :count]}, total=count)
                 index = checked(method.select(view), method, view).index
                 picked[mine] = picked[mine].scatter(1, slots[mine].gather(1, index), True)

@@ -20,7 +20,7 @@ from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
 from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.positions import compact, runs
-from tokenprune.core.selection import gather_rows
+from tokenprune.core.selection import gather_rows, handed
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 from tokenprune_kernels.density import mix
@@ -228,8 +228,8 @@ class Forward:
         ends, end_ids = [], []
         for i, span in enumerate(self.spans):
             alive = self._alive_ends(i, tokens[i])
-            ends.append(old.ends[i][alive])
-            end_ids.append(old.end_ids[i][alive])
+            ends.append(old.ends[i] if alive is None else old.ends[i][alive])
+            end_ids.append(old.end_ids[i] if alive is None else old.end_ids[i][alive])
             for before, after in ((old.columns[i], columns[i]), (old.ends[i], ends[i])):
                 keep[span.row, before] = False
                 keep[span.row, after] = True
@@ -265,12 +265,13 @@ class Forward:
         )
         return hidden
 
-    def _alive_ends(self, i: int, tokens: Tensor) -> Tensor:
-        """bool [m]: the separators of span i that still close something, once only `tokens` are left of it."""
+    def _alive_ends(self, i: int, tokens: Tensor) -> Tensor | None:
+        """bool [m]: the separators of span i that still close something, once only `tokens` are left of it; None
+        without any."""
         ids = self.rows.end_ids[i]
         if not len(ids):
-            return ids.bool()
-        limits = torch.tensor([s[1:] for s in self.spans[i].separators], device=ids.device)[ids]
+            return None
+        limits = handed([s[1:] for s in self.spans[i].separators], ids.device)[ids]
         first, last = limits[:, :1], limits[:, 1:]
         return ((tokens >= first) & (tokens < last)).any(-1)
 
@@ -338,10 +339,11 @@ class Forward:
             width = valid.shape[1] if layer is None else layer.width(self.rows.length)
             blocks = None if self.blocks is None else self.block_numbers(valid.shape[1])
             reached = window is not None and self.past + self.length > window
+            padded = min(self.rows.counts) < self.rows.length or (layer is not None and layer.rows)
             self.rows.masks[window] = attention_mask(
                 self.model,
                 hidden,
-                valid,
+                valid if padded else None,
                 slots,
                 width,
                 window if reached else None,

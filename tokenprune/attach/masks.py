@@ -56,7 +56,7 @@ class _Clock:
 def attention_mask(
     text_model: PreTrainedModel,
     hidden: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     slots: Tensor,
     width: int,
     window: int | None = None,
@@ -66,15 +66,16 @@ def attention_mask(
     """Mask of the rows `hidden` [B, K, d] over all keys of a layer.
 
     valid: bool [B, P + K], slots: int64 [B, P + K]: the keys, cached ones first; width: keys that the kernel will see
-    (more than P + K in a static cache). window: a query sees slots above its own - window; None: all earlier ones.
+    (more than P + K in a static cache). valid=None: nothing is padding, which spares a look at it. window: a query
+    sees slots above its own - window; None: all earlier ones.
     blocks: int64 [B, P + K], tokens of equal number (0 or more) see each other in both directions.
     """
     config = text_model.config
-    keys = valid.shape[1]
+    keys = slots.shape[1]
     past = keys - hidden.shape[1]
     spare = (0, width - keys)
     clock = _Clock(past, width)
-    valid = pad(valid, spare)
+    valid = None if valid is None else pad(valid, spare)
     if window is None and blocks is None:
         return create_causal_mask(config, hidden, valid, clock, layer_idx=0)
     if window is not None and "flash" in config._attn_implementation:

@@ -34,6 +34,7 @@ from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
 from tokenprune.attach.vision import EncoderReader
 from tokenprune.core.flops import LayerShape
+from tokenprune.core.selection import handed
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
@@ -283,7 +284,7 @@ class Run:
         blocks = self._local.blocks
 
         def tensor(values: Any) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=hidden.device)
+            return handed(values, hidden.device).long()
 
         rows = Rows(
             index=None,

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from tokenprune.attach import taps
+from tokenprune.core.selection import handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.methods.signals import SIGNALS, Need
 from tokenprune_kernels.attention import row_attention, row_products
@@ -179,7 +180,7 @@ def text_after(forward: Forward, row: int, spans: list[int]) -> Tensor:
 def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Tensor) -> Tensor | None:
     """A signal for units of equal shape, stacked; None where nothing was heard."""
     signals, heard = forward.signals, forward.signals.heard
-    rows = torch.tensor([u.row for u in units], device=hidden.device)
+    rows = handed([u.row for u in units], hidden.device)
     columns = torch.stack([u.columns for u in units])
     name = need.signal
     if SIGNALS[name].given:
@@ -219,7 +220,7 @@ def _frame_means(forward: Forward, unit: Unit) -> Tensor:
     """Mean of the embeddings of every frame, [t, d], tokens that are gone by now counted."""
     found = []
     for span in (forward.spans[i] for i in unit.spans):
-        columns = torch.tensor(span.columns, device=forward.signals.embeds.device)
+        columns = handed(span.columns, forward.signals.embeds.device)
         found.append(forward.signals.embeds[unit.row, columns].unflatten(0, (span.grid[0], -1)).mean(1))
     return torch.cat(found)
 

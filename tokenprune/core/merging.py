@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import Selection, one_hot, ranked, ranks, top_k
+from tokenprune.core.selection import Selection, handed, one_hot, ranked, ranks, top_k
 from tokenprune_kernels.density import peak_scores
 
 
@@ -70,12 +70,14 @@ def mixtures(
 
 def stacked(spans: list[tuple[Tensor, Tensor]]) -> Selection:
     """One selection of the index [k] and weights [k, n] of every span; shorter ones are filled up, not valid."""
-    longest = max(len(index) for index, _ in spans)
-    lengths = torch.tensor([len(index) for index, _ in spans], device=spans[0][0].device)
+    counts = [len(index) for index, _ in spans]
+    longest = max(counts)
     index = torch.stack([torch.nn.functional.pad(i, (0, longest - len(i))) for i, _ in spans])
     weights = torch.stack([torch.nn.functional.pad(w, (0, 0, 0, longest - len(w))) for _, w in spans])
-    valid = torch.arange(longest, device=index.device) < lengths[:, None]
-    return Selection(index, weights, None if bool(valid.all()) else valid)
+    if min(counts) == longest:
+        return Selection(index, weights)
+    there = torch.arange(longest, device=index.device) < handed(counts, index.device)[:, None]
+    return Selection(index, weights, there)
 
 
 def averaged(index: Tensor, group: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,4 +91,9 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
 def one_hot(index: Tensor, n: int) -> Tensor:
     """float32 [..., k, n]: row i picks token `index[i]`."""
-    return torch.nn.functional.one_hot(index, n).float()
+    return torch.zeros(*index.shape, n, device=index.device).scatter_(-1, index[..., None], 1.0)
+
+
+def handed(values: Sequence, device: torch.device) -> Tensor:
+    """Numbers that the host knows, on the device, without waiting for it."""
+    return torch.tensor(values).to(device, non_blocking=True)

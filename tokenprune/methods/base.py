@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
-from tokenprune.core.selection import Selection
+from tokenprune.core.selection import Selection, handed
 from tokenprune.errors import BadInput, MissingSignal, unknown
 from tokenprune.methods.signals import SIGNALS, Need
 
@@ -81,7 +81,7 @@ class View:
     def frames(self, who: str) -> Frames:
         """The tokens as frames x places. Parts of a picture, and pictures, are frames of their own."""
         part, frame, row, column = self.cells(who)
-        times, _, widths = (torch.tensor(sizes, device=part.device) for sizes in zip(*self.grids, strict=True))
+        times, _, widths = (handed(sizes, part.device) for sizes in zip(*self.grids, strict=True))
         first = times.cumsum(0) - times
         count, size = sum(t for t, _, _ in self.grids), max(h * w for _, h, w in self.grids)
         return Frames.of(first[part] + frame, row * widths[part] + column, count, size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, ranks
+from tokenprune.core.selection import Selection, gather_rows, handed, marked, one_hot, ranks
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
 from tokenprune.methods.signals import Need
 
@@ -93,7 +93,7 @@ class PruMerge(Method):
             more, left = k - k // 4, n - k // 4
             spaced = (others * more // left) != ((others - 1) * more // left)
             return top | (~top & spaced)
-        low, high = torch.quantile(attention, torch.tensor([0.25, 0.75], device=attention.device), dim=-1)
+        low, high = torch.quantile(attention, handed([0.25, 0.75], attention.device), dim=-1)
         outliers = (attention > (high + 1.5 * (high - low))[:, None]).sum(-1, keepdim=True)
         outliers = outliers.clamp(min=1, max=n)
         top = rank < outliers

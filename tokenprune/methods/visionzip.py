@@ -68,7 +68,7 @@ class VisionZip(Method):
         group = (keys @ keys[:, chosen].mT).argmax(-1)
         others = torch.ones(rest.shape[1], dtype=torch.bool, device=rest.device)
         others[chosen] = False
-        members = (functional.one_hot(group, count).mT * others).float()
+        members = one_hot(group, count).mT * others
         size = members.sum(-1, keepdim=True)
         targets = rest[:, chosen]
         own = one_hot(targets, n)
