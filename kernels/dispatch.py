@@ -8,6 +8,8 @@ from functools import cache
 
 from torch import Tensor
 
+from tokenprune.errors import BadInput, unknown
+
 SWITCH = "TOKENPRUNE_KERNELS"
 SIDES = ("reference", "triton")
 
@@ -24,8 +26,6 @@ def side(device: str) -> str:
     The environment variable TOKENPRUNE_KERNELS decides where it is set; else Triton runs on GPUs where it is
     installed. Raises `BadInput` for another word, and where Triton was asked for and cannot run.
     """
-    from tokenprune.errors import BadInput, unknown  # not above: that package imports this one
-
     asked = os.environ.get(SWITCH, "")
     if asked and asked not in SIDES:
         raise unknown(SWITCH, asked, SIDES)
