@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test lint train results readme matrix clean
+.PHONY: run test lint train results bench bench-gpu readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
@@ -31,6 +31,14 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.clips.heldout
 	$(BIN)/python -m eval.clips.compare
 	$(BIN)/python -m eval.video_cost
+
+# The speed bars. Each wants the machine for itself; the second needs a CUDA GPU.
+bench: $(VENV)/.dev
+	$(BIN)/python -m eval.bench.cpu
+	$(BIN)/python -m eval.bench.plot
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m eval.bench.gpu
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m eval.readme
