@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from eval import results
+from eval.bench.page import bars, speed, table
 from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix, obstacle, variants
@@ -20,17 +21,6 @@ from tokenprune.recipes import load_recipe, recipe_names
 README = Path(__file__).parent.parent / "README.md"
 FULL = results.RESULTS / "scenes_methods.md"
 BAR = 0.03  # of the prefill: what a selection may cost
-
-
-def row(*cells: object) -> str:
-    """One line of a Markdown table."""
-    return f"| {' | '.join(str(c) for c in cells)} |"
-
-
-def table(head: list[str], rows: list[list[object]]) -> str:
-    """A Markdown table, numbers to the right."""
-    rule = [":---" if i == 0 else "---:" for i in range(len(head))]
-    return "\n".join([row(*head), row(*rule), *(row(*cells) for cells in rows)])
 
 
 def methods() -> str:
@@ -245,6 +235,8 @@ BLOCKS = {
     "heldout": heldout,
     "comparison": comparison,
     "claims": claims,
+    "speed": speed,
+    "bars": bars,
     "cost": cost,
     "clips_heldout": clips_heldout,
     "clips_comparison": clips_comparison,

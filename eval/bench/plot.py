@@ -15,7 +15,8 @@ from matplotlib import pyplot
 
 
 def draw(out: Path) -> None:
-    """Left: speed-up of the prefill against what its FLOPs promise. Right: pruned over ideal, choosing counted and not."""
+    """Left: speed-up of the prefill against what its FLOPs promise. Right: pruned over ideal, with choosing and
+    without."""
     cells = read("bench_cpu.json")["cells"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 6))
     largest = 1.0
@@ -28,9 +29,9 @@ def draw(out: Path) -> None:
         left.errorbar(promised, speed, ranges, fmt="o", markersize=4, linewidth=0.7, label=label)
         largest = max(largest, *promised)
         behind = [one for one in outcomes if one["over_ideal"] is not None]
-        share = [
-            one["pruned"]["times"]["selection"]["median"] / one["ideal"]["times"]["prefill"]["median"] for one in behind
-        ]
+        choosing = [one["pruned"]["times"]["selection"]["median"] for one in behind]
+        ideal = [one["ideal"]["times"]["prefill"]["median"] for one in behind]
+        share = [a / b for a, b in zip(choosing, ideal, strict=True)]
         right.plot(share, [one["over_ideal"]["median"] for one in behind], "o", color=f"C{number}", markersize=4)
         right.plot(share, [one["net_over_ideal"]["median"] for one in behind], "x", color=f"C{number}", markersize=4)
     left.plot([1, largest], [1, largest], color="grey", linewidth=0.8)

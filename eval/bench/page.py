@@ -1,0 +1,74 @@
+"""The speed tables of the README, from the committed result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eval.results import read
+
+SHOWN = ("divprune", "visionzip", "fastvid", "evs", "fastv", "sparsevlm")
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = [":---" if i == 0 else "---:" for i in range(len(head))]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows))
+
+
+def speed() -> str:
+    """What some methods save in every cell."""
+    data = read("bench_cpu.json")
+    rows = []
+    for name, cell in data["cells"].items():
+        dense = cell["dense"]
+        times, where = dense["times"], name.split(" ", 1)[1]
+        first = [f"{times[k]['median']:,.0f}" for k in ("prefill", "first_token", "token")]
+        rows.append(
+            [f"{where}: dense", *first[:1], "", "", "", *first[1:], _mib(dense["peak_bytes"]), _mib(dense["kv_bytes"])]
+        )
+        for one in cell["outcomes"]:
+            if one["label"].split()[0] not in SHOWN:
+                continue
+            own = one["pruned"]
+            ideal = f"{one['ideal']['times']['prefill']['median']:,.0f}" if one["ideal"] else ""
+            rows.append(
+                [
+                    f"`{one['label']}`",
+                    f"{own['times']['prefill']['median']:,.0f} ({own['times']['selection']['median']:,.0f})",
+                    ideal,
+                    f"{one['speedup']['median']:.2f} x",
+                    f"{one['promised']:.2f} x",
+                    f"{own['times']['first_token']['median']:,.0f}",
+                    f"{own['times']['token']['median']:,.0f}",
+                    _mib(own["peak_bytes"]),
+                    _mib(own["kv_bytes"]),
+                ]
+            )
+    head = ["", "prefill, ms (choosing)", "ideal, ms", "faster", "promised", "first token, ms", "a token, ms"]
+    versions = data["versions"]
+    note = (
+        f"Medians; {versions['device']}, {versions['threads']} threads, float32, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, commit {versions['commit']}."
+    )
+    return table([*head, "peak, MiB", "KV, MiB"], rows) + f"\n\n{note}"
+
+
+def bars() -> str:
+    """What was asked, and how much of it is met."""
+    groups: dict[tuple[str, float, bool], list[dict[str, Any]]] = {}
+    for bar in read("bench_cpu.json")["bars"]:
+        groups.setdefault((bar["name"], bar["limit"], bar["at_most"]), []).append(bar)
+    rows = []
+    for (name, limit, at_most), own in groups.items():
+        values = [bar["value"] for bar in own]
+        missed = sorted((bar for bar in own if not bar["met"]), key=lambda b: abs(b["value"] - limit), reverse=True)
+        worst = "; ".join(f"{bar['where'].split(' ', 1)[-1]} {bar['value']:.2f}" for bar in missed[:3])
+        more = f"; {len(missed) - 3} more" if len(missed) > 3 else ""
+        sign = "at most" if at_most else "at least"
+        met = f"{len(own) - len(missed)} of {len(own)}"
+        rows.append([name, f"{sign} {limit}", met, f"{min(values):.3g} to {max(values):.3g}", worst + more])
+    return table(["bar", "limit", "met", "medians", "missed most"], rows)
+
+
+def _mib(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**20:,.0f}"
