@@ -106,7 +106,7 @@ def test_sides_are_interleaved_and_ratios_are_of_one_round():
     plans.append(Pruning("c", "fastv", {"keep": 0.25, "at": 1}))
     result = compare(work, plans, rounds=2, new_tokens=1, progress=seen.append)
     names = [text.partition(": ")[2] for text in seen]
-    assert names == ["dense", "a", "ideal 9", "b", "c"] * 3
+    assert names == ["dense", "c", "a", "ideal of a", "b", "ideal of b"] * 3
     a, _, c = result.outcomes
     assert a.tokens == (36, 9.0, 9)
     assert a.promised > c.promised > 1

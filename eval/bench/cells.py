@@ -20,6 +20,7 @@ from tokenprune.methods.base import places
 from tokenprune.methods.registry import all_methods
 
 SLOW = {"llava_scissor": "its budget is found by halving, on the host: see video_cost.json"}
+LONG = dict.fromkeys(("light_colpali", "vispruner"), "chooses for longer than the dense prefill")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def prunings(cell: Cell, work: Workload) -> tuple[list[Pruning], dict[str, str]]
     found, refused = [], dict(SLOW)
     for name in cell.methods or [*before_llm(), *inside_llm()]:
         if not video and "video" in all_methods()[name].kind:
+            continue
+        if work.visual().sum(1).max() > 6000 and name in LONG:
+            refused[name] = LONG[name]
             continue
         try:
             prune(work.model, name, keep=0.5, images=work.images).remove()

@@ -28,7 +28,7 @@ FEW = ("divprune", "visionzip", "fastv", "sparsevlm")
 CELLS = (
     Cell(SHAPE, 576, 1, (0.25,), rounds=5),
     Cell(SHAPE, 2304, 1, (0.25,), rounds=3, new_tokens=2),
-    Cell(SHAPE, 6272, 1, (0.1,), rounds=3, new_tokens=2),
+    Cell(SHAPE, 6272, 1, (0.1,), rounds=2, new_tokens=2),
     Cell(SHAPE, 576, 8, (0.25,), rounds=3, methods=FEW),
     Cell(SHAPE, 2304, 8, (0.1,), rounds=2, methods=FEW, new_tokens=2),
 )

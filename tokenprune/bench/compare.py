@@ -129,18 +129,24 @@ def compare(
     """Measure every side `rounds` times by turns, after one round to warm up."""
     if len({p.label for p in prunings}) < len(prunings):
         raise BadInput("Two ways of pruning have the same label.")
-    sides: dict[str, Side] = {"dense": contextlib.nullcontext}
     reports: dict[str, Report] = {}
-    ideal_of: dict[str, str] = {}
+    shorts: dict[tuple[int, ...], Ideal] = {}
+    inside: dict[str, Side] = {}
+    before: dict[str, Side] = {}
     for one in prunings:
-        sides[one.label] = _side(work, one)
-        with sides[one.label]() as run:
+        side = _side(work, one)
+        with side() as run:
             prompt(work)
             reports[one.label], kept = run.report(), run.kept[-1]
-        if all(stage.at == 0 for stage in run.stages):  # one short prompt serves all that keep as much
-            name = ideal_of[one.label] = "ideal " + ", ".join(str(len(row)) for row in kept)
-            if name not in sides:
-                sides[name] = Ideal(work, kept)
+        if any(stage.at > 0 for stage in run.stages):
+            inside[one.label] = side
+            continue
+        lengths = tuple(len(row) for row in kept)
+        if lengths not in shorts:  # one short prompt serves all that keep as much
+            shorts[lengths] = Ideal(work, kept)
+        before |= {one.label: side, _ideal(one.label): shorts[lengths]}
+    # What is compared stands side by side: a noisy machine is slow for minutes at a time.
+    sides: dict[str, Side] = {"dense": contextlib.nullcontext} | inside | before
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
@@ -150,9 +156,13 @@ def compare(
                 samples[name].append(taken)
     outcomes = []
     for one in prunings:
-        ideal = samples[ideal_of[one.label]] if one.label in ideal_of else None
+        ideal = samples.get(_ideal(one.label))
         outcomes.append(_outcome(one.label, reports[one.label], samples["dense"], samples[one.label], ideal))
     return Comparison(work.name, work.batch, rounds, new_tokens, Cost.of(samples["dense"]), outcomes)
+
+
+def _ideal(label: str) -> str:
+    return f"ideal of {label}"
 
 
 def _side(work: Workload, one: Pruning) -> Side:
