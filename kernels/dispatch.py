@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenprune.errors import BadInput, unknown
@@ -39,6 +42,18 @@ def side(device: str) -> str:
             "to debug a kernel, set TRITON_INTERPRET=1 before Triton is imported."
         )
     return asked
+
+
+def launcher(function: Callable) -> Callable:
+    """Triton launches on the current device; this makes it that of the first tensor, which a model that is spread over
+    several GPUs needs."""
+
+    @wraps(function)
+    def launch(x: Tensor, *arguments: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return function(x, *arguments)
+
+    return launch
 
 
 def fused(x: Tensor) -> bool:

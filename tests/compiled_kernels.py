@@ -10,55 +10,50 @@ from triton.compiler import ASTSource
 
 from tokenprune_kernels.fused import attention, density, greedy, retention, selection
 
-FLOATS = ("fp32", "fp16", "bf16")
 WORDS = ("*i64", "*i32", "*u8")
 
 
 def kernels():
-    """Name, kernel, types of its arguments, and their constants."""
-    for scores, bits in (("fp32", 32), ("bf16", 32), ("fp64", 64), ("i64", 64), ("i32", 32), ("u8", 1)):
-        for counts in ("*i64", None):
-            types = {"scores": f"*{scores}", "counts": counts, "index": "*i64", "n": "i32", "k": "i32", "stride": "i32"}
-            yield f"top_k {scores}", selection._top_k, types, {"BLOCK": 1024, "BITS": bits}
+    """Name, kernel, types of its arguments, and their constants: every branch once, not every mixture of them."""
+    for scores, bits, counts in (
+        ("fp32", 32, "*i64"),
+        ("bf16", 32, None),
+        ("fp64", 64, None),
+        ("i64", 64, "*i64"),
+        ("u8", 1, "*i64"),
+    ):
+        types = {"scores": f"*{scores}", "counts": counts, "index": "*i64", "n": "i32", "k": "i32", "stride": "i32"}
+        yield f"top_k {scores}", selection._top_k, types, {"BLOCK": 1024, "BITS": bits}
     three = ("i32",) * 3
     types = {"keep": "*u8", "take": "*i64", "sources": WORDS, "targets": WORDS, "batch_strides": three}
     types |= {"row_strides": three, "words": three, "length": "i32", "width": "i32"}
     yield "compact", selection._compact, types, {"ROWS": selection.ROWS, "SCAN": 2048, "CHUNK": selection.CHUNK}
-    for dtype in FLOATS:
-        for softcap in ("fp32", None):
-            types = {"query": f"*{dtype}", "key": f"*{dtype}", "rows": "*i64", "visible": "*u8", "sums": "*fp32"}
-            sizes = {"query_strides": ("i32",) * 4, "key_strides": ("i32",) * 4}
-            sizes |= dict.fromkeys(("heads", "group", "m", "keys", "e"), "i32") | {"scaling": "fp32"}
-            sizes |= {"softcap": softcap}
-            tile = {"QUERIES": attention.QUERIES, "KEYS": attention.KEYS, "WIDTH": 128}
-            yield f"log_sums {dtype}", attention._log_sums, types | sizes, tile
-            for mean in (False, True):
-                out = types | {"out": "*fp32"} | sizes
-                yield f"paid {dtype}", attention._paid, out, tile | {"MEAN": mean}
+    for dtype, softcap, mean in (("fp32", "fp32", False), ("fp16", None, True), ("bf16", None, False)):
+        types = {"query": f"*{dtype}", "key": f"*{dtype}", "rows": "*i64", "visible": "*u8", "sums": "*fp32"}
+        sizes = {"query_strides": ("i32",) * 4, "key_strides": ("i32",) * 4}
+        sizes |= dict.fromkeys(("heads", "group", "m", "keys", "e"), "i32") | {"scaling": "fp32", "softcap": softcap}
+        tile = {"QUERIES": attention.QUERIES, "KEYS": attention.KEYS, "WIDTH": 128}
+        yield f"log_sums {dtype}", attention._log_sums, types | sizes, tile
+        yield f"paid {dtype}", attention._paid, types | {"out": "*fp32"} | sizes, tile | {"MEAN": mean}
+    for dtype, seeds, sums in (("fp32", "*i64", False), ("fp64", None, True), ("fp64", None, False)):
+        types = {"distance": f"*{dtype}", "start": f"*{dtype}", "seeds": seeds, "picks": "*i64"}
+        types |= dict.fromkeys("nkm", "i32")
+        yield f"greedy {dtype}", greedy._greedy, types, {"SUMS": sums, "BLOCK": 8192}
+    types = {"kernel": "*fp64", "fallback": "*fp64", "rows": "*fp64", "picks": "*i64", "n": "i32", "k": "i32"}
+    yield "greedy_dpp", greedy._greedy_dpp, types | {"epsilon": "fp32"}, {"BLOCK": 1024}
+    for dtype, there in (("fp32", None), ("fp64", "*u8")):
+        types = {"distance": f"*{dtype}", "there": there, "dense": f"*{dtype}", "scores": f"*{dtype}"}
+        yield f"peaks {dtype}", density._peaks, types | {"n": "i32", "neighbours": "i32"}, {"ROWS": 8, "BLOCK": 256}
     for dtype in ("fp32", "fp64"):
-        sizes = {"n": "i32", "k": "i32"}
-        for seeds in ("*i64", None):
-            types = {"distance": f"*{dtype}", "start": f"*{dtype}", "seeds": seeds, "picks": "*i64"}
-            for sums in (False, True):
-                tile = {"SUMS": sums, "BLOCK": 8192}
-                yield f"greedy {dtype}", greedy._greedy, types | sizes | {"m": "i32"}, tile
-        types = {"kernel": f"*{dtype}", "fallback": f"*{dtype}", "rows": f"*{dtype}", "picks": "*i64"}
-        types |= sizes | {"epsilon": "fp32", "tiny": "fp32"}
-        yield f"greedy_dpp {dtype}", greedy._greedy_dpp, types, {"BLOCK": 1024}
-        for there in ("*u8", None):
-            types = {"distance": f"*{dtype}", "there": there, "dense": f"*{dtype}", "scores": f"*{dtype}"}
-            tile = {"ROWS": 16, "BLOCK": 256}
-            yield f"peaks {dtype}", density._peaks, types | {"n": "i32", "neighbours": "i32"}, tile
         types = {"x": f"*{dtype}", "targets": f"*{dtype}", "group": "*i64", "m": "i32", "c": "i32", "d": "i32"}
         tile = {"TOKENS": density.TOKENS, "TARGETS": density.TARGETS, "WIDTH": density.WIDTH}
         yield f"assign {dtype}", density._assign, types, tile
-    for dtype in FLOATS:
-        types = {"weights": "*fp32", "x": f"*{dtype}", "out": "*fp32", "k": "i32", "n": "i32", "d": "i32"}
-        tile = {"MIXED": density.MIXED, "SOURCES": density.SOURCES, "LANES": density.LANES}
-        yield f"mix {dtype}", density._mix, types, tile
-        types = {"sources": (f"*{dtype}",) * 2, "targets": (f"*{dtype}",) * 2, "index": "*i64"}
-        types |= {"strides": (("i32",) * 4,) * 2, "widths": ("i32",) * 2, "heads": "i32", "k": "i32", "room": "i32"}
-        yield f"gather {dtype}", retention._gather, types, {"ROWS": retention.ROWS, "WIDTH": 128}
+    types = {"weights": "*fp32", "x": "*bf16", "out": "*fp32", "k": "i32", "n": "i32", "d": "i32"}
+    tile = {"MIXED": density.MIXED, "SOURCES": density.SOURCES, "LANES": density.LANES}
+    yield "mix", density._mix, types, tile
+    types = {"sources": ("*bf16",) * 2, "targets": ("*bf16",) * 2, "index": "*i64"}
+    types |= {"strides": (("i32",) * 4,) * 2, "widths": ("i32",) * 2, "heads": "i32", "k": "i32", "room": "i32"}
+    yield "gather", retention._gather, types, {"ROWS": retention.ROWS, "WIDTH": 128}
 
 
 def main() -> None:

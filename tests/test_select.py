@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tokenprune
 from tokenprune import BadInput, MissingSignal, select
 from tokenprune.core.budget import n_keep
-from tokenprune.core.diversity import max_min
+from tokenprune.core.diversity import cosine_distance, max_min, nearest, products
 from tokenprune.core.selection import top_k
 from tokenprune.methods.base import make_method, options_of
 from tokenprune.methods.registry import all_methods, method_class
@@ -287,3 +287,15 @@ def test_bad_names_and_signals():
         select("divprune", keep=2, features=x, saliency=torch.zeros(8))
     with pytest.raises(BadInput, match=r"The shapes of features\[9\] do not fit"):
         select("divprune", keep=2, features=torch.zeros(9))
+
+
+def test_a_large_product_is_that_of_its_rows():
+    """On a CPU only one half is computed from 1,024 tokens on."""
+    x = torch.randn(2, 1300, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(products(x), x @ x.mT, atol=1e-12, rtol=0)
+    assert torch.equal(products(x), products(x).mT)
+    distance = cosine_distance(x.float())
+    before = distance.clone()
+    far = distance.masked_fill(torch.eye(1300, dtype=torch.bool), float("inf"))
+    assert torch.equal(nearest(distance), far.amin(-1))
+    assert torch.equal(distance, before)

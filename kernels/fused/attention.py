@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune_kernels.dispatch import launcher
+
 QUERIES, KEYS = 16, 64  # rows and columns of a tile
 
 
@@ -115,6 +117,7 @@ def _paid(
         tl.store(out + (batch * m + own[:, None]) * keys + place[None, :], mean / heads, mask=inside)
 
 
+@launcher
 def row_attention(
     query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float, softcap: float, mean: bool
 ) -> Tensor:

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune_kernels.dispatch import launcher
+
 TOKENS, TARGETS, WIDTH = 32, 32, 64  # tile of products
 MIXED, SOURCES, LANES = 16, 64, 128  # tile of mixtures
 
@@ -59,6 +61,7 @@ def _peaks(distance, there, dense, scores, n, neighbours, ROWS: tl.constexpr, BL
         tl.store(scores + row, score, mask=own)
 
 
+@launcher
 def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None) -> Tensor:
     """See `tokenprune_kernels.density.peak_scores`; one launch, one program a frame."""
     distance = distance.contiguous()
@@ -67,7 +70,7 @@ def peak_scores(distance: Tensor, neighbours: int, there: Tensor | None) -> Tens
     if scores.numel():
         seen = None if there is None else there.contiguous().view(torch.uint8)
         block = max(triton.next_power_of_2(n), 16)
-        rows = max(1, min(16, 8192 // block))
+        rows = max(1, min(8, 4096 // block))
         _peaks[(spans,)](distance, seen, dense, scores, n, min(neighbours, n), ROWS=rows, BLOCK=block, num_warps=8)
     return scores
 
@@ -97,6 +100,7 @@ def _assign(x, targets, group, m, c, d, TOKENS: tl.constexpr, TARGETS: tl.conste
     tl.store(group + span * m + own, found.to(tl.int64), mask=own < m)
 
 
+@launcher
 def assign(x: Tensor, targets: Tensor) -> Tensor:
     """See `tokenprune_kernels.density.assign`; one launch."""
     if x.dtype not in (torch.float32, torch.float64):
@@ -127,6 +131,7 @@ def _mix(weights, x, out, k, n, d, MIXED: tl.constexpr, SOURCES: tl.constexpr, L
     tl.store(out + place, total, mask=(row < k)[:, None] & (lane < d)[None, :])
 
 
+@launcher
 def mix(weights: Tensor, x: Tensor) -> Tensor:
     """See `tokenprune_kernels.density.mix`; one launch."""
     (k, n), d = weights.shape, x.shape[1]

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune_kernels.dispatch import launcher
+
 
 @triton.jit
 def _first_largest(score, alive):
@@ -42,6 +44,7 @@ def _greedy(distance, start, seeds, picks, n, k, m, SUMS: tl.constexpr, BLOCK: t
             score = tl.minimum(score, row)
 
 
+@launcher
 def greedy(distance: Tensor, k: int, start: Tensor, sums: bool, seeds: Tensor | None) -> Tensor:
     """See `tokenprune_kernels.greedy.greedy`; one launch."""
     spans, n = distance.shape[:2]
@@ -59,7 +62,7 @@ def greedy(distance: Tensor, k: int, start: Tensor, sums: bool, seeds: Tensor | 
 
 
 @triton.jit
-def _greedy_dpp(kernel, fallback, rows, picks, n, k, epsilon, tiny, BLOCK: tl.constexpr):
+def _greedy_dpp(kernel, fallback, rows, picks, n, k, epsilon, BLOCK: tl.constexpr):
     span = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < n
@@ -80,13 +83,14 @@ def _greedy_dpp(kernel, fallback, rows, picks, n, k, epsilon, tiny, BLOCK: tl.co
             past = tl.load(rows + j * n + pick)
             rest -= past * tl.load(rows + j * n + at, mask=inside, other=0.0)
         own = tl.sum(tl.where(at == pick, gain, 0.0), 0)
-        row = rest / tl.sqrt(tl.maximum(own, tiny))
+        row = rest / tl.sqrt(tl.maximum(own, 1e-30))
         row = tl.where(spent, 0.0, row)
         tl.store(rows + i * n + at, row, mask=inside)
         tl.debug_barrier()  # every thread reads the entry of the next pick
         gain -= row * row
 
 
+@launcher
 def greedy_dpp(kernel: Tensor, k: int, fallback: Tensor, epsilon: float) -> Tensor:
     """See `tokenprune_kernels.greedy.greedy_dpp`; one launch."""
     spans, n, _ = kernel.shape
@@ -102,7 +106,6 @@ def greedy_dpp(kernel: Tensor, k: int, fallback: Tensor, epsilon: float) -> Tens
             n,
             k,
             epsilon,
-            torch.finfo(kernel.dtype).tiny,
             BLOCK=block,
             num_warps=min(max(block // 256, 4), 16),
         )

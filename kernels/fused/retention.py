@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune_kernels.dispatch import launcher
+
 ROWS = 16  # of a tile
 
 
@@ -24,6 +26,7 @@ def _gather(sources, targets, index, strides, widths, heads, k, room, ROWS: tl.c
         tl.store(target, tl.load(sources[i] + source, mask=here), mask=here)
 
 
+@launcher
 def gather_cache(keys: Tensor, values: Tensor, index: Tensor, room: int) -> tuple[Tensor, Tensor]:
     """See `tokenprune_kernels.retention.gather_cache`."""
     (batch, heads), k = keys.shape[:2], index.shape[1]

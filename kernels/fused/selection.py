@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune_kernels.dispatch import launcher
+
 BITS = {torch.bool: 1, torch.uint8: 8, torch.int64: 64, torch.float64: 64}  # others: 32, as float32 or int32
 ROWS, CHUNK = 8, 512  # of `_compact`: rows and words of a tile
 
@@ -76,6 +78,7 @@ def _top_k(scores, counts, index, n, k, stride, BLOCK: tl.constexpr, BITS: tl.co
             tl.store(index + at, tl.zeros([BLOCK], tl.int64), mask=(at >= wanted) & (at < k))
 
 
+@launcher
 def top_k(scores: Tensor, k: int, counts: Tensor | None = None) -> Tensor:
     """See `tokenprune_kernels.selection.top_k`; one launch, one program a span."""
     scores = scores.contiguous()
@@ -130,6 +133,7 @@ def _compact(
             tl.store(targets[i] + target[:, None] * words[i] + column[None, :], tl.load(source, mask=here), mask=here)
 
 
+@launcher
 def compact(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
     """See `tokenprune_kernels.selection.compact`; one launch for all tensors, which are moved as whole words."""
     keep = keep.contiguous()

@@ -12,12 +12,13 @@ class Stopwatch:
     `seconds` is asked for."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else None
         self._mark(0)
 
     def _mark(self, end: int) -> None:
         if self._events is not None:
-            self._events[end].record()
+            self._events[end].record(torch.cuda.current_stream(self._device))
         elif end:
             self._seconds = time.perf_counter() - self._began
         else:
