@@ -9,16 +9,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says nothing on a machine that others use too.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("tests")
-
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 from tests.tiny import FAMILIES
 
 torch.set_num_threads(1)
+# How long an example takes says nothing on a machine that others use too.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(params=FAMILIES)
