@@ -62,7 +62,7 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
         for number, unit in enumerate(units):
             features = found["vision_features"][number] if stage.method.merges_in == "encoder" else None
             index, weights = selection.span(number)
-            index = index.to(unit.columns.device)
+            index = index.to(unit.columns.device, non_blocking=True)
             if weights is not None and len(index):
                 kept = unit.columns[index]
                 chosen.merges.append(Merge(unit.row, unit.columns, kept, weights.float(), features))

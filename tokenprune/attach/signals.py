@@ -161,7 +161,7 @@ def text_rows(forward: Forward) -> list[Tensor]:
         for span in forward.spans:
             other[span.row, [*span.columns, *(s.column for s in span.separators)]] = False
         after = other & (~other).long().cumsum(1).bool()
-        text = after.to(columns.device).gather(1, columns) & rows.valid
+        text = after.to(columns.device, non_blocking=True).gather(1, columns) & rows.valid
         text &= torch.arange(rows.length, device=columns.device) <= forward.query_rows()[:, None]
         rows.text = [row.nonzero().flatten() for row in text]
     return rows.text

@@ -29,7 +29,7 @@ class Qwen25VL(Qwen2VL):
         return visual.blocks, max(full)
 
     def in_order(self, model: PreTrainedModel, merged: Tensor, grids: Tensor) -> Tensor:
-        order = _window_index(self.base(model).visual, grids).to(merged.device)
+        order = _window_index(self.base(model).visual, grids).to(merged.device, non_blocking=True)
         return merged[order.argsort()]
 
 

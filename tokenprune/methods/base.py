@@ -74,7 +74,7 @@ class View:
         for part, (t, h, w) in enumerate(self.grids):
             axes = torch.meshgrid(*(torch.arange(size) for size in (t, h, w)), indexing="ij")
             tables.append(torch.stack([torch.full((t * h * w,), part), *(a.flatten() for a in axes)]))
-        table = torch.cat(tables, dim=1).to(self.device)
+        table = torch.cat(tables, dim=1).to(self.device, non_blocking=True)
         tokens = torch.arange(self.count, device=table.device)[None] if self.tokens is None else self.tokens
         return tuple(table[:, tokens].expand(4, self.spans, -1))
 

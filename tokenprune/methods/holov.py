@@ -51,8 +51,8 @@ class HoloV(Method):
         sizes = [n // crops + (i < n % crops) for i in range(crops)]
         longest = max(sizes)
         starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-        place = (starts[:, None] + torch.arange(longest)).to(view.device)
-        real = (torch.arange(longest) < torch.tensor(sizes)[:, None]).to(view.device)
+        place = (starts[:, None] + torch.arange(longest)).to(view.device, non_blocking=True)
+        real = (torch.arange(longest) < torch.tensor(sizes)[:, None]).to(view.device, non_blocking=True)
         place = place.clamp(max=n - 1)
         attention = view["saliency"].float()
         unit = functional.normalize(view["features"].float(), dim=-1)[:, place]

@@ -74,6 +74,6 @@ class LVLMCSP(Method):
             return Selection(top_k(view["saliency"].float(), k))
         if self.phase == "cluster" and self.choice == "random":
             scores = torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed))
-            return Selection(top_k(scores, k).expand(view.spans, -1).to(view.device))
+            return Selection(top_k(scores, k).expand(view.spans, -1).to(view.device, non_blocking=True))
         index = torch.arange(k, device=view.device) * (view.count // max(k, 1))
         return Selection(index.expand(view.spans, -1))
