@@ -101,7 +101,7 @@ def test_the_tree_in_the_readme_names_every_file():
             assert path.name in text, f"{path.name} is missing from the README's tree"
 
 
-@pytest.mark.parametrize("page", ["README.md", "tokenprune/families/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "tokenprune/families/README.md"])
 def test_the_python_of_the_pages_runs(monkeypatch, page):
     """Every Python block of a page, in order, in one namespace."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
@@ -109,4 +109,4 @@ def test_the_python_of_the_pages_runs(monkeypatch, page):
     monkeypatch.chdir(ROOT)
     namespace: dict = {"__name__": page}
     for block in blocks:
-        exec(compile(block, page, "exec"), namespace)
+        exec(compile(block, page, "exec", dont_inherit=True), namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -111,6 +112,9 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
         return
     known = STATUS.exists() and CLEAR.exists()
     if known:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # else memory that was freed before would hide a peak
+        if trim is not None:
+            trim(0)
         CLEAR.write_text("5")  # the highest resident size starts anew
         held = resident("VmRSS")
     yield lambda: found[0]

@@ -1,0 +1,1 @@
+"""Keeps the middle of the picture."""
