@@ -15,7 +15,9 @@ from rich.console import Console
 from eval.results import write
 from tokenprune import MissingSignal, prune
 from tokenprune.bench.compare import Pruning, compare
+from tokenprune.bench.record import commit
 from tokenprune.bench.workload import Workload, workload
+from tokenprune.errors import unknown
 from tokenprune.methods.base import places
 from tokenprune.methods.registry import all_methods
 
@@ -74,19 +76,23 @@ def prunings(cell: Cell, work: Workload) -> tuple[list[Pruning], dict[str, str]]
     return found, refused
 
 
-def run(cells: Sequence[Cell], out: Path, device: str, dtype: torch.dtype, console: Console) -> dict[str, Any]:
-    """Measure the cells that the result file lacks; it is written after each."""
+def run(
+    cells: Sequence[Cell], out: Path, device: str, dtype: torch.dtype, console: Console, again: str = ""
+) -> dict[str, Any]:
+    """Measure the cells that the result file lacks, and the one whose name is `again`; it is written after each."""
     result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     result.setdefault("cells", {})
+    if again and again not in {cell.name for cell in cells}:
+        raise unknown("cell", again, [cell.name for cell in cells])
     for cell in cells:
-        if cell.name in result["cells"]:
+        if cell.name in result["cells"] and cell.name != again:
             console.print(f"{cell.name}: there already")
             continue
         work = workload(cell.shape, cell.tokens, cell.batch, device, dtype)
         plans, refused = prunings(cell, work)
         console.print(f"{cell.name}: {len(plans)} ways of pruning, {cell.rounds} rounds")
         measured = compare(work, plans, cell.rounds, cell.new_tokens, lambda text: console.print(f"  {text}"))
-        result["cells"][cell.name] = measured.to_dict() | {"refused": refused, "dtype": str(dtype)}
+        result["cells"][cell.name] = measured.to_dict() | {"refused": refused, "dtype": str(dtype), "commit": commit()}
         write(out, result)
         del work
         gc.collect()

@@ -74,11 +74,12 @@ def reread(distance: Tensor, k: int, start: Tensor) -> Tensor:
 def main(
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "bench_cpu.json",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the small measurements.")] = 15,
+    again: Annotated[str, typer.Option(help="A cell to measure anew, by its name in the file.")] = "",
 ) -> None:
     """Measure what is missing, then write all bars."""
     console = Console()
     small = [hooks(rounds, console), loop(5, console), *startup.bars(console)]
-    result = run(CELLS, out, "cpu", torch.float32, console)
+    result = run(CELLS, out, "cpu", torch.float32, console, again)
     result["bars"] = as_rows([*small, *of_prefill(result)])
     write(out, result)
     missed = [bar for bar in result["bars"] if not bar["met"]]

@@ -54,14 +54,17 @@ def _total(cost: dict[str, Any], new_tokens: int) -> float:
     return cost["times"]["first_token"]["median"] + new_tokens * cost["times"]["token"]["median"]
 
 
-def main(out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "bench_gpu.json") -> None:
+def main(
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "bench_gpu.json",
+    again: Annotated[str, typer.Option(help="A cell to measure anew, by its name in the file.")] = "",
+) -> None:
     """Measure what is missing, kernels first, then write all bars."""
     console = Console()
     if not torch.cuda.is_available():
         console.print("There is no CUDA GPU here: the GPU bars are not measured.")
         raise typer.Exit(1)
     measured = kernels.measure(console)
-    result = run(CELLS, out, "cuda", torch.bfloat16, console)
+    result = run(CELLS, out, "cuda", torch.bfloat16, console, again)
     result["kernels"] = measured
     result["bars"] = as_rows([*kernels.bars(measured), *of_prefill(result), *speed(result)])
     write(out, result)
