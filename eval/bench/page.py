@@ -72,8 +72,8 @@ def bars() -> str:
         rows.append([name, f"{sign} {limit}", met, spread, worst + more])
     idle = [bar["value"] for bar in data["bars"] if "without" in bar["name"] and _does_nothing(bar["where"])]
     note = (
-        f"`uniform` and `random` choose in no time, so what they differ from their ideal by is the noise of this machine: "
-        f"{min(idle):.2f} to {max(idle):.2f}. A single method's miss within that says nothing; the medians do."
+        "`uniform` and `random` choose in no time, so what they differ from their ideal by is the noise of this "
+        f"machine: {min(idle):.2f} to {max(idle):.2f}. A single method's miss within that says nothing; the medians do."
     )
     return table(["bar", "limit", "met", "median of medians (range)", "missed most"], rows) + f"\n\n{note}"
 
