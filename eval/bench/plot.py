@@ -39,7 +39,6 @@ def draw(out: Path) -> None:
     left.legend()
     right.axhline(1.05, color="grey", linewidth=0.8)
     right.set(
-        xscale="symlog",
         xlabel="choosing, share of the ideal prefill",
         ylabel="pruned / ideal prefill (x: without choosing)",
         ylim=(0.9, 2.5),
