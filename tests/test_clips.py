@@ -47,7 +47,7 @@ def test_it_answers_about_the_bundled_clip(chat):
 
 def test_it_sees(chat):
     """A small sample of the held-out report: far above the blind score."""
-    seeing, blind = judge.judge(chat, 20), judge.judge(chat, 20, blind=True)
+    seeing, blind = judge.judge(chat, 12), judge.judge(chat, 12, blind=True)
     assert sum(seeing.values()) / len(TYPES) >= 0.75, seeing
     for kind in TYPES:
         assert seeing[kind] > blind[kind] + 0.2, (kind, seeing[kind], blind[kind])

@@ -100,7 +100,7 @@ def kept(batch, length, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
-@pytest.mark.parametrize(("batch", "length", "width"), [(1, 1, 8), (3, 37, 7), (2, 601, 130), (4, 64, 513)])
+@pytest.mark.parametrize(("batch", "length", "width"), [(1, 1, 8), (3, 37, 7), (2, 201, 130), (4, 64, 513)])
 def test_compact(both, dtype, batch, length, width):
     keep, most = kept(batch, length)
     inputs = [

@@ -45,8 +45,8 @@ def test_it_is_a_standard_model():
 
 def test_it_sees(chat):
     """A small sample of the held-out report: every type is far above its blind score."""
-    scores = judge.judge(chat, 40)
-    blind = judge.judge(chat, 40, blind=True)
+    scores = judge.judge(chat, 20)
+    blind = judge.judge(chat, 20, blind=True)
     for kind in TYPES:
         assert scores[kind]["right"] >= 0.75, (kind, scores[kind])
         assert scores[kind]["right"] > blind[kind]["right"] + 0.2, (kind, blind[kind])
