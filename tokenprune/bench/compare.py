@@ -32,7 +32,8 @@ class Spread:
         return cls(median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+        whole = f" ({self.low:.2f} to {self.high:.2f})" if self.low < self.high else ""
+        return f"{self.median:.2f}{whole}"
 
 
 @dataclass(frozen=True)
