@@ -50,14 +50,26 @@ class Workload:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model by its sizes alone. build: the config; frames: per number of visual tokens, pictures that they come from
-    (several are one video); size: pixels along a side of a picture of so many tokens."""
+    """A model by its sizes alone. config: its configuration for pictures of so many pixels along a side; frames: for
+    each number of visual tokens there is, the pictures that they come from (several are one video); size: pixels along
+    a side of a picture of so many tokens; video: whether the model takes videos as such."""
 
     config: Callable[[int], Any]
     model: type[PreTrainedModel]
     frames: dict[int, int]
     size: Callable[[int], int]
     video: bool = False
+
+
+def _llama(width: int, inner: int, layers: int, heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=8192,
+    )
 
 
 def _llava(text: LlamaConfig, tower: dict[str, int]) -> Callable[[int], LlavaConfig]:
@@ -99,38 +111,8 @@ SMALL = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_a
 LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
 STILL = {576: 1, 2304: 1, 6272: 32}
 SHAPES = {
-    "llama-1024": Shape(
-        _llava(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=1024,
-                intermediate_size=2752,
-                num_hidden_layers=16,
-                num_attention_heads=16,
-                max_position_embeddings=8192,
-            ),
-            SMALL,
-        ),
-        LlavaForConditionalGeneration,
-        STILL,
-        _square,
-    ),
-    "llava-1.5-7b": Shape(
-        _llava(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=4096,
-                intermediate_size=11008,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-                max_position_embeddings=8192,
-            ),
-            LARGE,
-        ),
-        LlavaForConditionalGeneration,
-        STILL,
-        _square,
-    ),
+    "llama-1024": Shape(_llava(_llama(1024, 2752, 16, 16), SMALL), LlavaForConditionalGeneration, STILL, _square),
+    "llava-1.5-7b": Shape(_llava(_llama(4096, 11008, 32, 32), LARGE), LlavaForConditionalGeneration, STILL, _square),
     # 27 x 27 patches of a frame are pooled to 14 x 14.
     "onevision-qwen2-7b": Shape(
         _onevision, LlavaOnevisionForConditionalGeneration, {6272: 32}, lambda _: 14 * 27, video=True
