@@ -12,7 +12,7 @@ from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix, obstacle, variants
 from eval.scenes.questions import TYPES
-from tokenprune.cli import SHARED, describe, shown
+from tokenprune.cli.list import SHARED, describe, shown
 from tokenprune.families.registry import all_families
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods

@@ -21,7 +21,8 @@ ALLOWED = {
     "images": {"errors"},
     "video": {"errors"},
     "frames": {"errors", "video"},
-    "chat": {"errors", "families", "frames", "video"},
+    "html": set(),
+    "chat": {"errors", "families", "frames", "scenes", "video"},
     "core": {"errors", "core"},
     "methods": {"errors", "core", "methods"},
     "families": {"errors", "families"},
@@ -32,7 +33,12 @@ ALLOWED = {
     "search": {"errors", "core", "methods", "attach", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
-    "cli": {"errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"},
+    "integrations": {"errors", "families", "attach", "recipes", "api", "chat", "images", "video", "integrations"},
+    "evaluation": {"errors", "methods", "recipes", "bench", "html", "integrations", "evaluation"},
+    "cli": {
+        *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
+        *("evaluation", "cli"),
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""One question about one picture or video, to any supported model: load, ask, time."""
+"""Questions about pictures and videos, to any supported model: load, ask, time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
+from tokenprune import scenes
 from tokenprune.errors import BadInput
 from tokenprune.families.registry import family_of
 from tokenprune.frames import FrameProcessor
@@ -28,53 +29,96 @@ class Chat:
     processor: Any
 
     @classmethod
-    def load(cls, name: str | Path) -> Chat:
-        """Load from a folder or a hub id; float32 on a CPU, the checkpoint's type on a GPU."""
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        pixels: dict[str, int] | None = None,
+        **options: Any,
+    ) -> Chat:
+        """Load from a folder or a hub id; `scenes` and `scenes-video` are the bundled models.
+
+        device: default a GPU where there is one. dtype: default float32 on a CPU, the checkpoint's type on a GPU.
+        pixels: `min_pixels` and `max_pixels` of Qwen processors. options: of `from_pretrained`, such as revision,
+        attn_implementation, trust_remote_code.
+
+        Raises `BadInput` where the model, its processor or its prompt format cannot be had.
+        """
+        name = scenes.NAMED.get(str(name), name)
         if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
             raise BadInput(f"There is no model folder at {name}.")
-        gpu = torch.cuda.is_available()
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is None:
+            dtype = "auto" if device.type == "cuda" else torch.float32
+        source = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
         try:
-            processor = _loaded(name, AutoProcessor)
+            processor = _loaded(name, AutoProcessor, **source, **(pixels or {}))
         except BadInput:
             if find_spec("torchvision") is not None or not FrameProcessor.serves(name):
                 raise
             processor = FrameProcessor.load(name)
         if not getattr(processor, "chat_template", None) and not _is_plain(processor):
             raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
-        model = _loaded(name, AutoModelForImageTextToText, dtype="auto" if gpu else torch.float32)
-        return cls(model.to("cuda" if gpu else "cpu").eval(), processor)
+        model = _loaded(name, AutoModelForImageTextToText, dtype=dtype, **options)
+        return cls(model.to(device).eval(), processor)
 
     def inputs(self, shown: Image.Image | Clip, question: str) -> BatchFeature:
         """Model inputs for one user turn with one image or one video."""
         if not question.strip():
             raise BadInput("The prompt is empty. Ask something about what is shown.")
-        if isinstance(shown, Clip):
-            return self._video(shown, question)
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        turn = [{"role": "user", "content": content}]
-        if _is_plain(self.processor):
-            text = f"{self.processor.image_token}{question}"
-        else:
-            text = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self.processor(images=shown, text=text, return_tensors="pt").to(self.model.device)
+        kind = "video" if isinstance(shown, Clip) else "image"
+        content = [{"type": kind, kind: shown}, {"type": "text", "text": question}]
+        return self.batch([[{"role": "user", "content": content}]])
 
-    def _video(self, clip: Clip, question: str) -> BatchFeature:
-        if "video" not in family_of(self.model).media:
-            raise BadInput(f"A {family_of(self.model).name} model takes no videos. Give it an image, or another model.")
-        content = [{"type": "video"}, {"type": "text", "text": question}]
-        turn = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    def batch(self, conversations: list[list[dict[str, Any]]]) -> BatchFeature:
+        """Model inputs of conversations side by side, padded on the left.
+
+        A conversation is a list of messages {"role", "content"}; content is a list of {"type": "text", "text"},
+        {"type": "image", "image": PIL image} and {"type": "video", "video": Clip}.
+        """
+        images, clips = (_media(conversations, kind) for kind in ("image", "video"))
+        family = family_of(self.model)
+        if any(clips) and "video" not in family.media:
+            raise BadInput(f"A {family.name} model takes no videos. Give it an image, or another model.")
+        texts = [self._text(conversation) for conversation in conversations]
+        options: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
+        if any(images):
+            options["images"] = (
+                images if len(images) > 1 and not isinstance(self.processor, FrameProcessor) else _flat(images)
+            )
+        if any(clips):
+            options |= self._videos(_flat(clips))
+        if len(texts) > 1:
+            self.processor.tokenizer.padding_side = "left"
+            options["padding"] = True
+        return self.processor(**options).to(self.model.device)
+
+    def _text(self, conversation: list[dict[str, Any]]) -> str:
+        if not _is_plain(self.processor):
+            bare = [message | {"content": [_bare(part) for part in message["content"]]} for message in conversation]
+            return self.processor.apply_chat_template(bare, add_generation_prompt=True, tokenize=False)
+        parts = [part for message in conversation for part in message["content"]]
+        images = sum(part["type"] == "image" for part in parts)
+        words = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        return f"{self.processor.image_token * images}{words}"
+
+    def _videos(self, clips: list[Clip]) -> dict[str, Any]:
+        """Clips as the processor wants them; their frames are sampled already."""
         if isinstance(self.processor, FrameProcessor):
-            return self.processor(text=text, videos=[clip]).to(self.model.device)
-        frames = np.stack([np.asarray(frame) for frame in clip.frames])
-        seen = VideoMetadata(
-            total_num_frames=len(frames),
-            fps=clip.fps,
-            frames_indices=list(range(len(frames))),
-            duration=len(frames) / clip.fps,
-        )
-        options = {"videos": [frames], "do_sample_frames": False, "video_metadata": [seen]}
-        return self.processor(text=text, return_tensors="pt", **options).to(self.model.device)
+            return {"videos": clips}
+        seen = [
+            VideoMetadata(
+                total_num_frames=len(clip.frames),
+                fps=clip.fps,
+                frames_indices=list(range(len(clip.frames))),
+                duration=len(clip.frames) / clip.fps,
+            )
+            for clip in clips
+        ]
+        frames = [np.stack([np.asarray(frame) for frame in clip.frames]) for clip in clips]
+        return {"videos": frames, "do_sample_frames": False, "video_metadata": seen}
 
     @torch.inference_mode()
     def answer(self, inputs: BatchFeature, max_new_tokens: int) -> tuple[str, float]:
@@ -83,6 +127,23 @@ class Chat:
         ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
         return text.strip(), time.perf_counter() - began
+
+
+def _media(conversations: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:
+    """Images or clips of each conversation, in reading order."""
+    return [
+        [part[kind] for message in conversation for part in message["content"] if part["type"] == kind]
+        for conversation in conversations
+    ]
+
+
+def _flat(rows: list[list[Any]]) -> list[Any]:
+    return [one for row in rows for one in row]
+
+
+def _bare(part: dict[str, Any]) -> dict[str, Any]:
+    """A part without its pixels, for the chat template."""
+    return {key: value for key, value in part.items() if key in ("type", "text")}
 
 
 def _is_plain(processor: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import eval.tasks.utils as tasks
 from eval.scenes.world import COLOURS, DIGITS, GRID, PATCH, SHAPES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -167,12 +168,4 @@ def box_iou(question: Question, answer: str) -> float:
 
 def is_right(question: Question, answer: str) -> bool:
     """Exact words, but: a position counts within one patch on both axes, a caption as an unordered list."""
-    if question.type == "position":
-        centre = centre_of(answer)
-        if centre is None:
-            return False
-        column, row = question.target.bin
-        return abs(centre[0] // PATCH - column) <= 1 and abs(centre[1] // PATCH - row) <= 1
-    if question.type == "caption":
-        return sorted(re.split(r"\s*,\s*", answer.strip())) == sorted(question.answer.split(" , "))
-    return answer.split() == question.answer.split()
+    return tasks.is_right(question.type, question.answer, answer)

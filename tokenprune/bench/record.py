@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -54,6 +55,8 @@ def write(path: Path, result: dict[str, Any]) -> None:
     """Write that to a file; raises `BadInput` where that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(result))
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        unfinished.write_text(text(result))
+        unfinished.replace(path)  # a run that is stopped leaves no half file
     except OSError as error:
         raise BadInput(f"Cannot write the result to {path}: {error}") from error

@@ -1,0 +1,116 @@
+"""The Scenes question sets as lmms-eval tasks: `python -m eval.tasks.pack --out runs/tasks`.
+
+Writes a folder for `--include_path`: the held-out questions on pictures (`scenes`) and on clips (`scenes_video`) as
+parquet, the clips as lossless MP4, and the task files.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from datasets import Dataset, Features, Image, Value
+from rich.console import Console
+from rich.progress import track
+
+from eval.clips import judge as clips
+from eval.scenes import judge as scenes
+
+HERE = Path(__file__).parent
+LONGEST = {"scenes": 20, "scenes_video": clips.LONGEST + 1}
+
+
+def pictures(count: int, types: Sequence[str]) -> Dataset:
+    """`count` held-out questions of each type, each with its picture."""
+    rows = []
+    for kind in types:
+        for asked in scenes.questions(kind, count):
+            stored = io.BytesIO()
+            asked.image.save(stored, "PNG")
+            own = {"image": {"bytes": stored.getvalue(), "path": None}}
+            rows.append(own | _row(asked.question))
+    return _table(rows, image=Image())
+
+
+def videos(count: int, types: Sequence[str], folder: Path) -> Dataset:
+    """The same about clips, whose files go to `folder`/clips."""
+    (folder / "clips").mkdir(exist_ok=True)
+    rows = []
+    for kind in types:
+        for i, asked in enumerate(track(clips.questions(kind, count), description=kind, transient=True)):
+            name = f"clips/{kind}_{i:04}.mp4"
+            write_clip(folder / name, np.stack([np.asarray(frame) for frame in asked.clip.frames]))
+            rows.append({"video": name} | _row(asked.question))
+    return _table(rows, video=Value("string"))
+
+
+def _row(question: Any) -> dict[str, str]:
+    return {"type": question.type, "question": question.text, "answer": question.answer}
+
+
+def _table(rows: list[dict[str, Any]], **shown: Any) -> Dataset:
+    words = {name: Value("string") for name in ("type", "question", "answer")}
+    return Dataset.from_list(rows, features=Features(shown | words))
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """Frames uint8 [n, H, W, 3] as an MP4 from which the same values come back."""
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264rgb", rate=Fraction(int(clips.FPS)), options={"crf": "0"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24"
+        for frame in frames:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode())
+
+
+def write_task(name: str, folder: Path, types: Sequence[str]) -> None:
+    """The task file of `folder`/`name`.parquet."""
+    task = {
+        "task": name,
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str((folder / f"{name}.parquet").resolve())}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_target": "answer",
+        "generation_kwargs": {"max_new_tokens": LONGEST[name], "temperature": 0, "do_sample": False, "until": []},
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("score", *types)
+        ],
+        "metadata": [{"version": 1.0}],
+    }
+    functions = {"doc_to_visual": "visual", "doc_to_text": "text", "doc_to_messages": "messages"}
+    functions["process_results"] = "results"
+    calls = "".join(f"{key}: !function utils.{value}\n" for key, value in functions.items())
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False) + calls)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/tasks"),
+    count: Annotated[int, typer.Option(min=1, help="Questions of each type.")] = 100,
+    video_count: Annotated[int, typer.Option(min=1, help="Questions of each type about clips.")] = 40,
+) -> None:
+    """Write both question sets and their task files."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "utils.py", out / "utils.py")
+    sets = {
+        "scenes": (pictures(count, scenes.TYPES), scenes.TYPES),
+        "scenes_video": (videos(video_count, clips.TYPES, out), clips.TYPES),
+    }
+    for name, (table, types) in sets.items():
+        table.to_parquet(out / f"{name}.parquet")
+        write_task(name, out, types)
+        Console().print(f"{name}: {len(table)} questions in {out}", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,147 @@
+"""Which cells to run: methods x budgets x tasks, or a benchmark file with the published figures beside them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenprune.errors import BadInput, unknown
+from tokenprune.evaluation.cells import Cell
+from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
+from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import ENDINGS
+
+HARNESS = "tokenprune"
+
+
+class Task(BaseModel):
+    """A task of lmms-eval and the figure of it that papers print: the sum of `metrics` times `scale`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    metrics: list[str] = Field(min_length=1)
+    scale: float = 1.0
+
+
+class Setting(BaseModel):
+    """One row: a pruning and its published figures by task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: str
+    method: str
+    options: dict[str, Any] = {}
+    published: dict[str, float] = {}
+
+
+class Benchmark(BaseModel):
+    """A published table: the model, its tasks, and rows of settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    pretrained: str
+    model: str = HARNESS
+    arguments: dict[str, Any] = {}
+    batch_size: int = Field(default=1, ge=1)
+    tasks: dict[str, Task] = Field(min_length=1)
+    settings: list[Setting] = Field(min_length=1)
+
+    def cells(self, limit: int | None = None) -> list[Cell]:
+        """Every row on every task of the table, the unpruned rows first."""
+        rows = sorted(self.settings, key=lambda row: row.method != NONE)
+        return [
+            Cell(
+                label=row.label,
+                task=task.task,
+                pretrained=self.pretrained,
+                method=row.method,
+                options=row.options,
+                model=self.model,
+                arguments=self.arguments,
+                batch_size=self.batch_size,
+                limit=limit,
+            )
+            for task in self.tasks.values()
+            for row in rows
+        ]
+
+
+def grid(
+    pretrained: str,
+    tasks: list[str],
+    methods: list[str],
+    keeps: list[float | int],
+    *,
+    positions: str | None = None,
+    model: str = HARNESS,
+    arguments: dict[str, Any] | None = None,
+    batch_size: int = 1,
+    limit: int | None = None,
+) -> list[Cell]:
+    """Every method at every budget on every task, and the unpruned model. Recipes have a budget of their own."""
+    prunings: dict[str, tuple[str, dict[str, Any]]] = {NONE: (NONE, {})}
+    where = {} if positions is None else {"positions": positions}
+    for method in dict.fromkeys(methods):
+        if method == NONE:
+            continue
+        if method in all_methods():
+            prunings |= {f"{method} {keep}": (method, {"keep": keep} | where) for keep in keeps}
+        else:
+            prunings[method] = (method, where)
+    for method, options in prunings.values():
+        Pruning.of(method, options)
+    shared = dict(pretrained=pretrained, model=model, arguments=arguments or {}, batch_size=batch_size, limit=limit)
+    return [
+        Cell(label=label, task=task, method=method, options=options, **shared)
+        for task in dict.fromkeys(tasks)
+        for label, (method, options) in prunings.items()
+    ]
+
+
+def folder() -> Any:
+    """Where the benchmark files are: beside the installed package, or in the repository."""
+    installed = files("tokenprune") / "configs" / "benchmarks"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "benchmarks"
+
+
+def benchmark_names() -> list[str]:
+    """Names of all benchmark files that come with the package."""
+    return sorted(f.name.rpartition(".")[0] for f in folder().iterdir() if f.name.endswith(ENDINGS))
+
+
+def load_benchmark(name: str | Path) -> Benchmark:
+    """A benchmark by its name or its file, checked to the last option of its methods."""
+    text = str(name)
+    if text.endswith(ENDINGS):
+        if not Path(text).is_file():
+            raise BadInput(f"There is no benchmark file {text}. Known by name: {', '.join(benchmark_names())}.")
+        content = Path(text).read_text()
+    elif text in benchmark_names():
+        content = (folder() / f"{text}.yaml").read_text()
+    else:
+        raise unknown("benchmark", text, benchmark_names())
+    try:
+        data = yaml.safe_load(content)
+        if not isinstance(data, dict):
+            raise BadInput(f"The benchmark {text} is no mapping with source, pretrained, tasks and settings.")
+        found = Benchmark(**data)
+        for row in found.settings:
+            Pruning.of(row.method, row.options)
+            for task in row.published:
+                if task not in found.tasks:
+                    raise unknown("task", task, found.tasks)
+    except yaml.YAMLError as error:
+        raise BadInput(f"The benchmark {text} is no valid YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"The benchmark {text} is wrong at {where}: {first['msg']}.") from error
+    except BadInput as error:
+        raise BadInput(f"The benchmark {text} is wrong: {error}") from error
+    return found

@@ -1,0 +1,112 @@
+"""Results as tables: every cell beside the unpruned model, and published figures beside measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from tokenprune.errors import BadInput
+from tokenprune.evaluation.cells import Result
+from tokenprune.evaluation.grid import Benchmark, Task
+from tokenprune.integrations.lmms_eval.settings import NONE
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text; the first column is a name, the others are figures."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As a Markdown table under its title."""
+        head = [f"| {' | '.join(self.columns)} |", f"| :--- |{' ---: |' * (len(self.columns) - 1)}"]
+        body = [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join([f"**{self.title}**", "", *head, *body])
+
+    def rich(self) -> RichTable:
+        """For the terminal."""
+        table = RichTable(title=escape(self.title))
+        for i, column in enumerate(self.columns):
+            table.add_column(escape(column), justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        return table
+
+
+def main_score(result: Result) -> str:
+    """The metric that stands for a task: `score` where it has one, else its first."""
+    return "score" if "score" in result.scores else next(iter(result.scores))
+
+
+def dense_of(result: Result, results: Sequence[Result]) -> Result | None:
+    """The unpruned cell of the same model, task, batch and limit."""
+    same = ("task", "pretrained", "model", "arguments", "batch_size", "limit")
+    wanted = [getattr(result.cell, name) for name in same]
+    dense = (r for r in results if r.cell.method == NONE)
+    return next((r for r in dense if [getattr(r.cell, name) for name in same] == wanted), None)
+
+
+def overview(results: Sequence[Result]) -> list[Table]:
+    """A table for each model and task: of every cell the score, visual tokens (mean over layers, and in the last), the
+    prefill of a batch, and the cache of a row."""
+    groups: dict[tuple, list[Result]] = {}
+    for result in results:
+        cell = result.cell
+        groups.setdefault((cell.task, cell.pretrained, cell.model, cell.batch_size, cell.limit), []).append(result)
+    return [_overview(rows) for rows in groups.values()]
+
+
+def _overview(results: list[Result]) -> Table:
+    cell, metric = results[0].cell, main_score(results[0])
+    columns = ["", metric, "of dense", "tokens", "last layer", "prefill, ms", "quartiles", "speed-up", "KV, KiB"]
+    title = f"{cell.task}: {cell.pretrained}, {results[0].questions} questions, batch {cell.batch_size}"
+    return Table(title, columns, [_row(result, metric, dense_of(result, results)) for result in results])
+
+
+def _row(result: Result, metric: str, dense: Result | None) -> list[str]:
+    score = result.scores.get(metric)
+    row = [result.cell.label, MISSING if score is None else f"{score:.4g}", MISSING]
+    if score is not None and dense is not None and dense.scores.get(metric):
+        row[2] = f"{100 * score / dense.scores[metric]:.1f} %"
+    cost = result.cost
+    if cost is None:
+        return [*row, *[MISSING] * 6]
+    low, high = cost.prefill_range
+    ratio = MISSING if dense is None or dense.cost is None else f"{dense.cost.prefill_ms / cost.prefill_ms:.2f} x"
+    tokens = [f"{cost.average_tokens:.1f}", f"{cost.kept_tokens:.1f}"]
+    times = [f"{cost.prefill_ms:.1f}", f"{low:.1f} to {high:.1f}"]
+    return [*row, *tokens, *times, ratio, f"{cost.kv_bytes / 1024:.0f}"]
+
+
+def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
+    """For each task of a published table: published, here, difference."""
+    cells = {(r.cell.label, r.cell.task): r for r in results if r.cell.pretrained == benchmark.pretrained}
+    tables = []
+    for name, task in benchmark.tasks.items():
+        rows = []
+        for setting in benchmark.settings:
+            published = setting.published.get(name)
+            result = cells.get((setting.label, task.task))
+            here = None if result is None else figure(task, result)
+            both = published is not None and here is not None
+            texts = [MISSING if value is None else f"{value:.1f}" for value in (published, here)]
+            rows.append([setting.label, *texts, f"{here - published:+.1f}" if both else MISSING])
+        metrics = " + ".join(task.metrics)
+        tables.append(Table(f"{name} ({task.task}: {metrics})", ["", "published", "here", "difference"], rows))
+    return tables
+
+
+def figure(task: Task, result: Result) -> float:
+    """The figure that papers print."""
+    missing = [metric for metric in task.metrics if metric not in result.scores]
+    if missing:
+        known = ", ".join(result.scores)
+        raise BadInput(f"{result.cell.task} reported no {missing[0]}, but {known}. Correct the benchmark file.")
+    return task.scale * sum(result.scores[metric] for metric in task.metrics)
