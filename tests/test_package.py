@@ -27,7 +27,8 @@ ALLOWED = {
     "methods": {"errors", "core", "methods"},
     "families": {"errors", "families"},
     "attach": {"errors", "core", "methods", "families", "attach"},
-    "overlay": {"errors", "attach"},
+    "overlay": {"errors", "families", "attach"},
+    "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
     "recipes": {"errors", "methods"},
     "api": {"errors", "core", "methods", "attach", "recipes"},
     "search": {"errors", "core", "methods", "attach", "api"},
@@ -37,7 +38,7 @@ ALLOWED = {
     "evaluation": {"errors", "methods", "recipes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
-        *("evaluation", "cli"),
+        *("evaluation", "explain", "cli"),
     },
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    TextIteratorStreamer,
+)
 from transformers.video_utils import VideoMetadata
 
 from tokenprune import scenes
@@ -127,6 +136,29 @@ class Chat:
         ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
         return text.strip(), time.perf_counter() - began
+
+    def stream(self, inputs: BatchFeature, max_new_tokens: int) -> Iterator[str]:
+        """The greedy answer as far as it is known, again and again while it grows; the last one is whole."""
+        words = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failed: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                with torch.inference_mode():
+                    self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=words)
+            except BaseException as error:
+                failed.append(error)
+                words.end()
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(generate,), daemon=True)
+        thread.start()
+        text = ""
+        for piece in words:
+            text += piece
+            yield text.strip()
+        thread.join()
+        if failed:
+            raise failed[0]
 
 
 def _media(conversations: list[list[dict[str, Any]]], kind: str) -> list[list[Any]]:

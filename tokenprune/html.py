@@ -32,11 +32,15 @@ def document(title: str, body: str, script: str = "", style: str = "") -> str:
     )
 
 
-def picture(image: Image.Image | bytes, text: str, kind: str = "png") -> str:
+def picture(image: Image.Image | bytes, text: str) -> str:
     """A picture inside the page, described by `text`."""
+    return f'<img alt="{escape(text)}" src="{picture_data(image)}">'
+
+
+def picture_data(image: Image.Image | bytes) -> str:
+    """A picture (or the bytes of a PNG) as a data address."""
     if isinstance(image, Image.Image):
         stored = io.BytesIO()
-        image.save(stored, kind.upper())
+        image.save(stored, "PNG")
         image = stored.getvalue()
-    data = base64.b64encode(image).decode()
-    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{data}">'
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.attach.signals import Unit, stacked, text_after
+from tokenprune.core import trace
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View
@@ -44,6 +45,7 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
     """Run the method on every unit. Units of one shape are selected from together."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
     pieces = forward.signals.given.get("clip_text", [])
+    rankings = trace.wanted()
     passed = [forward.rows_before(i) for i in range(stage.at)]
     for unit in _units(stage, forward):
         picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
@@ -58,7 +60,8 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
         found = {name: value for name, value in signals.items() if value is not None}
         tokens = torch.stack([u.tokens for u in units])
         view = View(count, len(units), grids, found, tokens, units[0].total, len(forward.kinds), before)
-        selection = checked(stage.method.select(view), stage.method, view)
+        with trace.listening() as notes:
+            selection = checked(stage.method.select(view), stage.method, view)
         for number, unit in enumerate(units):
             features = found["vision_features"][number] if stage.method.merges_in == "encoder" else None
             index, weights = selection.span(number)
@@ -67,6 +70,12 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
                 kept = unit.columns[index]
                 chosen.merges.append(Merge(unit.row, unit.columns, kept, weights.float(), features))
             _take(chosen, forward, unit, index)
+            if rankings is not None:
+                columns = unit.columns if forward.rows.index is None else forward.rows.index[unit.row, unit.columns]
+                seen, member = hidden[unit.row, unit.columns], (number, len(units))
+                rankings.append(
+                    trace.ranking(stage.at, stage.method.name, unit.row, columns, index, seen, notes, member)
+                )
     return chosen
 
 

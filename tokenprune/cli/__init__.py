@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from tokenprune.cli.bench import bench
 from tokenprune.cli.evaluate import evaluate
+from tokenprune.cli.explain import explain
 from tokenprune.cli.list import list_methods
 from tokenprune.cli.parse import EXTRA
 from tokenprune.cli.results import results
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command(context_settings=EXTRA)(run)
 app.command(context_settings=EXTRA)(bench)
+app.command(context_settings=EXTRA)(explain)
 app.command("eval")(evaluate)
 app.command()(results)
 app.command("list")(list_methods)

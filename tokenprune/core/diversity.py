@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenprune_kernels.greedy import greedy, greedy_dpp
+from tokenprune.core.trace import note_order
+from tokenprune_kernels import greedy as kernels
 
 __all__ = ["cosine_distance", "greedy_dpp", "max_min", "max_sum", "nearest", "unit_rows"]
 BLOCK = 512  # rows of a block of a symmetric product
@@ -46,12 +47,22 @@ def max_min(distance: Tensor, k: int, start: Tensor | None = None, seeds: Tensor
     if start is None:
         start = nearest(distance)
     seeds = None if seeds is None or not seeds.shape[1] else seeds
-    return greedy(distance, k, start, sums=False, seeds=seeds)
+    return _picked(kernels.greedy(distance, k, start, sums=False, seeds=seeds))
 
 
 def max_sum(distance: Tensor, k: int, start: Tensor | None = None) -> Tensor:
     """The same with the sum of the distances to all chosen tokens; the first is farthest from all (default)."""
-    return greedy(distance, k, distance.sum(-1) if start is None else start, sums=True)
+    return _picked(kernels.greedy(distance, k, distance.sum(-1) if start is None else start, sums=True))
+
+
+def greedy_dpp(kernel: Tensor, k: int, relevance: Tensor) -> Tensor:
+    """Greedy determinantal subset of `kernel` [S, n, n]; int64 [S, k] in order of picking."""
+    return _picked(kernels.greedy_dpp(kernel, k, relevance))
+
+
+def _picked(picks: Tensor) -> Tensor:
+    note_order(picks)
+    return picks
 
 
 def nearest(distance: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenprune.core.trace import note_scores
 from tokenprune.errors import BadInput
 from tokenprune_kernels import selection
 
@@ -60,11 +61,13 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     """Ascending int64 index [..., k] of the `k` highest scores [..., n]; of equal scores the lowest index wins."""
     *spans, n = scores.shape
     k = min(k, n)
+    note_scores(scores)
     return selection.top_k(scores.reshape(math.prod(spans), n), k).reshape(*spans, k)
 
 
 def ranked(scores: Tensor) -> Tensor:
     """int64 [..., n]: indices from the highest score to the lowest; of equal scores the lowest index comes first."""
+    note_scores(scores)
     return scores.sort(dim=-1, descending=True, stable=True).indices
 
 

@@ -97,7 +97,7 @@ def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
             here = None if result is None else figure(task, result)
             both = published is not None and here is not None
             texts = [MISSING if value is None else f"{value:.1f}" for value in (published, here)]
-            rows.append([setting.label, *texts, f"{here - published:+.1f}" if both else MISSING])
+            rows.append([setting.label, *texts, f"{round(here - published, 1) + 0.0:+.1f}" if both else MISSING])
         metrics = " + ".join(task.metrics)
         tables.append(Table(f"{name} ({task.task}: {metrics})", ["", "published", "here", "difference"], rows))
     return tables

@@ -1,0 +1,62 @@
+"""`tokenprune explain`: which tokens stay, and why, as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tokenprune.cli.parse import parse_extra, parse_value
+from tokenprune.cli.results import save
+from tokenprune.errors import BadInput
+from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import named
+
+out = Console()
+
+
+def explain(
+    context: typer.Context,
+    image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
+    video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
+    method: Annotated[str, typer.Option(help="Pruning method, recipe or YAML file.")] = "divprune",
+    keep: Annotated[str | None, typer.Option(help="What survives. (default: 0.1; not for recipes)")] = None,
+    at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
+    positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 40,
+    page: Annotated[Path, typer.Option("--out", help="Page to write.")] = Path("explanation.html"),
+) -> None:
+    """Write one self-contained page: for each stage which tokens stay and why, and whether the answer changes.
+
+    Further options of the method follow as --name value.
+    """
+    if image is not None and video is not None:
+        raise BadInput("Give --image or --video, not both.")
+    if video is None and frames is not None:
+        raise BadInput("--frames goes with --video FILE.")
+    if (image is not None or video is not None) and prompt is None:
+        raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
+    options = parse_extra(context.args)
+    if keep is not None or method in all_methods():
+        options["keep"] = parse_value(keep or "0.1")
+    named(method, options)  # a typing error should not wait for a model to load
+    options |= {"at": None if at is None else parse_value(at), "positions": positions}
+
+    from tokenprune import scenes
+    from tokenprune.chat import Chat
+    from tokenprune.explain.answers import explain as ask
+    from tokenprune.explain.page import page as drawn
+    from tokenprune.images import load_image
+    from tokenprune.video import load_video
+
+    shown = load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, progress=True)
+    name = model or ("scenes" if video is None else "scenes-video")
+    found = ask(Chat.load(name), shown, prompt or scenes.QUESTION, method, options, max_new_tokens)
+    out.print(f"unpruned: {escape(found.dense)}\npruned:   {escape(found.pruned)}", highlight=False)
+    save(page, drawn(found, name, method, options))

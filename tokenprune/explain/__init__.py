@@ -1,0 +1,1 @@
+"""Why tokens stayed or went: by stage, by token, as a page."""

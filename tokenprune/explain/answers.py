@@ -1,0 +1,90 @@
+"""One question, unpruned and pruned, with everything that is to be shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokenprune.api import prune
+from tokenprune.attach.report import Report
+from tokenprune.attach.run import Run
+from tokenprune.chat import Chat
+from tokenprune.core.trace import Ranking, tracing
+from tokenprune.explain.stages import StageView, stage_views
+from tokenprune.families.base import Span
+from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
+from tokenprune.video import Clip
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Both answers, the report, the span that is shown with its stages, and a picture for each of its time steps."""
+
+    question: str
+    dense: str
+    pruned: str
+    seconds: tuple[float, float]
+    report: Report
+    span: Span
+    stages: list[StageView]
+    pictures: list[Image.Image]
+
+
+def explain(
+    chat: Chat,
+    shown: Image.Image | Clip,
+    question: str,
+    method: Any,
+    options: dict[str, Any],
+    max_new_tokens: int = 40,
+) -> Explained:
+    """Ask twice, the second time pruned by `tokenprune.prune(model, method, **options)`, and look at every stage.
+
+    Raises what `prune` raises.
+    """
+    inputs = chat.inputs(shown, question)
+    dense = chat.answer(inputs, max_new_tokens)
+    with prune(chat.model, method, **options) as run, tracing() as rankings:
+        pruned = chat.answer(inputs, max_new_tokens)
+    return looked_at(chat, shown, inputs, question, (dense, pruned), run, rankings)
+
+
+def looked_at(
+    chat: Chat,
+    shown: Image.Image | Clip,
+    inputs: Any,
+    question: str,
+    answers: tuple[tuple[str, float], tuple[str, float]],
+    run: Run,
+    rankings: Sequence[Ranking],
+) -> Explained:
+    """The last prompt of a run, with the unpruned and the pruned answer and their seconds.
+
+    inputs: of that prompt. rankings: of `tracing()` around it.
+    """
+    span = shown_span(run)
+    if isinstance(shown, Clip):
+        pictures = [fitted(frame, FRAME_SIDE) for frame in frames_of(shown.frames, span.grid[0])]
+    else:
+        pictures = [fitted(seen_picture(shown, inputs["pixel_values"], chat.processor), SHORT_SIDE)]
+    (dense, dense_seconds), (pruned, pruned_seconds) = answers
+    return Explained(
+        question=question,
+        dense=dense,
+        pruned=pruned,
+        seconds=(dense_seconds, pruned_seconds),
+        report=run.report(),
+        span=span,
+        stages=stage_views(run, rankings, span),
+        pictures=pictures,
+    )
+
+
+def python_line(method: str | Path, options: dict[str, Any]) -> str:
+    """The call that does the same to a model of one's own."""
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    return f"run = tokenprune.prune(model, {str(method)!r}{given})"
