@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 import time
 from collections.abc import Iterator
@@ -150,13 +149,15 @@ class Chat:
                 failed.append(error)
                 words.end()
 
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(generate,), daemon=True)
+        thread = threading.Thread(target=generate, daemon=True)
         thread.start()
         text = ""
-        for piece in words:
-            text += piece
-            yield text.strip()
-        thread.join()
+        try:
+            for piece in words:
+                text += piece
+                yield text.strip()
+        finally:
+            thread.join()  # also where nobody waits for the rest: the model is busy until then
         if failed:
             raise failed[0]
 

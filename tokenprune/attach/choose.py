@@ -45,7 +45,6 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
     """Run the method on every unit. Units of one shape are selected from together."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
     pieces = forward.signals.given.get("clip_text", [])
-    rankings = trace.wanted()
     passed = [forward.rows_before(i) for i in range(stage.at)]
     for unit in _units(stage, forward):
         picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
@@ -70,10 +69,10 @@ def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
                 kept = unit.columns[index]
                 chosen.merges.append(Merge(unit.row, unit.columns, kept, weights.float(), features))
             _take(chosen, forward, unit, index)
-            if rankings is not None:
+            if forward.rankings is not None:
                 columns = unit.columns if forward.rows.index is None else forward.rows.index[unit.row, unit.columns]
                 seen, member = hidden[unit.row, unit.columns], (number, len(units))
-                rankings.append(
+                forward.rankings.append(
                     trace.ranking(stage.at, stage.method.name, unit.row, columns, index, seen, notes, member)
                 )
     return chosen

@@ -21,6 +21,7 @@ from tokenprune.attach.signals import Heard, Signals
 from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows, handed
+from tokenprune.core.trace import Ranking
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 from tokenprune_kernels.density import mix
@@ -87,6 +88,7 @@ class Forward:
     past_rows: dict[int, int] = field(default_factory=dict)  # keys that each cache layer held before this pass
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
+    rankings: list[Ranking] | None = None
     merged: list[list[Merged]] = field(default_factory=list)
     history: list[tuple[int, Rows]] = field(default_factory=list)  # (first layer, rows) from each stage on
 

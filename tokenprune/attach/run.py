@@ -35,6 +35,7 @@ from tokenprune.attach.signals import Signals, hear_content, listener, look_ahea
 from tokenprune.attach.vision import EncoderReader
 from tokenprune.core.flops import LayerShape
 from tokenprune.core.selection import handed
+from tokenprune.core.trace import Ranking
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
@@ -85,6 +86,7 @@ class Run:
         self._done: Prefill | None = None
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
+        self._rankings: list[Ranking] | None = None
         needs = {need for stage in self.stages for need in stage.method.needs}
         for need in sorted(needs, key=str):
             self.family.require(self.model, need.signal, need.variant)
@@ -142,6 +144,11 @@ class Run:
             if name not in SIGNALS or not SIGNALS[name].given:
                 raise unknown("signal to give", name, [n for n, s in SIGNALS.items() if s.given])
         self._given |= {name: [torch.as_tensor(x) for x in values] for name, values in signals.items()}
+
+    def trace(self) -> list[Ranking]:
+        """From now on every stage of every prompt adds what it ranked by to this list (which copies it to the host)."""
+        self._rankings = []
+        return self._rankings
 
     @property
     def kept(self) -> list[list[Tensor]]:
@@ -310,6 +317,7 @@ class Run:
             past_valid=None if given is None else given[:, :-length],
             blocks=None if blocks is None else blocks.to(hidden.device)[:, -length:],
             blocks_ignore_window=self.family.blocks_ignore_window,
+            rankings=self._rankings,
         )
 
     def _spans(self) -> tuple[list[Span], dict[Need, list[Tensor]]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokenprune.cli.bench import bench
+from tokenprune.cli.demo import demo
 from tokenprune.cli.evaluate import evaluate
 from tokenprune.cli.explain import explain
 from tokenprune.cli.list import list_methods
@@ -29,6 +30,7 @@ app.command(context_settings=EXTRA)(bench)
 app.command(context_settings=EXTRA)(explain)
 app.command("eval")(evaluate)
 app.command()(results)
+app.command()(demo)
 app.command("list")(list_methods)
 
 

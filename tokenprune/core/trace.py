@@ -1,7 +1,6 @@
-"""What stages ranked by: kept only while somebody asks, for pictures and explanations.
+"""What stages ranked by, for pictures and explanations.
 
-Selection primitives call `note_scores` and `note_order`; the engine gathers what a stage noted. Outside `tracing` the
-notes cost one look-up.
+Selection primitives call `note_scores` and `note_order`; the engine gathers what a stage noted where a run is traced.
 """
 
 from __future__ import annotations
@@ -46,24 +45,7 @@ class Notes:
     order: list[Tensor] = field(default_factory=list)
 
 
-_rankings: ContextVar[list[Ranking] | None] = ContextVar("rankings", default=None)
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
-
-
-@contextmanager
-def tracing() -> Iterator[list[Ranking]]:
-    """Within the block every stage of every prompt adds its rankings to the list."""
-    found: list[Ranking] = []
-    token = _rankings.set(found)
-    try:
-        yield found
-    finally:
-        _rankings.reset(token)
-
-
-def wanted() -> list[Ranking] | None:
-    """The list of the innermost `tracing`; None where nobody asks."""
-    return _rankings.get()
 
 
 @contextmanager

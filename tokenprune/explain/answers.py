@@ -13,7 +13,7 @@ from tokenprune.api import prune
 from tokenprune.attach.report import Report
 from tokenprune.attach.run import Run
 from tokenprune.chat import Chat
-from tokenprune.core.trace import Ranking, tracing
+from tokenprune.core.trace import Ranking
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
@@ -48,7 +48,8 @@ def explain(
     """
     inputs = chat.inputs(shown, question)
     dense = chat.answer(inputs, max_new_tokens)
-    with prune(chat.model, method, **options) as run, tracing() as rankings:
+    with prune(chat.model, method, **options) as run:
+        rankings = run.trace()
         pruned = chat.answer(inputs, max_new_tokens)
     return looked_at(chat, shown, inputs, question, (dense, pruned), run, rankings)
 
@@ -64,7 +65,7 @@ def looked_at(
 ) -> Explained:
     """The last prompt of a run, with the unpruned and the pruned answer and their seconds.
 
-    inputs: of that prompt. rankings: of `tracing()` around it.
+    inputs: of that prompt. rankings: of `run.trace()` before it.
     """
     span = shown_span(run)
     if isinstance(shown, Clip):

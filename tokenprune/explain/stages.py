@@ -42,7 +42,7 @@ class StageView:
 
 
 def stage_views(run: Run, rankings: Sequence[Ranking], span: Span) -> list[StageView]:
-    """Every stage as this span saw it. rankings: of `tracing()` around the prompt."""
+    """Every stage as this span saw it. rankings: of `run.trace()` before the prompt."""
     return [_view(run, i, rankings, span) for i in range(len(run.stages))]
 
 

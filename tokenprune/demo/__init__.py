@@ -1,0 +1,1 @@
+"""The demo app: one question, unpruned and pruned, side by side."""

@@ -1,0 +1,148 @@
+"""What the demo does, without its looks: opens what was uploaded, asks, and draws what happened."""
+
+from __future__ import annotations
+
+import mimetypes
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tokenprune import scenes
+from tokenprune.api import prune
+from tokenprune.chat import Chat
+from tokenprune.demo.plan import Plan
+from tokenprune.errors import BadInput
+from tokenprune.explain.answers import Explained, looked_at
+from tokenprune.images import load_image
+from tokenprune.overlay import FRAME_SIDE, dimmed, fitted, frames_of, heat_map, strip
+from tokenprune.video import Clip, load_video
+
+LONGEST_QUESTION = 2000
+
+
+@dataclass
+class Shown:
+    """What is on the screen so far. stages, scores: pictures with captions; rows: the table, text by text."""
+
+    dense: str = ""
+    pruned: str = ""
+    stages: list[tuple[Image.Image, str]] = field(default_factory=list)
+    scores: list[tuple[Image.Image, str]] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+
+
+class Session:
+    """One model (or the two bundled ones) for everybody who has the page open; questions wait for each other."""
+
+    def __init__(self, model: str | None = None, frames: int = 32, max_new_tokens: int = 64) -> None:
+        """Loads `model`, or the bundled image model; the bundled video model is loaded with the first clip."""
+        self.model, self.frames, self.max_new_tokens = model, frames, max_new_tokens
+        self._chats: dict[str, Chat] = {}
+        self._lock = threading.Lock()
+        self.chat("image")
+
+    def chat(self, media: str) -> Chat:
+        """The model that answers about an image or a video."""
+        name = self.model or {"image": "scenes", "video": "scenes-video"}[media]
+        if name not in self._chats:
+            self._chats[name] = Chat.load(name)
+        return self._chats[name]
+
+    def open(self, path: str | Path | None) -> Image.Image | Clip:
+        """The picture or the clip in a file, or `BadInput` that names the file without its folder."""
+        if path is None:
+            raise BadInput("Upload an image or a video first.")
+        path = Path(path)
+        kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+        try:
+            return load_video(path, self.frames) if kind == "video" else load_image(path)
+        except BadInput as error:
+            raise BadInput(str(error).replace(str(path), path.name)) from error
+
+    def preview(self, path: str | Path | None) -> Image.Image:
+        """What was opened, as one picture."""
+        shown = self.open(path)
+        return strip([fitted(f, 96) for f in frames_of(shown.frames, 16)]) if isinstance(shown, Clip) else shown
+
+    def ask(self, path: str | Path | None, question: str, asked: Plan) -> Iterator[Shown]:
+        """Both answers as they grow, then everything about the pruned one."""
+        if len(question) > LONGEST_QUESTION:
+            raise BadInput(f"The question has {len(question)} characters; ask in at most {LONGEST_QUESTION}.")
+        opened = self.open(path)
+        with self._lock:
+            chat = self.chat("video" if isinstance(opened, Clip) else "image")
+            inputs = chat.inputs(opened, question)
+            shown = Shown()
+            with prune(chat.model, asked.method, **asked.options):
+                pass  # a plan that this model refuses should not wait for an answer
+            began = time.perf_counter()
+            for shown.dense in chat.stream(inputs, self.max_new_tokens):
+                yield shown
+            dense = time.perf_counter() - began
+            with prune(chat.model, asked.method, **asked.options) as run:
+                rankings = run.trace()
+                began = time.perf_counter()
+                for shown.pruned in chat.stream(inputs, self.max_new_tokens):
+                    yield shown
+                pruned = time.perf_counter() - began
+            answers = ((shown.dense, dense), (shown.pruned, pruned))
+            found = looked_at(chat, opened, inputs, question, answers, run, rankings)
+        shown.stages, shown.scores = stage_pictures(found), score_pictures(found)
+        shown.rows = table(found)
+        yield shown
+
+
+def stage_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
+    """For each stage the picture (of a video: its frames) with everything dark that is gone by then."""
+    side = _side(found)
+    pairs = []
+    for view in found.stages:
+        pictures = [dimmed(picture, kept, side) for picture, kept in zip(found.pictures, view.kept, strict=True)]
+        pairs.append((strip(pictures), f"{view.title}: {int(view.kept.sum())} of {int(view.present.sum())} tokens"))
+    return pairs
+
+
+def score_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
+    """For each stage that ranked tokens by a number, or picked them in an order, that as colours."""
+    side, pairs = _side(found), []
+    for view in found.stages:
+        ranked = view.ranks > 0
+        values = view.scores if view.scored else np.where(ranked, -view.ranks.astype(float), np.nan)
+        if not np.isfinite(values).any():
+            continue
+        pictures = [heat_map(picture, own, side) for picture, own in zip(found.pictures, values, strict=True)]
+        what = "score" if view.scored else "order of picking, yellow first"
+        pairs.append((strip(pictures), f"{view.title}: {what}"))
+    return pairs
+
+
+def _side(found: Explained) -> int:
+    return FRAME_SIDE if len(found.pictures) > 1 else 480
+
+
+def table(found: Explained) -> list[list[str]]:
+    """Figures of the pruned answer beside the unpruned one."""
+    r = found.report
+    rows = [
+        ("visual tokens, average over layers", r.tokens, r.average_tokens, "{:.1f}"),
+        ("visual tokens, last layer", r.tokens, r.final_tokens, "{:.0f}"),
+        ("prefill GFLOPs", r.dense_flops / 1e9, r.flops / 1e9, "{:.3f}"),
+    ]
+    if r.kv_bytes is not None:
+        rows.append(("KV cache, KiB", r.dense_kv_bytes / 1024, r.kv_bytes / 1024, "{:.1f}"))
+    rows.append(("answer time, ms (one run)", *(1000 * s for s in found.seconds), "{:.0f}"))
+    texts = [[name, style.format(a), style.format(b), f"{100 * b / a:.0f} %"] for name, a, b, style in rows]
+    return [*texts, ["of that choosing, ms", "", f"{r.selection_ms:.1f}", ""]]
+
+
+EXAMPLES = [
+    [str(scenes.IMAGE), scenes.QUESTION],
+    [str(scenes.IMAGE), "what shape is yellow ?"],
+    [str(scenes.IMAGE), "describe the image ."],
+    [str(scenes.VIDEO), scenes.VIDEO_QUESTION],
+]
