@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,3 +43,30 @@ def tiny_models():
         return built[key]
 
     return get
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from tokenprune import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tokenprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def packed_tasks(tmp_path_factory):
+    """The Scenes question sets as lmms-eval tasks, a few questions each; datasets keep their cache beside them."""
+    import datasets
+
+    from eval.tasks.pack import main
+
+    folder = tmp_path_factory.mktemp("tasks")
+    datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
+    main(folder / "tasks", count=2, video_count=1)
+    return folder / "tasks"

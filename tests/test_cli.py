@@ -14,23 +14,10 @@ from PIL import Image
 
 from tests.tiny import FAMILIES
 from tests.tiny.saved import PROCESSORS, save
-from tokenprune import cli, scenes
+from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
 
 pytestmark = pytest.mark.cli
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tokenprune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_run_in_a_process_of_its_own(tmp_path):

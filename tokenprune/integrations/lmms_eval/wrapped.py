@@ -19,16 +19,20 @@ from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
 
+PREFIX = "prune_"
+
 
 class Pruned:
     """In front of a model class of lmms-eval: takes the pruning out of its arguments, prunes while it generates.
 
-    Arguments that the class does not know are `method` (default `none`) and the options of `tokenprune.prune`.
+    Arguments that the class does not know are `method` (default `none`) and the options of `tokenprune.prune`. An
+    option that both know (`temperature` of token_transforming, where the class samples) is written `prune_<name>`.
     """
 
     def __init__(self, method: str = NONE, **arguments: Any) -> None:
         own = arguments_of(type(self).__mro__[2])
-        self.pruning = Pruning.of(method, {name: v for name, v in arguments.items() if name not in own})
+        asked = {name: value for name, value in arguments.items() if name not in own}
+        self.pruning = Pruning.of(method, {name.removeprefix(PREFIX): value for name, value in asked.items()})
         super().__init__(**{name: value for name, value in arguments.items() if name in own})
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
