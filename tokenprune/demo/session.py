@@ -103,7 +103,7 @@ def stage_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
     pairs = []
     for view in found.stages:
         pictures = [dimmed(picture, kept, side) for picture, kept in zip(found.pictures, view.kept, strict=True)]
-        pairs.append((strip(pictures), f"{view.title}: {int(view.kept.sum())} of {int(view.present.sum())} tokens"))
+        pairs.append((strip(pictures, 4), f"{view.title}: {int(view.kept.sum())} of {int(view.present.sum())} tokens"))
     return pairs
 
 
@@ -117,7 +117,7 @@ def score_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
             continue
         pictures = [heat_map(picture, own, side) for picture, own in zip(found.pictures, values, strict=True)]
         what = "score" if view.scored else "order of picking, yellow first"
-        pairs.append((strip(pictures), f"{view.title}: {what}"))
+        pairs.append((strip(pictures, 4), f"{view.title}: {what}"))
     return pairs
 
 

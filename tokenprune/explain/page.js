@@ -27,7 +27,8 @@ data.stages.forEach((stage, number) => {
   }
   const show = i => {
     rects.forEach(rect => rect.classList.remove("target"));
-    const fate = stage.kept[i] ? "stays" : stage.present[i] ? "goes" : "went at an earlier stage";
+    const here = stage.kept[i] ? "stays" : "goes", gone = stage.kept[i] ? "comes back" : "went at an earlier stage";
+    const fate = stage.present[i] ? here : gone;
     const words = [`${where(i)}: ${fate}`];
     if (stage.scores[i] !== null) words.push("score " + stage.scores[i]);
     if (stage.ranks[i] > 0) words.push("rank " + stage.ranks[i]);

@@ -1,0 +1,347 @@
+"""The demo: its controls as plans, its session, and the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+import skimage
+from gradio_client import Client, handle_file
+from PIL import Image
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+import tokenprune
+from tests.browser import browser, complaints, needs_browser, shot
+from tokenprune import BadInput, Stage, TokenpruneError, scenes
+from tokenprune.chat import Chat
+from tokenprune.demo.plan import PUBLISHED, plan
+from tokenprune.demo.session import EXAMPLES, Session
+from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import recipe_names
+
+CLIPS = Path(skimage.__file__).parent / "data"
+
+
+def controls(method="divprune", keep=0.25, at=PUBLISHED, positions="original", extra="", second="none", then=(0.5, 4)):
+    return method, keep, at, positions, extra, second, *then
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session(max_new_tokens=20)
+
+
+def last(steps):
+    return list(steps)[-1]
+
+
+# Plans.
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        controls(),
+        controls("fastv", 0.5, "4", "compact"),
+        controls("fopru", extra="strategy=row"),
+        controls("vispruner_64"),
+        controls("divprune", 0.5, "0", second="fastv", then=(0.3, 4.0)),
+        controls("fopru", 0.5, "0", extra="strategy=row; rounding=up", second="random"),
+    ],
+)
+def test_the_python_line_does_what_is_on_the_screen(session, asked):
+    """The line that can be copied keeps the same tokens and gives the same answer."""
+    shown = last(session.ask(scenes.IMAGE, scenes.QUESTION, plan(*asked)))
+    chat = Chat.load("scenes")
+    names = {"model": chat.model, "tokenprune": tokenprune, "Stage": Stage}
+    names |= {cls.__name__: cls for cls in all_methods().values()}
+    exec(plan(*asked).line, names)
+    with names["run"] as run:
+        text, _ = chat.answer(chat.inputs(session.open(scenes.IMAGE), scenes.QUESTION), 20)
+    assert text == shown.pruned
+    assert shown.rows[1][2] == str(run.report().final_tokens)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (controls("divprun"), "Did you mean 'divprune'"),
+        (controls(extra="kep=3"), "Did you mean 'keep'"),
+        (controls(extra="strategy"), "write name=value|Write name=value"),
+        (controls("sparsevlm_64", second="fastv"), "own stages"),
+        (controls("sparsevlm_64", at="3"), "own stages"),
+        (controls(second="fastv"), "choose its layer"),
+    ],
+)
+def test_plans_that_cannot_be(asked, message):
+    with pytest.raises(BadInput, match=message):
+        plan(*asked)
+
+
+# The session.
+
+
+def test_answers_grow_and_then_everything_is_there(session):
+    steps = [
+        (s.dense, s.pruned, len(s.stages)) for s in session.ask(scenes.IMAGE, "describe the image .", plan(*controls()))
+    ]
+    assert len({dense for dense, _, _ in steps}) > 5
+    assert steps[-1][0] == steps[-1][1]
+    assert steps[-1][2] == 1
+
+
+@pytest.mark.parametrize(("path", "question"), EXAMPLES)
+def test_the_examples_answer_right(session, path, question):
+    """What is in the bundled picture and clip, by the generators that drew them."""
+    right = {
+        "where is the red circle ?": ("x10 y4",),
+        "what shape is yellow ?": ("square",),
+        "describe the image .": ("green cross , purple square , cyan 4 , yellow square , red circle",),
+        "what appears first ?": ("purple ring",),
+    }
+    shown = last(session.ask(path, question, plan(*controls(keep=0.5))))
+    assert (shown.dense,) == (shown.pruned,) == right[question]
+
+
+@pytest.mark.parametrize("method", [*all_methods(), *recipe_names()])
+def test_every_choice_of_the_menu_answers_or_says_why(session, method):
+    refused = []
+    try:
+        shown = last(session.ask(scenes.IMAGE, scenes.QUESTION, plan(*controls(method, 0.5))))
+    except TokenpruneError as error:
+        refused.append((method, str(error)))
+    else:
+        assert shown.rows[0][1] == "144.0"
+    for _, why in refused:
+        assert re.search(r"past the last layer|keep=\d+ is more than|run\.give|frame_scores|voxels|geometry", why), why
+
+
+def test_files_that_cannot_be_opened(session, tmp_path):
+    (tmp_path / "secret").mkdir()
+    for name, content, message in [
+        ("a.png", b"no picture", "a.png is not an image"),
+        ("a.mp4", b"no video", "a.mp4 is not a video"),
+        ("a.txt", b"words", "a.txt is not an image"),
+        ("b.png", b"", "b.png is empty"),
+    ]:
+        path = tmp_path / "secret" / name
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match=message) as error:
+            session.open(path)
+        assert "secret" not in str(error.value)
+    with pytest.raises(BadInput, match="Upload an image"):
+        session.open(None)
+
+
+def test_questions_that_cannot_be_asked(session):
+    with pytest.raises(BadInput, match="prompt is empty"):
+        last(session.ask(scenes.IMAGE, "  ", plan(*controls())))
+    with pytest.raises(BadInput, match="at most 2000"):
+        last(session.ask(scenes.IMAGE, "x" * 3000, plan(*controls())))
+
+
+def test_a_question_that_is_given_up_lets_the_next_one_in(session):
+    first = session.ask(scenes.IMAGE, "describe the image .", plan(*controls()))
+    next(first)
+    first.close()
+    assert last(session.ask(scenes.IMAGE, scenes.QUESTION, plan(*controls()))).pruned == "x10 y4"
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The demo as a user starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = [sys.executable, "-m", "tokenprune.cli", "demo", "--port", str(port), "--max-new-tokens", "20"]
+    started = subprocess.Popen(
+        program, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urlopen(url, timeout=5)
+            break
+        except OSError:
+            assert started.poll() is None, started.stdout.read()
+            time.sleep(0.5)
+    yield url
+    started.terminate()
+    started.wait(timeout=20)
+
+
+class Page:
+    """What a visitor does."""
+
+    def __init__(self, driver, url):
+        self.driver = driver
+        driver.get(url)
+        self.wait(lambda: driver.find_elements(By.ID, "ask"))
+        self.wait(lambda: "tokenprune.prune" in self.find("#line").text)
+
+    def find(self, selector):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def wait(self, what, seconds=40):
+        ignored = (StaleElementReferenceException,)
+        return WebDriverWait(self.driver, seconds, ignored_exceptions=ignored).until(lambda _: what())
+
+    def value(self, name):
+        return self.find(f"#{name} textarea").get_attribute("value")
+
+    def upload(self, path):
+        for button in self.driver.find_elements(By.CSS_SELECTOR, "#file button[aria-label=Clear]"):
+            button.click()
+        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "#file input[type=file]"))
+        self.find("#file input[type=file]").send_keys(str(path))
+        self.wait(lambda: Path(path).stem in self.find("#file").text)
+
+    def type(self, selector, text):
+        field = self.find(selector)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def choose(self, name, option):
+        self.type(f"#{name} input", option)
+        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "ul[role=listbox] li"))
+        self.find(f"#{name} input").send_keys(Keys.ENTER)
+
+    def ask(self):
+        self.find("#ask").click()
+
+    def message(self):
+        text = self.wait(
+            lambda: self.driver.find_elements(By.CSS_SELECTOR, ".toast-body") and self.find(".toast-body").text
+        )
+        self.find(".toast-body button").click()
+        self.wait(lambda: not self.driver.find_elements(By.CSS_SELECTOR, ".toast-body"))
+        return text
+
+
+@needs_browser
+def test_a_visit(address, tmp_path):
+    """Load, upload, ask, move the slider, switch the method, a clip, a wrong file."""
+    with browser(tmp_path / "profile", height=1300) as driver:
+        page = Page(driver, address)
+        page.upload(scenes.IMAGE)
+        page.type("#question textarea", scenes.QUESTION)
+        page.ask()
+        page.wait(lambda: page.value("pruned") == "x10 y4")
+        assert page.value("dense") == "x10 y4"
+        page.wait(lambda: "36 of 144 tokens" in page.find("#stages").text)
+        assert "order of picking" in page.find("#scores").text
+        assert "KV cache, KiB" in page.find("#figures").text
+        shot(driver, "demo_image")
+
+        page.type("#keep input[type=number]", "0.5\t")
+        page.wait(lambda: "keep=0.5" in page.find("#line").text)
+        page.ask()
+        page.wait(lambda: "72 of 144 tokens" in page.find("#stages").text)
+
+        page.choose("method", "pyramiddrop")
+        page.wait(lambda: "2410.17247" in page.find("#about").text)
+        page.wait(lambda: "'pyramiddrop'" in page.find("#line").text)
+        page.ask()
+        page.wait(lambda: "pyramiddrop, before layer 6" in page.find("#stages").text)
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#stages img")) >= 3
+        shot(driver, "demo_stages")
+
+        page.choose("method", "fastvid")
+        page.upload(scenes.VIDEO)
+        page.type("#question textarea", scenes.VIDEO_QUESTION)
+        page.ask()
+        page.wait(lambda: page.value("pruned") == "purple ring")
+        page.wait(lambda: "128 of 256 tokens" in page.find("#stages").text)
+        shot(driver, "demo_video")
+
+        wrong = tmp_path / "wrong.png"
+        wrong.write_text("no picture")
+        page.upload(wrong)
+        assert "wrong.png is not an image that can be read" in page.message()
+        page.ask()
+        assert "wrong.png is not an image that can be read" in page.message()
+        page.upload(scenes.IMAGE)
+        page.type("#question textarea", Keys.DELETE)
+        page.ask()
+        assert "The prompt is empty" in page.message()
+        shot(driver, "demo_wrong")
+        outside = [text for text in complaints(driver) if "127.0.0.1" not in text]
+        assert [text for text in outside if "ERR_" not in text] == []
+
+
+@needs_browser
+def test_an_example_by_a_click(address, tmp_path):
+    with browser(tmp_path / "profile", height=1600) as driver:
+        page = Page(driver, address)
+        row = page.wait(lambda: driver.find_element(By.XPATH, "//table//div[contains(text(), 'describe the image')]"))
+        row.click()
+        page.wait(lambda: page.value("question") == "describe the image .")
+        page.wait(lambda: "scene" in page.find("#file").text)
+        page.ask()
+        page.wait(lambda: page.value("pruned").endswith("red circle"))
+
+
+def status(url, data=None, **headers):
+    try:
+        return urlopen(Request(url, data=data, headers=headers), timeout=30).status
+    except HTTPError as error:
+        return error.code
+
+
+def test_no_file_of_the_server_is_readable(address):
+    folder = Path(tokenprune.__file__).parent
+    for path in ("/etc/passwd", "/proc/self/environ", folder / "api.py", "README.md", "../../etc/passwd", scenes.IMAGE):
+        for route in ("gradio_api/file=", "file=", "assets/", "static/"):
+            assert status(f"{address}/{route}{path}") in (400, 403, 404), path
+    for path in ("/etc/passwd", str(folder / "scenes" / "clip.mp4")):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        data = json.dumps({"data": [file, scenes.QUESTION, *controls()]}).encode()
+        call = f"{address}/gradio_api/call/ask"
+        with urlopen(Request(call, data, {"Content-Type": "application/json"}), timeout=30) as answer:
+            event = json.load(answer)["event_id"]
+        with urlopen(f"{call}/{event}", timeout=30) as answer:
+            assert "not uploaded by a user" in answer.read().decode()
+
+
+def test_the_app_as_an_interface(address):
+    """The same from a program; an unknown method is refused by its menu."""
+    client = Client(address, verbose=False)
+    found = client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls(), api_name="/ask")
+    assert found[:2] == ("x10 y4", "x10 y4")
+    assert Image.open(found[2][0]["image"]).size == (480, 480)
+    with pytest.raises(Exception, match="not in the list of choices"):
+        client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls("/etc/x.yaml"), api_name="/ask")
+
+
+def test_uploads_have_a_limit(address):
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    data = head + b"0" * (51 * 1024 * 1024) + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert status(f"{address}/gradio_api/upload", data, **kind) == 413
+
+
+def test_only_this_machine_is_listened_to(address):
+    port = int(address.rpartition(":")[2])
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{port:04X}" in line]
+    assert {own for own in listening if own.endswith(f":{port:04X}")} == {f"0100007F:{port:04X}"}
+
+
+def test_a_port_in_use(command, address):
+    code, _, err = command("demo", "--port", address.rpartition(":")[2])
+    assert code == 2
+    assert "Give another --port" in " ".join(err.split())
