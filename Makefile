@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test lint train results bench bench-gpu readme matrix clean
+.PHONY: run test lint train results bench bench-gpu docs readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
@@ -27,6 +27,8 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.scenes.compare
 	$(BIN)/python -m eval.scenes.claims
 	$(BIN)/python -m eval.scenes.pareto
+	$(BIN)/python -m eval.tasks.pack --out runs/tasks --count 60 --video-count 20
+	$(BIN)/python -m eval.tasks.grid
 	$(BIN)/python -m eval.selection_cost
 	$(BIN)/python -m eval.clips.heldout
 	$(BIN)/python -m eval.clips.compare
@@ -39,6 +41,10 @@ bench: $(VENV)/.dev
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python -m eval.bench.gpu
+
+# The API reference, from docstrings: runs/docs/index.html
+docs: $(VENV)/.dev
+	$(BIN)/python -m pdoc --output-directory runs/docs tokenprune !tokenprune.docs
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m eval.readme
@@ -54,6 +60,7 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lmms-eval
 	touch $@
 
 # Which method runs on which family: into the README, and on the screen.

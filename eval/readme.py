@@ -13,6 +13,9 @@ from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix, obstacle, variants
 from eval.scenes.questions import TYPES
 from tokenprune.cli.list import SHARED, describe, shown
+from tokenprune.evaluation.cells import read_all
+from tokenprune.evaluation.grid import load_benchmark
+from tokenprune.evaluation.tables import against, overview
 from tokenprune.families.registry import all_families
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
@@ -241,6 +244,7 @@ BLOCKS = {
     "clips_heldout": clips_heldout,
     "clips_comparison": clips_comparison,
     "video_cost": video_cost,
+    "lmms_eval": lmms_eval,
 }
 
 
@@ -250,6 +254,17 @@ def full_page() -> str:
         "# Every method on the bundled model, by question type\n\nShare of right answers, %. Tokens are visual tokens. "
         f"Regenerate with `make results readme`.\n\n{full_comparison()}\n"
     )
+
+
+def lmms_eval() -> str:
+    """The bundled model through lmms-eval, beside what was counted without it."""
+    found = read_all(results.RESULTS / "lmms_eval")
+    benchmark = load_benchmark("scenes")
+    (published,) = against(benchmark, found)
+    (grid,) = overview(found)
+    origin = found[0].versions
+    note = f"{origin['device']}, {origin['threads']} thread, torch {origin['torch']}, prefill of batches of 8."
+    return f"{published.markdown()}\n\n{grid.markdown()}\n\n{note}"
 
 
 def render(text: str) -> str:

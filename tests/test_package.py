@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +30,10 @@ ALLOWED = {
     "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
     "recipes": {"errors", "methods"},
     "api": {"errors", "core", "methods", "attach", "recipes"},
+    "demo": {
+        *("errors", "core", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
+        *("explain", "cli", "demo"),
+    },
     "search": {"errors", "core", "methods", "attach", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
@@ -38,7 +41,7 @@ ALLOWED = {
     "evaluation": {"errors", "methods", "recipes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
-        *("evaluation", "explain", "cli"),
+        *("evaluation", "explain", "demo", "cli"),
     },
 }
 
@@ -106,14 +109,3 @@ def test_the_tree_in_the_readme_names_every_file():
     for path in [path for part in ("tokenprune", "kernels", "eval") for path in (ROOT / part).rglob("*.py")]:
         if path.name != "__init__.py":
             assert path.name in text, f"{path.name} is missing from the README's tree"
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "tokenprune/families/README.md"])
-def test_the_python_of_the_pages_runs(monkeypatch, page):
-    """Every Python block of a page, in order, in one namespace."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(ROOT)
-    namespace: dict = {"__name__": page}
-    for block in blocks:
-        exec(compile(block, page, "exec", dont_inherit=True), namespace)

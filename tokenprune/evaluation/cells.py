@@ -35,9 +35,10 @@ class Cell(BaseModel):
 
     @property
     def name(self) -> str:
-        """A file name: readable, and different for different cells."""
+        """A file name: readable, and different for different cells. The label is not in it."""
         key = self.model_dump_json(exclude={"label"})
-        words = re.sub(r"[^A-Za-z0-9.=-]+", "_", f"{self.task} {self.label}").strip("_")
+        options = " ".join(f"{name}={value}" for name, value in self.options.items())
+        words = re.sub(r"[^A-Za-z0-9.=-]+", "_", f"{self.task} {self.method} {options}").strip("_")
         return f"{words[:80]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from tokenprune.errors import BadInput
-from tokenprune.evaluation.cells import Result
+from tokenprune.evaluation.cells import Cell, Result
 from tokenprune.evaluation.grid import Benchmark, Task
 from tokenprune.integrations.lmms_eval.settings import NONE
 
@@ -87,13 +87,13 @@ def _row(result: Result, metric: str, dense: Result | None) -> list[str]:
 
 def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
     """For each task of a published table: published, here, difference."""
-    cells = {(r.cell.label, r.cell.task): r for r in results if r.cell.pretrained == benchmark.pretrained}
     tables = []
+    wanted = {(cell.task, cell.label): cell for cell in benchmark.cells()}
     for name, task in benchmark.tasks.items():
         rows = []
         for setting in benchmark.settings:
             published = setting.published.get(name)
-            result = cells.get((setting.label, task.task))
+            result = _found(wanted[task.task, setting.label], results)
             here = None if result is None else figure(task, result)
             both = published is not None and here is not None
             texts = [MISSING if value is None else f"{value:.1f}" for value in (published, here)]
@@ -101,6 +101,13 @@ def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
         metrics = " + ".join(task.metrics)
         tables.append(Table(f"{name} ({task.task}: {metrics})", ["", "published", "here", "difference"], rows))
     return tables
+
+
+def _found(cell: Cell, results: Sequence[Result]) -> Result | None:
+    """The result of a cell of a published table, whatever it is called, and however many questions were asked."""
+    what = {"label", "limit", "batch_size"}
+    same = (r for r in results if r.cell.model_dump(exclude=what) == cell.model_dump(exclude=what))
+    return next(same, None)
 
 
 def figure(task: Task, result: Result) -> float:

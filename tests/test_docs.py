@@ -1,0 +1,116 @@
+"""Every code block of the pages runs; every notebook runs; the reference names everything that is public."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import tokenprune
+from tokenprune import scenes
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "tokenprune" / "docs"
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("tokenprune/**/*.md"))]
+LANGUAGES = ("python", "bash", "yaml")
+SHORTER = {"bench": ["--rounds", "1", "--new-tokens", "1"], "run": ["--repeat", "1"]}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def commands(page):
+    """Lines of the bash blocks, without their comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def test_every_block_is_of_a_language_that_is_run():
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", (ROOT / page).read_text(), re.MULTILINE)
+        assert set(fences[::2]) <= {*LANGUAGES, ""}, page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_python_of_the_pages_runs(monkeypatch, page):
+    """Every Python block of a page, in order, in one namespace."""
+    monkeypatch.chdir(ROOT)
+    namespace: dict = {"__name__": page}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebooks_run(monkeypatch, notebook):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    found = json.loads(notebook.read_text())
+    namespace: dict = {"__name__": notebook.stem}
+    for cell in found["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [], "commit notebooks without their outputs"
+            exec(compile("".join(cell["source"]), notebook.name, "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+def test_the_commands_of_the_pages_run(command, monkeypatch, packed_tasks, tmp_path, page):
+    """tokenprune's own as they stand (benchmarks for one round), lmms-eval's too; of others, that they exist."""
+    names = {"MODEL_DIR": scenes.MODEL, "TASKS": packed_tasks}
+    for name, target in names.items():
+        (tmp_path / name).symlink_to(target)
+    shutil.copy(scenes.IMAGE, tmp_path / "photo.jpg")
+    shutil.copy(scenes.VIDEO, tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        program, *arguments = [word.replace("=MODEL_DIR", f"={scenes.MODEL}") for word in words]
+        if program == "tokenprune":
+            if arguments[0] == "demo":
+                continue  # tests/test_demo.py
+            code, _, err = command(*arguments, *SHORTER.get(arguments[0], []))
+            assert code == 0, (words, err)
+        elif program == "lmms-eval":
+            started = [sys.executable, "-m", "lmms_eval", *arguments]
+            own = {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+            done = subprocess.run(started, env=os.environ | own, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, (words, done.stderr[-2000:])
+            assert list(Path("out").rglob("*_samples_*.jsonl"))
+        elif program == "make":
+            subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+        elif program == "pip":
+            extra = re.fullmatch(r"tokenprune\[([\w,-]+)\]", arguments[-1])
+            assert arguments[0] == "install"
+            assert f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text(), words
+        elif program == "python":
+            assert arguments[0] == "-m"
+            assert find_spec(arguments[1]), words
+        else:
+            raise AssertionError(f"a command that nothing checks: {words}")
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), (page, target)
+
+
+def test_the_reference_names_everything_public(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pdoc", "--output-directory", tmp_path, "tokenprune"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = (tmp_path / "tokenprune.html").read_text()
+    for name in tokenprune.__all__:
+        assert f'id="{name}"' in text, name
+        assert getattr(tokenprune, name).__doc__, name
