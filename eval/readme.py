@@ -15,6 +15,7 @@ from eval.scenes.questions import TYPES
 from tokenprune.cli.list import SHARED, describe, shown
 from tokenprune.evaluation.cells import read_all
 from tokenprune.evaluation.grid import load_benchmark
+from tokenprune.evaluation.pareto import pareto
 from tokenprune.evaluation.tables import against, overview
 from tokenprune.families.registry import all_families
 from tokenprune.methods.base import Method, options_of, places, signals_of
@@ -231,6 +232,17 @@ def video_cost() -> str:
     return f"{first}\n\n{table(head, steps)}\n\n{note}"
 
 
+def lmms_eval() -> str:
+    """The bundled model through lmms-eval, beside what was counted without it."""
+    found = read_all(results.RESULTS / "lmms_eval")
+    benchmark = load_benchmark("scenes")
+    (published,) = against(benchmark, found)
+    (grid,) = overview(found)
+    origin = found[0].versions
+    note = f"{origin['device']}, {origin['threads']} thread, torch {origin['torch']}, prefill of batches of 8."
+    return f"{published.markdown()}\n\n{grid.markdown()}\n\n{note}"
+
+
 BLOCKS = {
     "methods": methods,
     "recipes": recipes,
@@ -256,17 +268,6 @@ def full_page() -> str:
     )
 
 
-def lmms_eval() -> str:
-    """The bundled model through lmms-eval, beside what was counted without it."""
-    found = read_all(results.RESULTS / "lmms_eval")
-    benchmark = load_benchmark("scenes")
-    (published,) = against(benchmark, found)
-    (grid,) = overview(found)
-    origin = found[0].versions
-    note = f"{origin['device']}, {origin['threads']} thread, torch {origin['torch']}, prefill of batches of 8."
-    return f"{published.markdown()}\n\n{grid.markdown()}\n\n{note}"
-
-
 def render(text: str) -> str:
     """The README with every generated block brought up to date."""
     for name, make in BLOCKS.items():
@@ -280,3 +281,4 @@ def render(text: str) -> str:
 if __name__ == "__main__":
     FULL.write_text(full_page())
     README.write_text(render(README.read_text()))
+    (results.RESULTS / "lmms_eval_pareto.png").write_bytes(pareto(read_all(results.RESULTS / "lmms_eval")))
