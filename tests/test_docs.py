@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import pytest
 
 import tokenprune
 from tokenprune import scenes
+from tokenprune.bench.workload import SHAPES, SMALL, _llama, _llava
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "tokenprune" / "docs"
 PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("tokenprune/**/*.md"))]
-LANGUAGES = ("python", "bash", "yaml")
+LANGUAGES = ("python", "bash", "toml")
 SHORTER = {"bench": ["--rounds", "1", "--new-tokens", "1"], "run": ["--repeat", "1"]}
 
 
@@ -36,6 +38,9 @@ def commands(page):
 
 def test_every_block_is_of_a_language_that_is_run():
     for page in PAGES:
+        for block in blocks(page, "toml"):
+            entry = re.search(r'^\[project\.entry-points\."(tokenprune\.\w+)"\]$', block, re.MULTILINE)
+            assert entry, "of TOML only entry points are shown; tests/test_plugin.py installs a package with some"
         fences = re.findall(r"^```(\w*)$", (ROOT / page).read_text(), re.MULTILINE)
         assert set(fences[::2]) <= {*LANGUAGES, ""}, page
 
@@ -63,7 +68,9 @@ def test_the_notebooks_run(monkeypatch, notebook):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
 def test_the_commands_of_the_pages_run(command, monkeypatch, packed_tasks, tmp_path, page):
-    """tokenprune's own as they stand (benchmarks for one round), lmms-eval's too; of others, that they exist."""
+    """tokenprune's own as they stand (benchmarks on a smaller model), lmms-eval's too; of others, that they exist."""
+    small = replace(SHAPES["llama-1024"], config=_llava(_llama(128, 256, 4, 4), SMALL))
+    monkeypatch.setitem(SHAPES, "llama-1024", small)
     names = {"MODEL_DIR": scenes.MODEL, "TASKS": packed_tasks}
     for name, target in names.items():
         (tmp_path / name).symlink_to(target)
