@@ -22,7 +22,7 @@ from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.meter import Measured
 from tokenprune.integrations.lmms_eval.model import Tokenprune, generation
 from tokenprune.integrations.lmms_eval.settings import Pruning
-from tokenprune.integrations.lmms_eval.wrapped import Pruned, arguments_of
+from tokenprune.integrations.lmms_eval.wrapped import Documents, Pruned, arguments_of
 
 MODEL = f"pretrained={scenes.MODEL}"
 
@@ -147,6 +147,29 @@ def test_documents_tell_rows_apart():
     assert [one.token_counts.cost.kept_tokens for one in found] == [36, 72, 36, 72, 36]
     assert [one.args[1] for one in requests] == before, "the model wrote into the harness's settings"
     assert model.task_dict is Batched.tasks
+
+
+def test_a_failure_that_a_model_hides_is_told():
+    """keep=200 is more than a picture has: without the check, every answer would count as wrong."""
+    model = Batched(method="divprune", keep=200)
+    with pytest.raises(Unsupported, match="3 prompts failed inside Batched"):
+        model.generate_until([request(i, {"max_new_tokens": 3}) for i in range(5)])
+
+
+def test_rows_that_cannot_be_told_apart_have_no_cost():
+    model = Batched(method="divprune", keep=0.25)
+    found = model.generate_until([request(i, {"max_new_tokens": 3}) for i in range(2)])
+    assert all(one.token_counts.cost for one in found)
+    documents = Documents(model.tasks)
+    documents["pictures"]["test"][0]
+    assert len(documents["pictures"]["test"]) == 5
+    assert documents.costs([]) == {}
+
+
+@pytest.mark.parametrize("ask", ["loglikelihood", "generate_until_multi_round"])
+def test_other_requests_are_pruned_too(ask):
+    dense, pruned = (getattr(Batched(**own), ask)([]) for own in ({}, {"method": "divprune", "keep": 0.25}))
+    assert dense - pruned == 108
 
 
 def test_the_cache_knows_the_pruning(evaluate, tmp_path):

@@ -65,11 +65,12 @@ class Meter:
         self._visual: list[int] | None = None
         self._open: _Prompt | None = None
         self._prompts: list[_Prompt] = []
+        self._begun = self._read = 0
 
     def __enter__(self) -> Meter:
         # The pruner's own hooks are on already: ours come before them and after them, so that choosing counts.
         self._handles = [
-            self._model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self._model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True),
             self._language.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             self._language.register_forward_hook(self._after),
         ]
@@ -80,9 +81,9 @@ class Meter:
             handle.remove()
 
     @property
-    def ready(self) -> bool:
-        """Whether there is something to take."""
-        return bool(self._prompts)
+    def failed(self) -> int:
+        """Prompts that were begun and not read to their end."""
+        return self._begun - self._read
 
     def take(self) -> list[list[Cost]]:
         """Costs of the prompts since the last call, row by row. Waits for the device."""
@@ -93,6 +94,7 @@ class Meter:
         ids = args[0] if args else kwargs.get("input_ids")
         prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
         self._visual = self._count(ids) if prompt else None
+        self._begun += prompt
 
     def _count(self, ids: Tensor) -> list[int]:
         columns = placeholder_columns(ids, self._placeholders).values()
@@ -116,6 +118,7 @@ class Meter:
             prompt.average = sum(layers) / len(layers) / len(rows)
             prompt.kept = [len(columns) for columns in self._run.kept[-1]] if self._run.kept else prompt.visual
         self._prompts.append(prompt)
+        self._read += 1
 
     @staticmethod
     def _costs(prompt: _Prompt) -> list[Cost]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lmms_eval.api.instance import GenerationResult, Instance, unwrap_generation_output
@@ -15,6 +16,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models import get_model
 from loguru import logger
 
+from tokenprune.attach.run import Run
+from tokenprune.errors import Unsupported
 from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
@@ -38,69 +41,80 @@ class Pruned:
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """The class's own answers, each with what its prompt cost."""
         requests = [_copied(request) for request in requests]  # some models write into their settings
-        run = self.pruning.attach(self.model)
         documents = Documents(self.task_dict)
         self.task_dict = documents
         try:
-            with Meter(self.model, run) as meter:
-                documents.meter = meter
+            with self._pruned() as run, Meter(self.model, run) as meter:
                 answers = super().generate_until(requests)
-                documents.settle()
+                costs = documents.costs(meter.take())
         finally:
             self.task_dict = documents.tasks
-            if run is not None:
-                run.remove()
+        if meter.failed:  # some models write an error to their log and go on with an empty answer
+            raise Unsupported(f"{meter.failed} prompts failed inside {type(self).__name__}; its log says why.")
         found = []
         for request, answer in zip(requests, answers, strict=True):
             text, counts = unwrap_generation_output(answer)
             given = {} if counts is None else vars(counts)
-            found.append(GenerationResult(text, Measured(**given, cost=documents.cost(request))))
+            cost = costs.get((*request.args[-2:], request.args[-3]))
+            found.append(GenerationResult(text, Measured(**given, cost=cost)))
         return found
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
+        """The class's own, pruned; what a text-guided method kept for an earlier round is refused for a later one."""
+        with self._pruned():
+            return super().generate_until_multi_round(requests)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """The class's own, pruned."""
+        with self._pruned():
+            return super().loglikelihood(requests)
+
+    def _pruned(self) -> AbstractContextManager[Run | None]:
+        return self.pruning.attach(self.model) or nullcontext()
 
 
 class Documents:
-    """The harness's documents, which every model looks up in the order of its batch: that tells the rows apart."""
+    """The harness's documents. Every model looks them up in the order of its batches, which tells the rows apart."""
 
     def __init__(self, tasks: dict[str, Any]) -> None:
         self.tasks = tasks
-        self.meter: Meter | None = None
         self._asked: list[tuple] = []
-        self._costs: dict[tuple, Cost] = {}
 
-    def __getitem__(self, task: str) -> _Splits:
-        return _Splits(self, task)
+    def __getitem__(self, task: str) -> _Task:
+        return _Task(self, task)
 
-    def look_up(self, task: str, split: str, number: Any) -> Any:
-        """A document, remembered as one of the batch that is being put together."""
-        if self.meter.ready:
-            self.settle()
-        self._asked.append((task, split, number))
-        return self.tasks[task][split][number]
+    def note(self, *key: Any) -> None:
+        """Task, split and number of a document that goes into a batch."""
+        self._asked.append(key)
 
-    def settle(self) -> None:
-        """Give the prompts that were read their documents."""
-        asked, self._asked = self._asked, []
-        prompts = self.meter.take()
+    def costs(self, prompts: list[list[Cost]]) -> dict[tuple, Cost]:
+        """What each document's prompt cost; nothing where rows and documents do not match."""
         rows = [cost for prompt in prompts for cost in prompt]
-        names = asked if len(asked) == len(rows) else list(dict.fromkeys(asked))
-        if len(names) != len(rows):
-            logger.warning(f"{len(rows)} rows were read for {len(names)} documents: their cost is not logged.")
-            return
-        self._costs.update(zip(names, rows, strict=True))
-
-    def cost(self, request: Instance) -> Cost | None:
-        """What this request's prompt cost, where that is known."""
-        return self._costs.get((*request.args[-2:], request.args[-3]))
+        if len(rows) != len(self._asked):
+            logger.warning(f"{len(rows)} rows were read for {len(self._asked)} documents: no cost is logged.")
+            return {}
+        return dict(zip(self._asked, rows, strict=True))
 
 
-class _Splits:
-    def __init__(self, documents: Documents, task: str, split: str | None = None) -> None:
-        self._documents, self._task, self._split = documents, task, split
+class _Task:
+    def __init__(self, documents: Documents, name: str) -> None:
+        self._documents, self._name = documents, name
 
-    def __getitem__(self, key: Any) -> Any:
-        if self._split is None:
-            return _Splits(self._documents, self._task, key)
-        return self._documents.look_up(self._task, self._split, key)
+    def __getitem__(self, split: str) -> _Split:
+        return _Split(self._documents, self._name, split)
+
+
+class _Split:
+    def __init__(self, documents: Documents, *key: str) -> None:
+        self._documents, self._key = documents, key
+        self._rows = documents.tasks[key[0]][key[1]]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        self._documents.note(*self._key, number)
+        return self._rows[number]
 
 
 def arguments_of(cls: type) -> set[str]:
