@@ -24,6 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import tokenprune
 from tests.browser import browser, complaints, needs_browser, shot
+from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
 from tokenprune.demo.plan import PUBLISHED, plan
@@ -126,6 +127,14 @@ def test_every_choice_of_the_menu_answers_or_says_why(session, method):
         assert shown.rows[0][1] == "144.0"
     for _, why in refused:
         assert re.search(r"past the last layer|keep=\d+ is more than|run\.give|frame_scores|voxels|geometry", why), why
+
+
+def test_another_model(tmp_path):
+    save("llava_next", tmp_path)
+    shown = last(Session(str(tmp_path), max_new_tokens=2).ask(CLIPS / "astronaut.png", "what ?", plan(*controls())))
+    assert shown.rows[1][1:3] == ["180", "45"]
+    with pytest.raises(BadInput, match="takes no videos"):
+        last(Session(str(tmp_path)).ask(scenes.VIDEO, "what ?", plan(*controls())))
 
 
 def test_files_that_cannot_be_opened(session, tmp_path):
@@ -248,10 +257,12 @@ def test_a_visit(address, tmp_path):
         assert "KV cache, KiB" in page.find("#figures").text
         shot(driver, "demo_image")
 
+        page.find("#keep input[type=range]").send_keys(Keys.ARROW_RIGHT * 5)
+        page.wait(lambda: "keep=0.3," in page.find("#line").text)
+        page.ask()
+        page.wait(lambda: "43 of 144 tokens" in page.find("#stages").text)
         page.type("#keep input[type=number]", "0.5\t")
         page.wait(lambda: "keep=0.5" in page.find("#line").text)
-        page.ask()
-        page.wait(lambda: "72 of 144 tokens" in page.find("#stages").text)
 
         page.choose("method", "pyramiddrop")
         page.wait(lambda: "2410.17247" in page.find("#about").text)

@@ -107,6 +107,19 @@ class Report:
             before, after = sum(stage.before), sum(stage.after)
             place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
             table.add_row(f"visual tokens {place} ({stage.method})", str(before), str(after), _share(after, before))
+        for row in self.figures():
+            table.add_row(*row)
+        table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
+        if self.decoding is not None:
+            d = self.decoding
+            table.add_row(
+                "KV read by a step, KiB", "", f"{d.read_bytes / 1024:.1f}", f"held: {d.held_bytes / 1024:.1f}"
+            )
+            table.add_row("a step, ms in choosing / attention", "", f"{d.selection_ms:.2f} / {d.attention_ms:.2f}", "")
+        return table
+
+    def figures(self) -> list[tuple[str, str, str, str]]:
+        """What can be said of both sides: its name, unpruned, pruned, and the share of it that is left."""
         rows = [
             ("visual tokens, average over layers", self.tokens, self.average_tokens, "{:.1f}"),
             ("visual tokens, last layer", self.tokens, self.final_tokens, "{}"),
@@ -115,19 +128,9 @@ class Report:
         ]
         if self.kv_bytes is not None:
             rows.append(("KV cache, KiB", self.dense_kv_bytes / 1024, self.kv_bytes / 1024, "{:.1f}"))
-        for name, dense, pruned, style in rows:
-            table.add_row(name, style.format(dense), style.format(pruned), _share(pruned, dense))
-        table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
         if self.decoding is not None:
-            d = self.decoding
-            table.add_row(
-                "visual tokens a step looks at", f"{d.visual:.0f}", f"{d.looked_at:.1f}", _share(d.looked_at, d.visual)
-            )
-            table.add_row(
-                "KV read by a step, KiB", "", f"{d.read_bytes / 1024:.1f}", f"held: {d.held_bytes / 1024:.1f}"
-            )
-            table.add_row("a step, ms in choosing / attention", "", f"{d.selection_ms:.2f} / {d.attention_ms:.2f}", "")
-        return table
+            rows.append(("visual tokens a step looks at", self.decoding.visual, self.decoding.looked_at, "{:.1f}"))
+        return [(name, style.format(a), style.format(b), _share(b, a)) for name, a, b, style in rows]
 
     def __str__(self) -> str:
         console = Console(width=100)

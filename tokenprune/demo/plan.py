@@ -31,8 +31,9 @@ def plan(
 ) -> Plan:
     """The controls as a plan; raises `BadInput` for what cannot be asked for.
 
-    method: a method or a recipe, which has its own budget and place. extra: options of the method as name=value, with
-    semicolons between them. second: a method that runs at layer `second_at` of what the first left, or `none`.
+    method: a method or a recipe, which has its own budgets, places and positions. extra: options of the method as
+    name=value, with semicolons between them. second: a method that runs at layer `second_at` of what the first left,
+    or `none`.
     """
     own = options_of(extra)
     if method in all_methods():
@@ -42,7 +43,7 @@ def plan(
     if method not in all_methods():
         if second != NO_METHOD or where:
             raise BadInput("A recipe has its own stages. Choose a method to place it, or to add a second stage.")
-        return Plan(method, {"positions": positions}, python_line(method, {"positions": positions}))
+        return Plan(method, {}, python_line(method, {}))
     if second == NO_METHOD:
         options = own | where | {"positions": positions}
         return Plan(method, options, python_line(method, options))

@@ -127,17 +127,10 @@ def _side(found: Explained) -> int:
 
 def table(found: Explained) -> list[list[str]]:
     """Figures of the pruned answer beside the unpruned one."""
-    r = found.report
-    rows = [
-        ("visual tokens, average over layers", r.tokens, r.average_tokens, "{:.1f}"),
-        ("visual tokens, last layer", r.tokens, r.final_tokens, "{:.0f}"),
-        ("prefill GFLOPs", r.dense_flops / 1e9, r.flops / 1e9, "{:.3f}"),
-    ]
-    if r.kv_bytes is not None:
-        rows.append(("KV cache, KiB", r.dense_kv_bytes / 1024, r.kv_bytes / 1024, "{:.1f}"))
-    rows.append(("answer time, ms (one run)", *(1000 * s for s in found.seconds), "{:.0f}"))
-    texts = [[name, style.format(a), style.format(b), f"{100 * b / a:.0f} %"] for name, a, b, style in rows]
-    return [*texts, ["of that choosing, ms", "", f"{r.selection_ms:.1f}", ""]]
+    dense, pruned = found.seconds
+    times = [f"{1000 * dense:.0f}", f"{1000 * pruned:.0f}", f"{100 * pruned / dense:.0f} %"]
+    choosing = ["of that choosing, ms", "", f"{found.report.selection_ms:.1f}", ""]
+    return [*map(list, found.report.figures()), ["answer time, ms (one run)", *times], choosing]
 
 
 EXAMPLES = [

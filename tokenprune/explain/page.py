@@ -45,16 +45,10 @@ def _file(name: str) -> str:
 
 
 def _figures(found: Explained) -> str:
-    r = found.report
-    rows = [
-        ("visual tokens, average over layers", r.tokens, f"{r.average_tokens:.1f}"),
-        ("visual tokens, last layer", r.tokens, r.final_tokens),
-        ("prefill GFLOPs", f"{r.dense_flops / 1e9:.3f}", f"{r.flops / 1e9:.3f}"),
-    ]
-    if r.kv_bytes is not None:
-        rows.append(("KV cache, KiB", f"{r.dense_kv_bytes / 1024:.1f}", f"{r.kv_bytes / 1024:.1f}"))
-    body = "".join(f"<tr><td>{name}</td><td>{dense}</td><td>{pruned}</td></tr>" for name, dense, pruned in rows)
-    return f"<table><thead><tr><th></th><th>unpruned</th><th>pruned</th></tr></thead><tbody>{body}</tbody></table>"
+    cells = ("".join(f"<td>{text}</td>" for text in row) for row in found.report.figures())
+    head = "".join(f"<th>{text}</th>" for text in ("", "unpruned", "pruned", "of that"))
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _stage(found: Explained, number: int, view: StageView) -> str:
