@@ -88,6 +88,8 @@ def test_the_wheel_works_without_the_repository(tmp_path):
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=300)
+    for name in ("explain/page.js", "explain/page.css", "configs/benchmarks/scenes.yaml", "configs/fastv_k2_r50.yaml"):
+        assert (site / "tokenprune" / name).is_file()
     code = "import tokenprune, sys; sys.argv = ['tokenprune', 'run', '--json']; from tokenprune.cli import main; main()"
     check = f"import tokenprune; assert tokenprune.__file__.startswith({str(site)!r}); {code}"
     environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}

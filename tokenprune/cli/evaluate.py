@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +65,6 @@ def evaluate(
             batch_size=batch,
             limit=limit,
         )
-    warnings.filterwarnings("ignore")
 
     from tokenprune.evaluation.cells import read_all
     from tokenprune.evaluation.harness import run_all

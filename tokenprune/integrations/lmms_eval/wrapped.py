@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -136,17 +135,10 @@ def _copied(request: Instance) -> Instance:
     return own
 
 
-def _names() -> Iterator[str]:
-    for name, chat in WRAPPED.items():
-        yield f"simple_{name}"
-        if chat:
-            yield f"chat_{name}"
-
-
 def __getattr__(name: str) -> type[lmms]:
-    if name not in _names():
-        raise AttributeError(name)
     kind, _, model = name.partition("_")
+    if kind not in ("chat", "simple") or model not in WRAPPED:
+        raise AttributeError(name)
     cls = get_model(model, force_simple=kind == "simple")
     made = type(f"Tokenprune{cls.__name__}", (Pruned, cls), {"__module__": __name__, "is_simple": cls.is_simple})
     globals()[name] = made
