@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tokenprune.errors import BadInput
 
@@ -27,7 +29,7 @@ def load_image(path: str | Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise BadInput(f"{path} is empty (0 bytes). Give an image file.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whole_files():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 _check(path, image)
@@ -42,6 +44,16 @@ def load_image(path: str | Path) -> Image.Image:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path} is damaged or cut short ({error}). Give a complete image file.") from error
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """Pillow refuses a file that is cut short, whatever another library (lmms-eval does) has told it for everybody."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _check(path: Path, image: Image.Image) -> None:
