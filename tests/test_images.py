@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tokenprune import BadInput
 from tokenprune.images import load_image
@@ -46,7 +46,10 @@ def test_not_an_image(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_truncated(tmp_path, ending):
+@pytest.mark.parametrize("lenient", [False, True])
+def test_truncated(monkeypatch, tmp_path, ending, lenient):
+    """Also where another library has told Pillow to make do with what there is."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     path = tmp_path / f"cut.{ending}"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -54,6 +57,7 @@ def test_truncated(tmp_path, ending):
     message = refused(path)
     assert message.startswith(f"{path} is damaged or cut short (")
     assert message.endswith("). Give a complete image file.")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
 def test_one_pixel(tmp_path, colours):
