@@ -78,6 +78,14 @@ def test_a_grid_runs_once_and_goes_on_where_it_stopped(command, packed_tasks, tm
     assert "http" not in re.sub(r"data:[^\"]*", "", (tmp_path / "i.html").read_text()).replace("http-equiv", "")
 
 
+def test_a_grid_through_lmms_evals_own_model(command, packed_tasks, tmp_path):
+    asked = ("eval", "--model", "scenes", "--tasks", "scenes", "--methods", "uniform", "--keep", "36", "--limit", 2)
+    through = ("--through", "tokenprune_llava_hf", "--model-args", "device_map=cpu,dtype=float32", "--device", "cpu")
+    code, _, err = command(*asked, *through, "--include-path", packed_tasks, "--out", tmp_path)
+    assert code == 0, err
+    assert [r.cost.kept_tokens for r in read_all(tmp_path)] == [144, 36]
+
+
 def _samples(path):
     return path.parent / "samples" / f"{path.stem}.jsonl"
 

@@ -38,7 +38,7 @@ ALLOWED = {
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
     "integrations": {"errors", "families", "attach", "recipes", "api", "chat", "images", "video", "integrations"},
-    "evaluation": {"errors", "methods", "recipes", "bench", "html", "integrations", "evaluation"},
+    "evaluation": {"errors", "methods", "recipes", "scenes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
         *("evaluation", "explain", "demo", "cli"),

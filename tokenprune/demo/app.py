@@ -92,7 +92,7 @@ def told(work: Any) -> Any:
     try:
         return work()
     except TokenpruneError as error:
-        raise gr.Error(str(error), title="That does not work", print_exception=False) from error
+        raise gr.Error(str(error), title="That does not work", duration=None, print_exception=False) from error
 
 
 def describe_method(name: str) -> str:

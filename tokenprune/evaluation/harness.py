@@ -14,6 +14,7 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import list_available_models
 from lmms_eval.tasks import TaskManager
 
+from tokenprune import scenes
 from tokenprune.errors import BadInput, unknown
 from tokenprune.evaluation import cells
 from tokenprune.evaluation.cells import Cell, Cost, Result
@@ -96,7 +97,12 @@ def evaluate(cell: Cell, folder: Path, tasks: TaskManager, device: str | None) -
 
 def arguments(cell: Cell) -> str:
     """Everything that tells this cell's answers from another's, as lmms-eval's --model_args."""
-    given = {"pretrained": cell.pretrained} | cell.arguments | {"method": cell.method} | cell.options
+    given = (
+        {"pretrained": scenes.NAMED.get(cell.pretrained, cell.pretrained)}
+        | cell.arguments
+        | {"method": cell.method}
+        | cell.options
+    )
     for name, value in given.items():
         if isinstance(value, (list, tuple, dict)) or "," in str(value):
             raise BadInput(f"{name}={value!r} cannot be handed to lmms-eval. Put it into a recipe file.")
