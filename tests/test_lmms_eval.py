@@ -89,8 +89,8 @@ def test_the_unpruned_baseline_is_the_model_itself(evaluate):
     """The same questions, asked without any harness."""
     _, samples = evaluate("tokenprune", MODEL, batch=4)
     chat = Chat.load("scenes")
-    asked = [judge.questions(kind, 2) for kind in judge.TYPES]
-    assert words(samples) == [text for pair in asked for text in judge.answers(chat, pair)]
+    by_type = [judge.answers(chat, judge.questions(kind, 2)) for kind in judge.TYPES]
+    assert words(samples) == [text for turn in zip(*by_type, strict=True) for text in turn]
     assert {one["visual_tokens"] for one in costs(samples)} == {one["kept_tokens"] for one in costs(samples)} == {144}
 
 

@@ -28,10 +28,10 @@ LONGEST = {"scenes": 20, "scenes_video": clips.LONGEST + 1}
 
 
 def pictures(count: int, types: Sequence[str]) -> Dataset:
-    """`count` held-out questions of each type, each with its picture."""
+    """`count` held-out questions of each type, by turns, each with its picture."""
     rows = []
-    for kind in types:
-        for asked in scenes.questions(kind, count):
+    for turn in zip(*(scenes.questions(kind, count) for kind in types), strict=True):
+        for asked in turn:
             stored = io.BytesIO()
             asked.image.save(stored, "PNG")
             own = {"image": {"bytes": stored.getvalue(), "path": None}}
@@ -43,9 +43,10 @@ def videos(count: int, types: Sequence[str], folder: Path) -> Dataset:
     """The same about clips, whose files go to `folder`/clips."""
     (folder / "clips").mkdir(exist_ok=True)
     rows = []
-    for kind in types:
-        for i, asked in enumerate(track(clips.questions(kind, count), description=kind, transient=True)):
-            name = f"clips/{kind}_{i:04}.mp4"
+    turns = list(zip(*(clips.questions(kind, count) for kind in types), strict=True))
+    for i, turn in enumerate(track(turns, description="clips", transient=True)):
+        for asked in turn:
+            name = f"clips/{asked.question.type}_{i:04}.mp4"
             write_clip(folder / name, np.stack([np.asarray(frame) for frame in asked.clip.frames]))
             rows.append({"video": name} | _row(asked.question))
     return _table(rows, video=Value("string"))
