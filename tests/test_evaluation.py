@@ -288,12 +288,24 @@ def test_the_page_sorts(tmp_path):
         assert complaints(driver) == []
 
 
-def test_several_ranks_share_a_grid(packed_tasks, tmp_path):
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tokenprune.cli", "eval"]
-    asked = ["--model", "scenes", "--tasks", "scenes", "--methods", "uniform", "--keep", "0.25", "--limit", "5"]
-    where = ["--include-path", packed_tasks, "--out", tmp_path / "out", "--device", "cpu"]
+def answers(folder, result):
+    """Documents with their answers and what was kept, in order."""
+    lines = _samples(folder / f"{result.cell.name}.json").read_text().splitlines()
+    return sorted((s["doc_id"], s["answer"], s["kept_tokens"]) for s in map(json.loads, lines))
+
+
+def test_several_ranks_answer_like_one(command, packed_tasks, tmp_path):
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tokenprune.cli"]
+    asked = ["eval", "--model", "scenes", "--tasks", "scenes", "--methods", "uniform", "--keep", "0.25", "--limit", "5"]
+    where = ["--include-path", packed_tasks, "--device", "cpu", "--out"]
     own = {"MASTER_PORT": str(28500 + os.getpid() % 1000), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([*program, *asked, *where], env=os.environ | own, capture_output=True, text=True, timeout=300)
+    started = [*program, *asked, *where, tmp_path / "two"]
+    done = subprocess.run(started, env=os.environ | own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = read_all(tmp_path / "out")
-    assert [(r.cell.label, r.questions, r.cost.measured) for r in found] == [("none", 5, 5), ("uniform 0.25", 5, 5)]
+    code, _, err = command(*asked, *where, tmp_path / "one")
+    assert code == 0, err
+    found = [read_all(tmp_path / name) for name in ("one", "two")]
+    for one, two in zip(*found, strict=True):
+        assert (one.cell, one.scores, one.questions) == (two.cell, two.scores, two.questions)
+        assert two.cost.measured == 5
+        assert answers(tmp_path / "one", one) == answers(tmp_path / "two", two)

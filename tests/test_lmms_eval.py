@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from importlib.metadata import entry_points
 
 import pytest
@@ -209,23 +205,6 @@ def test_settings_are_not_written_into():
         "do_sample": True,
     }
     assert settings == before
-
-
-def test_several_ranks_answer_like_one(evaluate, packed_tasks, tmp_path):
-    arguments = f"{MODEL},method=divprune,keep=0.25"
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lmms_eval", "eval"]
-    options = ["--model", "tokenprune", "--model_args", arguments, "--tasks", "scenes", "--limit", "7"]
-    where = ["--include_path", packed_tasks, "--output_path", tmp_path, "--log_samples", "--device", "cpu"]
-    port = {"MASTER_PORT": str(29500 + os.getpid() % 1000), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [*program, *options, *where], env=os.environ | port, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (log,) = tmp_path.glob("*/*_samples_scenes.jsonl")
-    rows = sorted(map(json.loads, log.read_text().splitlines()), key=lambda one: one["doc_id"])
-    _, mine = evaluate("tokenprune", arguments, limit=7)
-    assert [one["filtered_resps"] for one in rows] == words(mine)
-    assert [one["token_counts"][0]["kept_tokens"] for one in rows] == [36] * 7
 
 
 @pytest.mark.parametrize(
