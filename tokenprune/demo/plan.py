@@ -35,7 +35,7 @@ def plan(
     name=value, with semicolons between them. second: a method that runs at layer `second_at` of what the first left,
     or `none`.
     """
-    own = options_of(extra)
+    own = typed_options(extra)
     if method in all_methods():
         own = {"keep": float(keep)} | own
     named(method, own)
@@ -56,7 +56,7 @@ def plan(
     return Plan(stages, {"positions": positions}, line)
 
 
-def options_of(text: str) -> dict[str, Any]:
+def typed_options(text: str) -> dict[str, Any]:
     """`name=value; name=value` as options."""
     found = {}
     for pair in filter(None, map(str.strip, text.split(";"))):
