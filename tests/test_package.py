@@ -28,7 +28,8 @@ ALLOWED = {
     "attach": {"errors", "core", "methods", "families", "attach"},
     "overlay": {"errors", "families", "attach"},
     "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
-    "recipes": {"errors", "methods"},
+    "shelf": {"errors"},
+    "recipes": {"errors", "methods", "shelf"},
     "api": {"errors", "core", "methods", "attach", "recipes"},
     "demo": {
         *("errors", "core", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
@@ -38,7 +39,7 @@ ALLOWED = {
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
     "integrations": {"errors", "families", "attach", "recipes", "api", "chat", "images", "video", "integrations"},
-    "evaluation": {"errors", "methods", "recipes", "scenes", "bench", "html", "integrations", "evaluation"},
+    "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
         *("evaluation", "explain", "demo", "cli"),

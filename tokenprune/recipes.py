@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.stage import DECODE, Stage
+from tokenprune.shelf import ENDINGS, Shelf
 
-ENDINGS = (".yaml", ".yml")
+SHELF = Shelf("recipe", "model, positions and stages", "`tokenprune list --recipes` shows the names of all recipes.")
 
 
 class StageSpec(BaseModel):
@@ -57,15 +56,9 @@ class Recipe(BaseModel):
         return sorted((spec.to_stage() for spec in self.stages), key=lambda s: (s.at == DECODE, s.start or s.at))
 
 
-def folder() -> Any:
-    """Where the recipes are: beside the installed package, or in the repository."""
-    installed = files("tokenprune") / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
-
-
 def recipe_names() -> list[str]:
     """Names of all recipes that come with the package, in alphabetical order."""
-    return sorted(f.name.rpartition(".")[0] for f in folder().iterdir() if f.name.endswith(ENDINGS))
+    return SHELF.names()
 
 
 def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
@@ -85,30 +78,10 @@ def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
 
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe by its name or its file, checked to the last option."""
-    text = str(name)
-    if text.endswith(ENDINGS):
-        path = Path(text)
-        if not path.is_file():
-            raise BadInput(
-                f"There is no recipe file {text}. `tokenprune list --recipes` shows the names of all recipes."
-            )
-        content, title = path.read_text(), path.stem
-    elif text in recipe_names():
-        content, title = (folder() / f"{text}.yaml").read_text(), text
-    else:
-        raise unknown("recipe", text, recipe_names())
-    try:
-        data = yaml.safe_load(content)
-        if not isinstance(data, dict):
-            raise BadInput(f"The recipe {text} is no mapping with model, positions and stages.")
-        recipe = Recipe(**data | {"name": title})
-        recipe.to_stages()
-    except yaml.YAMLError as error:
-        raise BadInput(f"The recipe {text} is no valid YAML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"The recipe {text} is wrong at {where}: {first['msg']}.") from error
-    except BadInput as error:
-        raise BadInput(f"The recipe {text} is wrong: {error}") from error
+    return SHELF.load(name, _checked)
+
+
+def _checked(data: dict[str, Any], title: str) -> Recipe:
+    recipe = Recipe(**data | {"name": title})
+    recipe.to_stages()
     return recipe

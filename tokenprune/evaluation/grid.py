@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tokenprune.errors import BadInput, unknown
+from tokenprune.errors import unknown
 from tokenprune.evaluation.cells import Cell
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
 from tokenprune.methods.registry import all_methods
-from tokenprune.recipes import ENDINGS
+from tokenprune.shelf import Shelf
 
 HARNESS = "tokenprune"
+SHELF = Shelf("benchmark", "source, pretrained, tasks and settings", "They are in configs/benchmarks.", "benchmarks")
 
 
 class Task(BaseModel):
@@ -104,44 +103,21 @@ def grid(
     ]
 
 
-def folder() -> Any:
-    """Where the benchmark files are: beside the installed package, or in the repository."""
-    installed = files("tokenprune") / "configs" / "benchmarks"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs" / "benchmarks"
-
-
 def benchmark_names() -> list[str]:
     """Names of all benchmark files that come with the package."""
-    return sorted(f.name.rpartition(".")[0] for f in folder().iterdir() if f.name.endswith(ENDINGS))
+    return SHELF.names()
 
 
 def load_benchmark(name: str | Path) -> Benchmark:
     """A benchmark by its name or its file, checked to the last option of its methods."""
-    text = str(name)
-    if text.endswith(ENDINGS):
-        if not Path(text).is_file():
-            raise BadInput(f"There is no benchmark file {text}. Known by name: {', '.join(benchmark_names())}.")
-        content = Path(text).read_text()
-    elif text in benchmark_names():
-        content = (folder() / f"{text}.yaml").read_text()
-    else:
-        raise unknown("benchmark", text, benchmark_names())
-    try:
-        data = yaml.safe_load(content)
-        if not isinstance(data, dict):
-            raise BadInput(f"The benchmark {text} is no mapping with source, pretrained, tasks and settings.")
-        found = Benchmark(**data)
-        for row in found.settings:
-            Pruning.of(row.method, row.options)
-            for task in row.published:
-                if task not in found.tasks:
-                    raise unknown("task", task, found.tasks)
-    except yaml.YAMLError as error:
-        raise BadInput(f"The benchmark {text} is no valid YAML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"The benchmark {text} is wrong at {where}: {first['msg']}.") from error
-    except BadInput as error:
-        raise BadInput(f"The benchmark {text} is wrong: {error}") from error
+    return SHELF.load(name, _checked)
+
+
+def _checked(data: dict[str, Any], title: str) -> Benchmark:
+    found = Benchmark(**data)
+    for row in found.settings:
+        Pruning.of(row.method, row.options)
+        for task in row.published:
+            if task not in found.tasks:
+                raise unknown("task", task, found.tasks)
     return found

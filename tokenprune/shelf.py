@@ -1,0 +1,63 @@
+"""YAML files that come with the package: found by name, or by a path, and read with clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from tokenprune.errors import BadInput, unknown
+
+ENDINGS = (".yaml", ".yml")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of `configs`. kind: what a file is, in words; holds: the keys it must have, in words; hint: where to
+    look for names."""
+
+    kind: str
+    holds: str
+    hint: str
+    folder: str = ""
+
+    def place(self) -> Any:
+        """Where the files are: beside the installed package, or in the repository."""
+        installed = files("tokenprune") / "configs"
+        return (installed if installed.is_dir() else Path(__file__).parent.parent / "configs") / self.folder
+
+    def names(self) -> list[str]:
+        """Names of all files, in alphabetical order."""
+        return sorted(f.name.rpartition(".")[0] for f in self.place().iterdir() if f.name.endswith(ENDINGS))
+
+    def load(self, name: str | Path, build: Callable[[dict[str, Any], str], T]) -> T:
+        """What `build` makes of a file's mapping and its title, or `BadInput` that says what is wrong and where."""
+        text = str(name)
+        if text.endswith(ENDINGS):
+            path = Path(text)
+            if not path.is_file():
+                raise BadInput(f"There is no {self.kind} file {text}. {self.hint}")
+            content, title = path.read_text(), path.stem
+        elif text in self.names():
+            content, title = (self.place() / f"{text}.yaml").read_text(), text
+        else:
+            raise unknown(self.kind, text, self.names())
+        try:
+            data = yaml.safe_load(content)
+            if not isinstance(data, dict):
+                raise BadInput(f"The {self.kind} {text} is no mapping with {self.holds}.")
+            return build(data, title)
+        except yaml.YAMLError as error:
+            raise BadInput(f"The {self.kind} {text} is no valid YAML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise BadInput(f"The {self.kind} {text} is wrong at {where}: {first['msg']}.") from error
+        except BadInput as error:
+            raise BadInput(f"The {self.kind} {text} is wrong: {error}") from error
