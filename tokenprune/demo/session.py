@@ -19,7 +19,7 @@ from tokenprune.demo.plan import Plan
 from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
 from tokenprune.images import load_image
-from tokenprune.overlay import FRAME_SIDE, dimmed, fitted, frames_of, heat_map, strip
+from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
 from tokenprune.video import Clip, load_video
 
 LONGEST_QUESTION = 2000
@@ -122,7 +122,7 @@ def score_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
 
 
 def _side(found: Explained) -> int:
-    return FRAME_SIDE if len(found.pictures) > 1 else 480
+    return FRAME_SIDE if len(found.pictures) > 1 else SHORT_SIDE
 
 
 def table(found: Explained) -> list[list[str]]:

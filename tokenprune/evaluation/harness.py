@@ -19,7 +19,7 @@ from tokenprune.errors import BadInput, unknown
 from tokenprune.evaluation import cells
 from tokenprune.evaluation.cells import Cell, Cost, Result
 
-MEASURED = ("visual_tokens", "kept_tokens", "average_tokens", "prefill_ms", "kv_bytes", "batch")
+MEASURED = ("visual_tokens", "kept_tokens", "average_tokens", "prefill_ms", "kv_bytes")
 
 
 def run_all(
@@ -137,5 +137,5 @@ def cost(samples: Sequence[dict[str, Any]]) -> Cost | None:
         return None
     times = [one["prefill_ms"] for one in measured]
     quarter = quantiles(times, n=4) if len(times) > 1 else times * 3
-    means = {name: mean(one[name] for one in measured) for name in MEASURED if name not in ("prefill_ms", "batch")}
+    means = {name: mean(one[name] for one in measured) for name in MEASURED if name != "prefill_ms"}
     return Cost(measured=len(measured), prefill_ms=median(times), prefill_range=(quarter[0], quarter[2]), **means)
