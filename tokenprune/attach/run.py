@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer, adopt
+from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name
 from tokenprune.attach.decode import Decoder, StepReport
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
@@ -74,6 +74,7 @@ class Run:
         decoding = [s for s in stages if s.at == DECODE]
         self.positions, self.turns, self.images = positions, turns, images
         self.kinds = layer_kinds(self.text_model)
+        self._cache_name = cache_name(self.text_model)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.kinds]
@@ -201,7 +202,7 @@ class Run:
         refuse_compiled()
         refuse_paged(self.text_model)
         self._encoder.forget()
-        local, cache = self._local, kwargs.get("past_key_values")
+        local, cache = self._local, cache_in(kwargs)
         input_ids = args[0] if args else kwargs.get("input_ids")
         media = [k for k in MEDIA if _holds(kwargs.get(k))]
         if input_ids is None and (media or _is_new(cache)):
@@ -230,12 +231,12 @@ class Run:
 
     def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         refuse_compiled()
-        hidden, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        hidden, cache = kwargs.get("inputs_embeds"), cache_in(kwargs)
         if not hasattr(self._local, "input_ids") or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
         prompt = self._local.input_ids is not None
         if prompt and cache is None and _uses_cache(module, kwargs):
-            cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
+            cache = kwargs[self._cache_name] = DynamicCache(config=module.config)
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not prompt and not pruned:
             return None
@@ -276,7 +277,7 @@ class Run:
 
     def _start(self, module: nn.Module, hidden: Tensor, kwargs: dict) -> Forward:
         batch, length, _ = hidden.shape
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         positions = _positions(kwargs.get("position_ids"), batch, length, past, hidden.device)
         given = self._local.mask
@@ -380,7 +381,7 @@ class Run:
 
         def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             refuse_compiled()
-            forward, cache = self._forward, kwargs.get("past_key_values")
+            forward, cache = self._forward, cache_in(kwargs)
             layer = self._cache_layer(cache, i)
             if forward is None:
                 if isinstance(layer, PrunedLayer):
@@ -418,7 +419,7 @@ class Run:
             return None
         if self.decoder is not None:
             self.decoder.steps.clear()
-        self._done = measure(self, forward, output.past_key_values)
+        self._done = measure(self, forward, cache_in(output))
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
