@@ -4,6 +4,7 @@ from .api import prune, select, stream
 from .attach.report import Report
 from .attach.run import Run
 from .attach.stream import Stream
+from .checking.check import Check, check
 from .core.selection import Selection
 from .errors import BadInput, MissingSignal, TokenpruneError, Unsupported
 from .methods.adaptinfer import AdaptInfer
@@ -64,6 +65,7 @@ __all__ = [
     "AgilePruner",
     "BadInput",
     "CDPruner",
+    "Check",
     "CoarseToFine",
     "DivPrune",
     "Downsample",
@@ -106,6 +108,7 @@ __all__ = [
     "VidCom2",
     "VisPruner",
     "VisionZip",
+    "check",
     "load_recipe",
     "load_video",
     "merge_pages",
