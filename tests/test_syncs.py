@@ -156,8 +156,17 @@ def test_padding_tiles_and_decoding_add_no_more_than_is_named(monkeypatch, metho
         assert set(found) <= {*PADDED}, found
 
 
+def test_a_method_is_held_to_what_it_declares(monkeypatch):
+    monkeypatch.setattr(tokenprune.ToDRE, "waits", "")
+    with pytest.raises(AssertionError, match=r"todre makes the host wait .* say so in the class: waits: ClassVar"):
+        test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, "llava", "todre")
+    monkeypatch.setattr(tokenprune.EVS, "waits", "for no reason")
+    with pytest.raises(AssertionError, match=r"evs does not make the host wait: take `waits` out of the class"):
+        test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, "llava", "evs")
+
+
 def test_the_watch_sees_a_sync(monkeypatch):
-    """The test above can fail."""
+    """The tests above can fail."""
     with waits(monkeypatch) as found:
         tokenprune.select("todre", keep=2, phase="migration", attention_row=torch.rand(2, 9))
     assert "core/selection.py Selection.of" in found
