@@ -33,7 +33,9 @@ ALLOWED = {
     "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
     "shelf": {"errors"},
     "recipes": {"errors", "methods", "shelf"},
-    "api": {"errors", "core", "methods", "attach", "recipes"},
+    "plan": {"errors", "methods", "attach", "recipes"},
+    "checking": {"errors", "version", "methods", "attach", "plan", "checking"},
+    "api": {"errors", "core", "methods", "attach", "checking", "plan"},
     "demo": {
         *("errors", "core", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
         *("explain", "cli", "demo"),
