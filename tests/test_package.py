@@ -47,7 +47,7 @@ ALLOWED = {
     "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
-        *("evaluation", "explain", "demo", "cli"),
+        *("checking", "evaluation", "explain", "demo", "cli"),
     },
 }
 

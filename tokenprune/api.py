@@ -59,8 +59,9 @@ def prune(
     argument.
     """
     stages, policy = planned(model, method, at=at, positions=positions, scope=scope, **options)
+    verifies = asks_to_verify(verify)
     run = Run(model, stages, policy, turns, images)
-    if asks_to_verify(verify):
+    if verifies:
         verify_first_prompt(run)
     return run
 
