@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from tokenprune.recipes import named
 out = Console()
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Number types of `tokenprune bench`."""
 
     float32 = "float32"
