@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from tokenprune.errors import BadInput
@@ -30,7 +30,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Number types that a model can be loaded in."""
 
     float32 = "float32"

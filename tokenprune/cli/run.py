@@ -102,8 +102,9 @@ def run(
 
 
 def save_picture(picture: Any, path: Path) -> None:
-    """Write a picture in the format of the file name's ending."""
+    """Write a picture in the format of the file name's ending, in a folder that need not be there."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     except (OSError, ValueError) as error:
         raise BadInput(f"Cannot write the overlay to {path}: {error}") from error
