@@ -1,18 +1,28 @@
 # make run: a private environment, then the main job offline with the bundled model
-# make test: the same environment, then lint and tests
+# make test: the same environment, then lint and tests, some of them drawn by a seed (TP_SEED=7 make test repeats one)
+# make test-all: every case; make test-fast: half a minute, while editing
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test lint train results bench bench-gpu docs readme matrix clean
+.PHONY: run test test-all test-fast lint train results bench bench-gpu docs readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# Nightly, and before a release.
+test-all: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+
+# What methods promise, published vectors, and one family.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto -q tests/test_select.py tests/test_methods.py tests/test_golden.py \
+	  tests/test_golden_video.py tests/test_versions.py -k "not test_versions or qwen2_5_vl"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
