@@ -9,7 +9,7 @@ import torch
 
 import tokenprune
 from eval import readme
-from tests.test_laws import BATCHES, check_oracle
+from tests.laws import BATCHES, check_oracle
 from tests.tiny import FAMILIES
 from tokenprune import prune, scenes, select
 from tokenprune.chat import Chat

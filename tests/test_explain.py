@@ -11,6 +11,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from tests.browser import browser, complaints, needs_browser, shot
+from tests.draw import cases
 from tokenprune import FastV, Stage, load_video, prune, scenes
 from tokenprune.chat import Chat
 from tokenprune.explain.answers import explain, python_line
@@ -91,7 +92,7 @@ def test_tracing_changes_nothing_and_ends_with_the_run(chat):
         assert (rankings[0].columns[rankings[0].kept] == plain).all()
 
 
-@pytest.mark.parametrize("method", [name for name, cls in all_methods().items() if not GIVEN & {*signals_of(cls)}])
+@cases("method", [name for name, cls in all_methods().items() if not GIVEN & {*signals_of(cls)}], lambda _: None)
 def test_every_method_is_explained(chat, method):
     found = ask(chat, method, keep=0.5)
     text = page(found, "scenes", method, {"keep": 0.5})

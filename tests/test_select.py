@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenprune
+from tests.signals import signals
 from tokenprune import BadInput, MissingSignal, select
 from tokenprune.core.budget import n_keep
 from tokenprune.core.diversity import cosine_distance, max_min, nearest, products
@@ -18,20 +19,6 @@ from tokenprune.core.selection import top_k
 from tokenprune.methods.base import Method, make_method, options_of
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.signals import SIGNALS
-
-
-def signals(n, spans=None, seed=0, frames=1):
-    """Every signal there is, for n tokens and 4 tokens of text."""
-    made = torch.Generator().manual_seed(seed)
-    front = () if spans is None else (spans,)
-    sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6, "t": frames, "g": 8}
-    found = {}
-    for name, signal in SIGNALS.items():
-        shape = [sizes[axis] for axis in signal.axes]
-        positive = "attention" in name or signal.ndim == 1
-        found[name] = (torch.rand if positive else torch.randn)(*front, *shape, generator=made)
-    found["voxels"] = (7 * found["voxels"]).long()
-    return found
 
 
 @given(method=st.sampled_from(list(all_methods())), n=st.integers(1, 40), data=st.data())
