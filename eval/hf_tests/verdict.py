@@ -56,12 +56,12 @@ class Expected(BaseModel):
     by_design: bool = False
 
     def excuse(self, family: str, mode: str, test: str, error: str) -> str | None:
-        """The pattern by which this failure is expected."""
+        """The pattern by which this failure is expected, if it is."""
         if mode not in self.modes or (self.families and family not in self.families):
             return None
         if not re.search(self.error, error, re.DOTALL):
             return None
-        return next((pattern for pattern in self.tests if re.fullmatch(pattern, test.rpartition("::")[2])), None)
+        return next((pattern for pattern in self.tests if re.fullmatch(pattern, test)), None)
 
 
 class Listed(BaseModel):
@@ -88,17 +88,18 @@ class Listed(BaseModel):
 
 @dataclass
 class Verdict:
-    """rows: counts for each model type and mode. unexpected: failures on no list. stale: what the list says in vain.
+    """rows: counts for each model type and mode. excused: for each reason, where ("model type mode") it was met.
 
-    unpruned: model types of whose tests none met a stage, in a mode that has one. baseline: what failed unpruned.
+    unexpected: failures on no list, and stale: what the list says in vain, both with where. baseline: the same for what
+    failed unpruned. unpruned: where no stage ran in any test.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     excused: dict[str, list[str]] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
-    stale: list[str] = field(default_factory=list)
+    unexpected: dict[str, list[str]] = field(default_factory=dict)
+    stale: dict[str, list[str]] = field(default_factory=dict)
+    baseline: dict[str, list[str]] = field(default_factory=dict)
     unpruned: list[str] = field(default_factory=list)
-    baseline: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -107,12 +108,9 @@ class Verdict:
 
     def lines(self) -> Iterable[str]:
         """What is not, to read."""
-        for text, found in (
-            ("fails, and is not expected to", self.unexpected),
-            ("is expected to fail so, and does not", self.stale),
-            ("pruned nothing in any test", self.unpruned),
-        ):
-            yield from (f"{one}\n    {text}" for one in found)
+        for title, found in (("Not expected", self.unexpected), ("Expected in vain", self.stale)):
+            yield from (f"{title}: {text}\n    in {', '.join(where)}" for text, where in found.items())
+        yield from (f"No stage ran in any test: {where}" for where in self.unpruned)
 
 
 def judge(results: Results, listed: Listed, complete: bool = True) -> Verdict:
@@ -129,11 +127,13 @@ def judge(results: Results, listed: Listed, complete: bool = True) -> Verdict:
             dropped = sum(one.dropped > 0 for one in tests.values())
             verdict.rows.append({"family": family, "mode": mode} | counts | {"stages": stages, "dropped": dropped})
             if mode in "abcd" and not stages:
-                verdict.unpruned.append(f"{family} [{mode}]")
+                verdict.unpruned.append(f"{family} {mode}")
     for entry in listed.expected:
         for pattern in entry.tests:
             for mode in entry.modes:
-                verdict.stale += _stale(entry, pattern, mode, results, used, complete)
+                where = [f"{family} {mode}" for family in _vain(entry, pattern, mode, results, used, complete)]
+                if where:
+                    verdict.stale.setdefault(f"{pattern}: {entry.error}", []).extend(where)
     return verdict
 
 
@@ -141,36 +141,36 @@ def _count(family: str, mode: str, test: str, one: Outcome, listed: Listed, used
     """The column that an outcome belongs to; failures go into the verdict."""
     if one.outcome != "failed":
         return one.outcome
-    if mode == "none":
-        verdict.baseline.append(f"{family} {test}: {one.errors[0] if one.errors else ''}"[:300])
-        return "failed"
+    name, where = test.rpartition("::")[2], f"{family} {mode}"
     shapes = []
-    for error in one.errors or ["no error"]:
+    for error in one.errors or ["it does not say why"]:
+        line = f"{name}: {error.splitlines()[0][:300]}"
+        if mode == "none":
+            verdict.baseline.setdefault(line, []).append(where)
+            return "failed"
         for entry in listed.expected:
-            pattern = entry.excuse(family, mode, test, error)
+            pattern = entry.excuse(family, mode, name, error)
             if pattern is not None:
                 used.add((entry, pattern, mode, family))
                 shapes.append(entry.by_design)
-                excused = verdict.excused.setdefault(entry.reason, [])
-                excused.append(f"{family} {mode}")
+                verdict.excused.setdefault(entry.reason, []).append(where)
                 break
         else:
-            verdict.unexpected.append(f"{family} [{mode}] {test}: {error}"[:600])
+            verdict.unexpected.setdefault(line, []).append(where)
             return "failed"
     return "skipped" if all(shapes) else "refused"
 
 
-def _stale(
-    entry: Expected, pattern: str, mode: str, results: Results, used: set[tuple], complete: bool
-) -> Iterable[str]:
-    """A test of an entry that ran in a mode and did not fail as it says."""
-    families = entry.families or tuple(results)
-    ran = [f for f in families if any(re.fullmatch(pattern, t.rpartition("::")[2]) for t in _tests(results, f, mode))]
+def _vain(entry: Expected, pattern: str, mode: str, results: Results, used: set[tuple], complete: bool) -> list[str]:
+    """Families whose tests of this name ran in this mode and did not fail as the entry says. One without families is
+    in vain if it is so in all of them."""
+    ran = [
+        family
+        for family in entry.families or results
+        if any(re.fullmatch(pattern, test.rpartition("::")[2]) for test in _tests(results, family, mode))
+    ]
     vain = [family for family in ran if (entry, pattern, mode, family) not in used]
-    if entry.families:
-        yield from (f"{family} [{mode}] {pattern}: {entry.error}" for family in vain)
-    elif complete and ran and vain == ran:
-        yield f"any family [{mode}] {pattern}: {entry.error}"
+    return vain if entry.families or (complete and vain == ran) else []
 
 
 def _tests(results: Results, family: str, mode: str) -> Mapping[str, Outcome]:
@@ -210,7 +210,7 @@ def page(modes: Mapping[str, str]) -> str:
     ]
     for title, name in (("Not expected", "unexpected"), ("Expected in vain", "stale"), ("Failed unpruned", "baseline")):
         if data[name]:
-            lines += ["", f"## {title}", "", *(f"- `{one.splitlines()[0]}`" for one in data[name])]
+            lines += ["", f"## {title}", "", *(f"- `{text}`: {', '.join(where)}" for text, where in data[name].items())]
     return "\n".join(lines) + "\n"
 
 
