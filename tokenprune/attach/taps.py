@@ -77,8 +77,10 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
-    if torch.compiler.is_compiling():
-        raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
+    if original is None:
+        original = sys.modules[type(module).__module__].eager_attention_forward
+    if torch.compiler.is_compiling():  # of another model: hooks of a pruned one refuse before they come here
+        return original(module, query, key, value, attention_mask, **kwargs)
     began = time.perf_counter()
     listener = listeners().get(module)
     if listener is not None:
@@ -93,8 +95,6 @@ def _attention(
                 lengths = bounds.diff().tolist()
                 for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
                     listener(q, k, scaling, None, softcap)
-    if original is None:
-        original = sys.modules[type(module).__module__].eager_attention_forward
     result = original(module, query, key, value, attention_mask, **kwargs)
     if getattr(_local, "seconds", None) is not None:
         _local.seconds += time.perf_counter() - began
