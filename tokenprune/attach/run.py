@@ -125,6 +125,8 @@ class Run:
             taps.install()
             self._untap = weakref.finalize(self.text_model, taps.uninstall)  # where it is dropped without remove()
             self._untap.atexit = False
+            for module in self._listening():
+                setattr(module, taps.MARK, True)
         self._encoder.attach()
         if hasattr(self.model, "generate"):
             self._calls.wrap("generate", self._noting_the_prompt)
@@ -174,6 +176,11 @@ class Run:
         self._calls.undo()
         if self._untap is not None:
             self._untap()
+            for module in self._listening():
+                module.__dict__.pop(taps.MARK, None)
+
+    def _listening(self) -> list[nn.Module]:
+        return [*(layer.self_attn for layer in self.text_model.layers), *self._encoder.attention()]
 
     @property
     def _attached(self) -> bool:
@@ -304,6 +311,8 @@ class Run:
                 )
         local.blocks = self.family.blocks(self.model, kwargs, cache is None or not cache.is_initialized)
         local.mask = kwargs.get("attention_mask")
+        if media or (cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)):
+            local.mask = prepared_mask(local.mask, cache, local.blocks)
         local.packable = local.mask is None and kwargs.get("position_ids") is not None
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -325,7 +334,6 @@ class Run:
         if not prompt and not pruned:
             return None
         refuse_checkpointing(module, self.places[0])
-        self._local.mask = prepared_mask(self._local.mask, cache, self._local.blocks)
         if cache is None and self._local.packable:
             refuse_packed(kwargs.get("position_ids"))
         self._check_turn(pruned, hidden.shape[1], 0 if cache is None else int(cache.get_seq_length()))

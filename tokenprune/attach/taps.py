@@ -20,6 +20,8 @@ from tokenprune.errors import Unsupported
 
 Listener = Callable[[Tensor, Tensor, float, "Tensor | None", float], None]  # query, key, scaling, mask, softcap
 
+MARK = "_tokenprune_listens"  # on the attention modules of pruned models; other models may be compiled
+
 _lock = threading.Lock()
 _users = 0
 _saved: dict[str, Callable] = {}
@@ -79,7 +81,9 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
-    if torch.compiler.is_compiling():  # of another model: hooks of a pruned one refuse before they come here
+    if torch.compiler.is_compiling():
+        if hasattr(module, MARK):
+            raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
         return original(module, query, key, value, attention_mask, **kwargs)
     began = time.perf_counter()
     listener = listeners().get(module)

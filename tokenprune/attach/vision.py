@@ -58,6 +58,11 @@ class EncoderReader:
             if need.signal != "entropy"
         }
 
+    def attention(self) -> list[nn.Module]:
+        """The attention modules that are listened to."""
+        wanted = [(need, layer) for places in self.layers.values() for need, layer in places.items()]
+        return [attention_of(layer) for need, layer in wanted if need.signal != "vision_features"]
+
     def attach(self) -> None:
         """Put the wrappers on the base model."""
         for media, name in self.family.getters.items():
