@@ -1,13 +1,18 @@
 # make run: a private environment, then the main job offline with the bundled model
 # make test: the same environment, then lint and tests, some of them drawn by a seed (TP_SEED=7 make test repeats one)
 # make test-all: every case; make test-fast: half a minute, while editing
+# make PYTHON=python3.12 run: with another Python; VENV=folder: in another environment
+# make TORCH=my-torch.txt run: with another torch than that of constraints-torch.txt
 PYTHON ?= python3
 VENV := .venv
+LOCK := constraints.txt
+TORCH := constraints-torch.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(LOCK) -c $(TORCH)
+UV := .venvs/uv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test test-all test-fast lint train results bench bench-gpu docs readme matrix clean
+.PHONY: run test test-all test-fast test-versions lint lock train results bench bench-gpu docs readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
@@ -24,9 +29,17 @@ test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto -q tests/test_select.py tests/test_methods.py tests/test_golden.py \
 	  tests/test_golden_video.py tests/test_versions.py -k "not test_versions or qwen2_5_vl"
 
+# A sample of the laws on several versions of transformers, into eval/results/versions.json; ONLY=5.24.0: on that one.
+test-versions: $(VENV)/.run
+	$(BIN)/python -m eval.versions --python $(PYTHON) $(if $(ONLY),--only $(ONLY))
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# constraints.txt from the ranges in pyproject.toml; pins that fit them stay. make UPGRADE=1 lock takes the newest of all.
+lock: $(UV)/uv
+	$(UV)/python -m eval.lock $(if $(UPGRADE),--upgrade)
 
 # Train the bundled models again (under two hours each on two cores).
 train: $(VENV)/.dev
@@ -63,22 +76,27 @@ readme: $(VENV)/.dev
 	$(BIN)/python -m eval.readme
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else "tokenprune needs Python 3.10 to 3.13, not %d.%d: make PYTHON=python3.11 run" % v)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else "tokenprune needs Python 3.11 to 3.14, not %d.%d: make PYTHON=python3.12 run" % v)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) torch
-	$(PIP) -e .
-	mkdir -p runs && touch $@
+# The build runs in this environment, not in one of its own, so that setuptools is the pinned one.
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml $(LOCK) $(TORCH)
+	$(PIP) torch setuptools
+	$(PIP) --no-build-isolation -e .
+	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) -e '.[dev]'
+	$(PIP) --no-build-isolation -e '.[dev]'
 	$(PIP) --no-deps lmms-eval
 	touch $@
+
+$(UV)/uv:
+	$(PYTHON) -m venv .venvs/uv
+	$(UV)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 # Which method runs on which family: into the README, and on the screen.
 matrix: readme
 	$(BIN)/python -m eval.matrix
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venvs build dist *.egg-info

@@ -18,6 +18,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 from eval.results import RESULTS, write
 from eval.selection_cost import TEXT, llama, signals, timed
 from tokenprune import DyCokeKV, Stage, prune
+from tokenprune.attach.cache import cache_name
 from tokenprune.methods.base import View
 from tokenprune.methods.registry import all_methods
 
@@ -100,14 +101,13 @@ def decoding(visual: int, rounds: int) -> dict[str, Any]:
                 read[name] = run.steps[-1].read_bytes
             return took
 
+    given = {name: {cache_name(model): cache} for name, cache in caches.items()}
     for name in modes:
-        cache = caches[name]
-        step(name, lambda c=cache: model(input_ids=ids, pixel_values=pixels, past_key_values=c, logits_to_keep=1))
+        step(name, lambda c=given[name]: model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, **c))
     for _ in range(rounds + 1):
         for name in modes:
             token = torch.tensor([[9]])
-            cache = caches[name]
-            times[name].append(step(name, lambda t=token, c=cache: model(input_ids=t, past_key_values=c)))
+            times[name].append(step(name, lambda t=token, c=given[name]: model(input_ids=t, **c)))
     held = sum(x.nbytes for layer in caches["dense"].layers for x in (layer.keys, layer.values))
     return {
         "visual_tokens": images * TOKENS,

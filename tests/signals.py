@@ -19,7 +19,7 @@ def signals(n, spans=None, seed=0, frames=1):
     sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6, "t": frames, "g": 8}
     found = {}
     for name, signal in SIGNALS.items():
-        shape = [sizes[axis.strip()] for axis in signal.shape.strip("[]").split(",")]
+        shape = [sizes[axis] for axis in signal.axes]
         positive = "attention" in name or signal.ndim == 1
         found[name] = (torch.rand if positive else torch.randn)(*front, *shape, generator=made)
     found["voxels"] = (7 * found["voxels"]).long()

@@ -196,7 +196,7 @@ def test_real_processors_on_a_photograph(command, tmp_path, name, method):
     save(name, tmp_path / "model")
     photo = Path(skimage.__file__).parent / "data" / "astronaut.png"
     asked = ("--model", tmp_path / "model", "--image", photo, "--prompt", "what is in the picture ?")
-    overlay = tmp_path / "overlay.png"
+    overlay = tmp_path / "not" / "there" / "overlay.png"
     settings = ("--method", method, "--keep", "0.25", "--repeat", 1, "--max-new-tokens", 3, "--save", overlay)
     code, out, err = command("run", *asked, *settings, "--json")
     assert code == 0, err

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -17,6 +19,26 @@ from transformers.cache_utils import (
 )
 
 from tokenprune.errors import Unsupported
+
+CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before; callers may still use the older one
+
+
+def cache_name(module: nn.Module) -> str:
+    """What the forward of a model calls the cache that it takes. Raises `Unsupported` where it takes none by a name
+    that is known here: written under another one it would be ignored."""
+    taken = inspect.signature(type(module).forward).parameters
+    for name in CACHE_NAMES:
+        if name in taken:
+            return name
+    raise Unsupported(
+        f"The forward of {type(module).__name__} takes no {' or '.join(CACHE_NAMES)}, so its cache cannot be "
+        "shortened. Use a model class of a transformers version that tokenprune supports."
+    )
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache among a forward's keyword arguments or in its output, by whichever name it goes."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 @dataclass
@@ -68,6 +90,11 @@ class PrunedLayer(CacheLayerMixin):
         self.slots: Tensor | None = None
         self.shift: Tensor | None = None
         self.incoming: Incoming | None = None
+
+    def __repr__(self) -> str:
+        window = "" if self.window is None else f", window {self.window}"
+        store = type(self.store).__name__
+        return f"{type(self).__name__}({self.rows} rows for {self.logical} tokens{window}, in a {store})"
 
     @property
     def keys(self) -> Tensor | None:

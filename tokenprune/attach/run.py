@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer, adopt
+from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name
 from tokenprune.attach.decode import Decoder, StepReport
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
@@ -74,6 +76,7 @@ class Run:
         decoding = [s for s in stages if s.at == DECODE]
         self.positions, self.turns, self.images = positions, turns, images
         self.kinds = layer_kinds(self.text_model)
+        self._cache_name = cache_name(self.text_model)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.kinds]
@@ -82,7 +85,7 @@ class Run:
         self.places = sorted({s.at for s in self.stages} | ({self.decoder.first} if self.decoder else set()))
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
-        self._local = threading.local()
+        self._local, self._lifted = threading.local(), threading.local()
         self._done: Prefill | None = None
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
@@ -97,24 +100,53 @@ class Run:
         self._encoder = EncoderReader(self.model, self.family, vision)
         self._attach()
 
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in self._all_stages())
+        state = "attached to" if _active.get(self.text_model) is self else "removed from"
+        return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
+
+    def _all_stages(self) -> list[Stage]:
+        return [*self.stages, *(self.decoder.stages if self.decoder else ())]
+
     def _attach(self) -> None:
         _active[self.text_model] = self
         if self._tapped:
             taps.install()
         self._encoder.attach()
         base = self.family.base(self.model)
-        put = self._handles.append
+        put, live = self.hold, self._unless_lifted
         if self.model is not base:
-            put(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True))
-        put(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
-        put(base.register_forward_hook(self._after_base, always_call=True))
-        put(self.text_model.register_forward_pre_hook(self._before_text, with_kwargs=True))
-        put(self.text_model.register_forward_hook(self._after_text))
+            put(self.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
+        put(base.register_forward_pre_hook(live(self._before_base), with_kwargs=True))
+        put(base.register_forward_hook(live(self._after_base), always_call=True))
+        put(self.text_model.register_forward_pre_hook(live(self._before_text), with_kwargs=True))
+        put(self.text_model.register_forward_hook(live(self._after_text)))
         for i, layer in enumerate(self.text_model.layers):
             if i >= self.places[0]:
-                put(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
+                put(layer.register_forward_pre_hook(live(self._layer_hook(i)), with_kwargs=True))
             if any(s.at == i + 1 and Need("attention_row", "content") in s.method.needs for s in self.stages):
-                put(layer.register_forward_pre_hook(self._before_scoring, with_kwargs=True))
+                put(layer.register_forward_pre_hook(live(self._before_scoring), with_kwargs=True))
+
+    def hold(self, handle: RemovableHandle) -> None:
+        """Keep the handle of a hook that goes when this run is removed."""
+        self._handles.append(handle)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While this is open, the model runs unpruned in this thread."""
+        self._lifted.now = True
+        try:
+            yield
+        finally:
+            self._lifted.now = False
+
+    @property
+    def is_lifted(self) -> bool:
+        """Whether the model runs unpruned in this thread for the time."""
+        return getattr(self._lifted, "now", False)
+
+    def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: None if self.is_lifted else hook(*arguments)
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
@@ -168,6 +200,11 @@ class Run:
         merge_in='encoder': the projection of weights[i] @ encoder features)."""
         return self._last().merged
 
+    def columns(self, layer: int) -> Tensor:
+        """int64 [B, K]: the prompt column of each row that decoder layer `layer` had of the last prompt, -1 for
+        padding."""
+        return self._last().columns(layer)
+
     @property
     def steps(self) -> list[StepReport]:
         """What each decoding step since the last prompt looked at and cost, with stages at every decoding step."""
@@ -201,9 +238,9 @@ class Run:
         refuse_compiled()
         refuse_paged(self.text_model)
         self._encoder.forget()
-        local, cache = self._local, kwargs.get("past_key_values")
+        local, cache = self._local, cache_in(kwargs)
         input_ids = args[0] if args else kwargs.get("input_ids")
-        media = [k for k in MEDIA if _holds(kwargs.get(k))]
+        media = media_in(kwargs)
         if input_ids is None and (media or _is_new(cache)):
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
@@ -230,12 +267,12 @@ class Run:
 
     def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         refuse_compiled()
-        hidden, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        hidden, cache = kwargs.get("inputs_embeds"), cache_in(kwargs)
         if not hasattr(self._local, "input_ids") or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
         prompt = self._local.input_ids is not None
         if prompt and cache is None and _uses_cache(module, kwargs):
-            cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
+            cache = kwargs[self._cache_name] = DynamicCache(config=module.config)
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not prompt and not pruned:
             return None
@@ -276,7 +313,7 @@ class Run:
 
     def _start(self, module: nn.Module, hidden: Tensor, kwargs: dict) -> Forward:
         batch, length, _ = hidden.shape
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         positions = _positions(kwargs.get("position_ids"), batch, length, past, hidden.device)
         given = self._local.mask
@@ -380,7 +417,7 @@ class Run:
 
         def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             refuse_compiled()
-            forward, cache = self._forward, kwargs.get("past_key_values")
+            forward, cache = self._forward, cache_in(kwargs)
             layer = self._cache_layer(cache, i)
             if forward is None:
                 if isinstance(layer, PrunedLayer):
@@ -418,7 +455,7 @@ class Run:
             return None
         if self.decoder is not None:
             self.decoder.steps.clear()
-        self._done = measure(self, forward, output.past_key_values)
+        self._done = measure(self, forward, cache_in(output))
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
@@ -436,6 +473,11 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     """The text model inside a vision-language model, wrapped or not."""
     model = unwrapped(model)
     return family_of(model).language_model(model)
+
+
+def media_in(arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments of a forward that bring pictures or videos."""
+    return [name for name in MEDIA if _holds(arguments.get(name))]
 
 
 def _holds(media: Any) -> bool:

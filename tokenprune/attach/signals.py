@@ -73,7 +73,7 @@ def project(module: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> t
     before = taps.listeners().get(module)
     taps.listeners()[module] = catch
     try:
-        module(hidden_states=hidden, position_embeddings=rope, attention_mask=None, past_key_values=None)
+        module(hidden_states=hidden, position_embeddings=rope, attention_mask=None)
     except _Enough:
         pass
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tokenprune.attach import taps
+from tokenprune.attach.cache import cache_name
 from tokenprune.attach.guard import unwrapped
 from tokenprune.attach.masks import layer_kinds
 from tokenprune.attach.signals import project
@@ -187,7 +188,7 @@ class Stream:
         )
         try:
             given = places[:, None] if len(places) > 1 else places
-            out = self.model(**inputs, position_ids=given, past_key_values=self.cache, use_cache=True)
+            out = self.model(**inputs, position_ids=given, use_cache=True, **{cache_name(self.model): self.cache})
         finally:
             handle.remove()
         tokens = list(self.family.placeholders(self.model).values())

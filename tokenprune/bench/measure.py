@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from tokenprune.attach.cache import cache_name
 from tokenprune.attach.report import kv_bytes
 from tokenprune.attach.run import Run, language_model
 from tokenprune.bench.workload import Workload
@@ -67,7 +68,7 @@ def sample(work: Workload, side: Side, new_tokens: int) -> Sample:
         held = kv_bytes(cache)[0]
         began = time.perf_counter()
         for _ in range(new_tokens):
-            token = first(work.model(input_ids=token, past_key_values=cache))
+            token = first(work.model(input_ids=token, **{cache_name(work.model): cache}))
         synchronize(device)
         decoded = time.perf_counter() - began
     start, entered, left, end = marks
@@ -84,7 +85,8 @@ def sample(work: Workload, side: Side, new_tokens: int) -> Sample:
 @torch.inference_mode()
 def prompt(work: Workload, cache: DynamicCache | None = None) -> Any:
     """The model's output for the prompt; without a cache to fill, it fills none."""
-    return work.model(**work.inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1)
+    given = {cache_name(work.model): cache}
+    return work.model(**work.inputs, **given, use_cache=cache is not None, logits_to_keep=1)
 
 
 def first(output: Any) -> Tensor:

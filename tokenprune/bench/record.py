@@ -18,8 +18,8 @@ from tokenprune.version import VERSION
 
 def provenance() -> dict[str, Any]:
     """Versions, device, threads and, in a checkout, the commit (with + where files differ from it)."""
-    found: dict[str, Any] = {"tokenprune": VERSION}
-    for name in ("torch", "transformers", "triton"):
+    found: dict[str, Any] = {"tokenprune": VERSION, "torch": str(torch.__version__)}  # with its build, as +cpu
+    for name in ("transformers", "triton"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

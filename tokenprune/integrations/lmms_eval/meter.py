@@ -10,6 +10,7 @@ from lmms_eval.api.instance import TokenCounts
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tokenprune.attach.cache import cache_in
 from tokenprune.attach.report import kv_bytes
 from tokenprune.attach.run import Run, language_model
 from tokenprune.attach.watch import Stopwatch
@@ -110,7 +111,7 @@ class Meter:
         if prompt is None:
             return
         prompt.watch.stop()
-        prompt.held = kv_bytes(output.past_key_values)[0] or 0
+        prompt.held = kv_bytes(cache_in(output))[0] or 0
         if self._run is not None and any(prompt.visual):
             rows = range(len(prompt.visual))
             prompt.visual = [sum(span.count for span in self._run.spans if span.row == row) for row in rows]
