@@ -36,7 +36,7 @@ COMMANDS = {
     "centre": ["run", "--method", "centre", "--keep", "16", "--wide", "0.5", "--json", "--repeat", "1"],
     "list": ["list"],
 }
-pytestmark = [pytest.mark.package, pytest.mark.xdist_group("package")]
+pytestmark = pytest.mark.package
 
 
 @pytest.fixture(scope="module")
