@@ -89,6 +89,21 @@ def tiny_models():
 
 
 @pytest.fixture
+def plain_flex(monkeypatch):
+    """Flex attention uncompiled: a shape takes half a minute, and a mask, which `--all` compiles, ten seconds."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention as flex
+
+    def attend(query, key, value, training=False, **kwargs):
+        return flex_attention(query, key, value, **kwargs)
+
+    monkeypatch.setattr(flex, "compile_friendly_flex_attention", attend)
+    if not everything():
+        monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, _compile, **k: create_block_mask(*a, **k))
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """Run the command line in this process: (exit code, stdout, stderr)."""
     from tokenprune import cli
