@@ -19,6 +19,7 @@ import tokenprune
 from tokenprune import cli, scenes
 from tokenprune.chat import Chat
 from tokenprune.families.registry import family_of
+tokenprune.FastV
 said = {"file": tokenprune.__file__, "family": family_of(Chat.load(scenes.MODEL).model).name}
 for name, words in json.loads(sys.argv[1]).items():
     sys.argv = ["tokenprune", *words]
@@ -35,7 +36,7 @@ COMMANDS = {
     "centre": ["run", "--method", "centre", "--keep", "16", "--wide", "0.5", "--json", "--repeat", "1"],
     "list": ["list"],
 }
-pytestmark = [pytest.mark.package, pytest.mark.xdist_group("package")]
+pytestmark = pytest.mark.package
 
 
 @pytest.fixture(scope="module")
