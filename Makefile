@@ -1,5 +1,6 @@
 # make run: a private environment, then the main job offline with the bundled model
-# make test: the same environment, then lint and tests
+# make test: the same environment, then lint and tests, some of them drawn by a seed (TP_SEED=7 make test repeats one)
+# make test-all: every case; make test-fast: half a minute, while editing
 # make PYTHON=python3.12 run: with another Python; VENV=folder: in another environment
 # make TORCH=my-torch.txt run: with another torch than that of constraints-torch.txt
 PYTHON ?= python3
@@ -11,13 +12,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 UV := .venvs/uv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test test-versions lint lock train results bench bench-gpu docs readme matrix clean
+.PHONY: run test test-all test-fast test-versions lint lock train results bench bench-gpu docs readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+# Nightly, and before a release.
+test-all: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+
+# What methods promise, published vectors, and one family.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto -q tests/test_select.py tests/test_methods.py tests/test_golden.py \
+	  tests/test_golden_video.py tests/test_versions.py -k "not test_versions or qwen2_5_vl"
 
 # A sample of the laws on several versions of transformers, into eval/results/versions.json; ONLY=5.24.0: on that one.
 test-versions: $(VENV)/.run

@@ -1,4 +1,7 @@
-"""Writes the generated parts of README.md from the registry and the committed results: `python -m eval.readme`."""
+"""Writes what follows from the registry and the committed results: `python -m eval.readme`.
+
+That is the generated parts of README.md, the page with the whole comparison, and the stub of the package.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 from pathlib import Path
 from statistics import mean
 
+import tokenprune
 from eval import results
 from eval.bench.page import bars, speed, table
 from eval.clips.compare import averaged
@@ -24,6 +28,7 @@ from tokenprune.recipes import load_recipe, recipe_names
 
 README = Path(__file__).parent.parent / "README.md"
 FULL = results.RESULTS / "scenes_methods.md"
+STUB = Path(tokenprune.__file__).with_suffix(".pyi")
 BAR = 0.03  # of the prefill: what a selection may cost
 
 
@@ -278,7 +283,15 @@ def render(text: str) -> str:
     return text
 
 
+def stub() -> str:
+    """What `import tokenprune` offers, for type checkers."""
+    homes = {name: getattr(tokenprune, name).__module__.removeprefix("tokenprune") for name in tokenprune.__all__}
+    lines = sorted(f"from {home} import {name} as {name}" for name, home in homes.items())
+    return "\n".join(["# Written by `make readme`.", "# ruff: noqa", "", *lines, "", "__version__: str", ""])
+
+
 if __name__ == "__main__":
+    STUB.write_text(stub())
     FULL.write_text(full_page())
     README.write_text(render(README.read_text()))
     (results.RESULTS / "lmms_eval_pareto.png").write_bytes(pareto(read_all(results.RESULTS / "lmms_eval")))

@@ -43,8 +43,7 @@ def signals(n: int, names: set[str]) -> dict[str, torch.Tensor]:
     made = torch.Generator().manual_seed(n)
     found = {}
     for name in sorted(names):
-        axes = SIGNALS[name].shape.strip("[]").split(",")
-        shape = [n if axis.strip() == "n" else SIZES[axis.strip()] for axis in axes]
+        shape = [n if axis == "n" else SIZES[axis] for axis in SIGNALS[name].axes]
         positive = "attention" in name or len(shape) == 1
         found[name] = (torch.rand if positive else torch.randn)(1, *shape, generator=made)
     return found

@@ -13,12 +13,33 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
-from tests.tiny import FAMILIES
+from tests.draw import SEED, everything
+from tests.tiny import FAMILIES, Picture, Video
 
 torch.set_num_threads(1)
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="every case, not those alone that the seed draws")
+
+
+def pytest_configure(config):
+    if config.getoption("--all"):
+        os.environ["TP_ALL"] = "1"
+
+
+def pytest_report_header(config):
+    return f"tokenprune: {'every case' if everything() else f'cases drawn by TP_SEED={SEED} (every case: --all)'}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what runs with `--all` alone."""
+    late = [] if everything() else [item for item in items if item.get_closest_marker("nightly")]
+    items[:] = [item for item in items if item not in late]
+    config.hook.pytest_deselected(items=late)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -40,6 +61,9 @@ def tiny_models():
         key = family.name, attention
         if key not in built:
             built[key] = family.build(attention)
+            for part in (Picture(4, 6), *[Video(2, 3, 2)] * family.has_video):
+                with torch.no_grad():  # transformers puts hooks of its own on in the first forward
+                    built[key](**family.inputs([[3, part, 5]]))
         return built[key]
 
     return get

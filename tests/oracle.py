@@ -37,11 +37,12 @@ def oracle_logits(
     visual = torch.isin(ids, torch.tensor(family.placeholder))
     text_model = family.text_model(model)
     seen: dict[str, Tensor] = {}
+    left: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # stages passed -> what is alive, and where
     handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length, merges), with_kwargs=True)]
 
     def hide(i: int):
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            alive, positions = valid.clone(), seen["positions"]
+            alive, positions = valid, seen["positions"]
             back = bypass is not None and i >= bypass[1]
             hidden = args[0].clone()
             if bypass is not None and i == bypass[0]:
@@ -53,12 +54,16 @@ def oracle_logits(
                     hidden[row, gone] = waiting["hidden"][row, gone]
             for row, sources, kept, weights in merges.get(i, []):
                 hidden[row, kept] = weights @ hidden[row, sources]
-            for at in sorted(s for s in stages if s <= i and not (back and s in bypass)):
-                before, alive = alive, valid & ~visual
-                for row in range(batch):
-                    alive[row, stages[at][row]] = True
-                if compact:
-                    positions = _renumbered(positions, alive, visual, before)
+            passed = tuple(sorted(s for s in stages if s <= i and not (back and s in bypass)))
+            if passed not in left:
+                for at in passed:
+                    before, alive = alive, valid & ~visual
+                    for row in range(batch):
+                        alive[row, stages[at][row]] = True
+                    if compact:
+                        positions = _renumbered(positions, alive, visual, before)
+                left[passed] = alive, positions
+            alive, positions = left[passed]
             own = kwargs["attention_mask"]
             own = (
                 torch.ones(length, length).tril().bool()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import masking_utils
 from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import flex_attention as flex
 
-from tests.test_laws import BATCHES, GREEDY, attach, cells
+from tests.draw import cases, everything
+from tests.laws import BATCHES, GREEDY, attach, by_anchor, cells, times
 from tests.tiny import FAMILIES
 from tokenprune import Unsupported, prune
 
@@ -77,7 +79,7 @@ def outcome(model, inputs, plan, positions="original"):
         return [[row.tolist() for row in rows] for rows in run.kept], torch.stack(out.logits)
 
 
-@pytest.mark.parametrize(("family", "plan"), [c for c in cells(PLANS) if c.values[0].name != "paligemma2"])
+@cases("family, plan", [c for c in cells(PLANS) if c.values[0].name != "paligemma2"], by_anchor)
 def test_eager(family, tiny_models, plan):
     inputs = family.inputs(BATCHES["padded"])
     kept, logits = outcome(tiny_models(family), inputs, plan)
@@ -86,14 +88,18 @@ def test_eager(family, tiny_models, plan):
     torch.testing.assert_close(own, logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("batch", "positions"), [("one", "original"), ("padded", "original"), ("one", "compact")])
-@pytest.mark.parametrize(("family", "plan"), [c for c in cells(PLANS) if c.values[0].name not in WINDOWED])
-def test_flash(family, tiny_models, stand_in, plan, batch, positions):
+@cases(
+    "family, plan, run",
+    times([c for c in cells(PLANS) if c.values[0].name not in WINDOWED], ["one", "padded", "one compact"]),
+    by_anchor,
+)
+def test_flash(family, tiny_models, stand_in, plan, run):
     """One row without padding is where gapped position ids would pass for packed sequences."""
+    batch, _, positions = run.partition(" ")
     inputs = family.inputs(BATCHES[batch])
-    kept, logits = outcome(tiny_models(family), inputs, plan, positions)
+    kept, logits = outcome(tiny_models(family), inputs, plan, positions or "original")
     model = flashy(family)
-    found, own = outcome(model, inputs, plan, positions)
+    found, own = outcome(model, inputs, plan, positions or "original")
     assert flash._flash_fn is flash_attn_func
     assert found == kept
     torch.testing.assert_close(own, logits, atol=1e-4, rtol=0)
@@ -110,13 +116,16 @@ def test_flash_windows_are_refused(name, stand_in):
 
 @pytest.mark.parametrize("name", ["llava", "llava_onevision", "internvl", "gemma3", "mistral3", "smolvlm"])
 def test_flex(name, tiny_models, monkeypatch):
-    """Uncompiled: compiling each shape takes half a minute. The Qwen-VL line has no flex attention in transformers."""
+    """Uncompiled: compiling each shape takes half a minute, and each mask ten seconds, which `--all` takes. The Qwen-VL
+    line has no flex attention in transformers."""
     plan = "divprune+fastv"
 
     def plain(query, key, value, training=False, **kwargs):
         return flex_attention(query, key, value, **kwargs)
 
     monkeypatch.setattr(flex, "compile_friendly_flex_attention", plain)
+    if not everything():
+        monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, _compile, **k: create_block_mask(*a, **k))
     family = FAMILIES[name]
     inputs = family.inputs(BATCHES["padded"])
     kept, logits = outcome(tiny_models(family), inputs, plan)

@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
 from transformers import DynamicCache, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from tests.draw import cases
+from tests.laws import (
+    ANCHORS,
+    BATCHES,
+    FAMILY,
+    GREEDY,
+    POLICIES,
+    attach,
+    by_anchor,
+    check_static_cache,
+    kept_by_layer,
+    times,
+)
 from tests.oracle import oracle_logits
-from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
 from tests.tiny import FAMILIES, Picture
 from tokenprune import Stage, Uniform, Unsupported, prune
 
 pytestmark = pytest.mark.laws
 WINDOWED = ("gemma3", "paligemma2", "mistral3")
-UNBOUNDED = [name for name in FAMILIES if name not in WINDOWED]
+BOUNDLESS = [case for case in FAMILY if case.id not in WINDOWED]
 
 
-@pytest.mark.parametrize("name", UNBOUNDED)
-@pytest.mark.parametrize(("batch", "positions"), [("padded", "original"), ("one", "compact")])
-def test_static_cache_is_allocated_at_its_real_length(name, tiny_models, batch, positions):
-    family = FAMILIES[name]
-    model, inputs = tiny_models(family), family.inputs(BATCHES[batch])
-    length = inputs["input_ids"].shape[1]
-    model.__dict__.pop("_previous_max_cache_length", None)  # generate() remembers the longest
-    with attach(model, "divprune+fastv", positions) as run:
-        out = model.generate(
-            **inputs, **GREEDY, cache_implementation="static", output_logits=True, return_dict_in_generate=True
-        )
-        kept = kept_by_layer(run)
-        report = run.report()
-    expected = oracle_logits(family, model, family.grown(inputs, out.sequences), kept, positions == "compact")
-    for step, scores in enumerate(out.logits):
-        torch.testing.assert_close(scores, expected[:, length - 1 + step], atol=1e-4, rtol=0)
-    longest = length + GREEDY["max_new_tokens"] - 1
-    visual = torch.isin(inputs["input_ids"], torch.tensor(family.placeholder)).sum(1)
-    for at, rows in kept.items():
-        padding = inputs["attention_mask"].eq(0).sum(1)
-        held = max(longest - int(p) - int(n) + len(row) for p, n, row in zip(padding, visual, rows, strict=True))
-        assert out.past_key_values.layers[at].keys.shape[2] in (held, held + 1)
-    assert report.kv_bytes < report.dense_kv_bytes
+@cases(
+    "family, positions",
+    [case for case in times(BOUNDLESS, POLICIES) if case.values[0].name not in ANCHORS],  # those: `test_versions`
+    lambda *_: None,
+)
+def test_static_cache_is_allocated_at_its_real_length(family, tiny_models, positions):
+    check_static_cache(family, tiny_models(family), positions)
 
 
-@pytest.mark.parametrize("name", UNBOUNDED)
-def test_static_cache_by_hand(name, tiny_models):
+@cases("family", BOUNDLESS, by_anchor)
+def test_static_cache_by_hand(family, tiny_models):
     """A 2-D mask instead of the 4-D one that generate() makes; the cache serves again after reset()."""
-    family = FAMILIES[name]
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     cache = StaticCache(config=family.text_model(model).config, max_cache_len=200)
     with torch.no_grad(), attach(model, "divprune+fastv"):
@@ -73,9 +69,11 @@ def test_static_windows_are_refused(name, tiny_models):
         model.generate(**inputs, **GREEDY, cache_implementation="static")
 
 
-@pytest.mark.parametrize("plan", ["divprune", "fastv", "divprune+fastv"])
-@pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("name", WINDOWED)
+@cases(
+    "name, plan, positions",
+    list(product(WINDOWED, ["divprune", "fastv", "divprune+fastv"], POLICIES)),
+    lambda name, *_: name,
+)
 def test_windows_count_places_of_the_unpruned_sequence(name, tiny_models, plan, positions):
     """Decoding far beyond the window: what a layer may see and what it may forget is set by original places."""
     family = FAMILIES[name]
@@ -107,10 +105,9 @@ def test_prompt_lookup_beyond_the_window(tiny_models):
             assert torch.equal(model.generate(**inputs, **long, prompt_lookup_num_tokens=3), greedy)
 
 
-@pytest.mark.parametrize("name", UNBOUNDED)
-def test_quantized_cache(name, tiny_models):
+@cases("family", BOUNDLESS, by_anchor)
+def test_quantized_cache(family, tiny_models):
     """Keys and values in 8 bits: the tokens of the prompt's end are exact, later ones within what 8 bits give."""
-    family = FAMILIES[name]
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     config = family.text_model(model).config
     try:

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import skimage
 from PIL import Image
 
+from tests.draw import cases
 from tests.tiny import FAMILIES
 from tests.tiny.saved import PROCESSORS, save
 from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
 
 pytestmark = pytest.mark.cli
-
-
-def test_run_in_a_process_of_its_own(tmp_path):
-    """Dense and pruned answer, report and overlay, from another folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tokenprune.cli", "run", "--save", "overlay.png"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    for text in ("dense", "pruned", "visual tokens before the LLM (divprune)", "KV cache", "answer time"):
-        assert text in done.stdout
-    assert min(Image.open(tmp_path / "overlay.png").size) >= 480
 
 
 @pytest.mark.parametrize("method", ["random", "uniform", "fastv", "fopru", "divprune"])
@@ -205,8 +190,7 @@ def test_another_model(command, tmp_path):
     assert json.loads(out)["report"]["tokens"] == 36
 
 
-@pytest.mark.parametrize("method", ["divprune", "fastv", "fopru"])
-@pytest.mark.parametrize("name", PROCESSORS)
+@cases("name, method", list(product(PROCESSORS, ["divprune", "fastv", "fopru"])), lambda name, _: name)
 def test_real_processors_on_a_photograph(command, tmp_path, name, method):
     """Random weights: what counts is that all tokens of the real layout are found, and the right share of them kept."""
     save(name, tmp_path / "model")

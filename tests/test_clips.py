@@ -14,8 +14,8 @@ from eval.clips.packed import PREFIX, encode, patches, rope_of
 from eval.clips.questions import ASK, TYPES, Question, is_right, vocabulary
 from eval.clips.world import COLOURS, EVENTS, FRAMES, STEPS, WAYS, make_clip, rng_for
 from eval.scenes.packed import packed_hidden
+from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
-from tests.test_laws import kept_by_layer
 from tests.tiny.qwens import TinyQwen25VL
 from tokenprune import load_video, prune, scenes
 from tokenprune.chat import Chat
@@ -45,6 +45,7 @@ def test_it_answers_about_the_bundled_clip(chat):
     assert chat.answer(inputs, 4)[0] == "purple ring"
 
 
+@pytest.mark.nightly
 def test_it_sees(chat):
     """A small sample of the held-out report: far above the blind score."""
     seeing, blind = judge.judge(chat, 12), judge.judge(chat, 12, blind=True)

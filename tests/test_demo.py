@@ -24,6 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import tokenprune
 from tests.browser import browser, complaints, needs_browser, shot
+from tests.draw import cases
 from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
@@ -32,6 +33,7 @@ from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import recipe_names
 
+pytestmark = pytest.mark.xdist_group("demo")  # one server for all
 CLIPS = Path(skimage.__file__).parent / "data"
 
 
@@ -116,7 +118,7 @@ def test_the_examples_answer_right(session, path, question):
     assert (shown.dense,) == (shown.pruned,) == right[question]
 
 
-@pytest.mark.parametrize("method", [*all_methods(), *recipe_names()[::6]])
+@cases("method", [*all_methods(), *recipe_names()[::6]], lambda _: None)
 def test_every_choice_of_the_menu_answers_or_says_why(session, method):
     refused = []
     try:

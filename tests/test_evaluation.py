@@ -27,6 +27,7 @@ from tokenprune.evaluation.tables import against, overview
 from tokenprune.methods.base import make_method
 from tokenprune.methods.registry import all_methods
 
+pytestmark = pytest.mark.xdist_group("harness")
 TASKS = Path(harness_tasks.__file__).parent
 
 
@@ -294,6 +295,7 @@ def answers(folder, result):
     return sorted((s["doc_id"], s["answer"], s["kept_tokens"]) for s in map(json.loads, lines))
 
 
+@pytest.mark.nightly
 def test_several_ranks_answer_like_one(command, packed_tasks, tmp_path):
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tokenprune.cli"]
     asked = ["eval", "--model", "scenes", "--tasks", "scenes", "--methods", "uniform", "--keep", "0.25", "--limit", "5"]

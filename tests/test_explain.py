@@ -11,16 +11,19 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
 from tests.browser import browser, complaints, needs_browser, shot
+from tests.draw import cases
 from tokenprune import FastV, Stage, load_video, prune, scenes
 from tokenprune.chat import Chat
 from tokenprune.explain.answers import explain, python_line
 from tokenprune.explain.page import page
 from tokenprune.explain.stages import GONE
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.base import signals_of
+from tokenprune.methods.registry import all_methods, method_class
+from tokenprune.methods.signals import SIGNALS
 from tokenprune.overlay import heat_map
 
 IMAGE = Image.open(scenes.IMAGE).convert("RGB")
-ELSEWHERE = ("quota", "streamvln")  # read what only a user can give
+GIVEN = {name for name, signal in SIGNALS.items() if signal.given}  # by the user alone
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +92,13 @@ def test_tracing_changes_nothing_and_ends_with_the_run(chat):
         assert (rankings[0].columns[rankings[0].kept] == plain).all()
 
 
-@pytest.mark.parametrize("method", [name for name in all_methods() if name not in ELSEWHERE])
+@cases("method", [name for name, cls in all_methods().items() if not GIVEN & {*signals_of(cls)}], lambda _: None)
 def test_every_method_is_explained(chat, method):
     found = ask(chat, method, keep=0.5)
     text = page(found, "scenes", method, {"keep": 0.5})
     assert len(found.stages) == text.count('class="stage"')
     back = [(view.kept & ~view.present).any() for view in found.stages]
-    assert any(back) == (method == "lvlm_csp"), "only LVLM_CSP sets tokens aside and takes them back"
+    assert any(back) == any(stage.recalls for _, stage in method_class(method)().schedule(8))
 
 
 def test_a_video_is_explained_step_by_step():

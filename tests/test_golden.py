@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.vectors import close, load
 from tokenprune import select
 from tokenprune.core.diversity import cosine_distance, max_min
 from tokenprune.methods.base import View
 from tokenprune.methods.cdpruner import CDPruner
 from tokenprune.methods.sparsevlm import SparseVLM
 
-GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.golden
-
-
-def load(name):
-    data = np.load(GOLDEN / f"{name}.npz")
-    return {k: torch.from_numpy(v) if v.ndim and v.dtype.kind in "fibu" else v for k, v in data.items()}
-
-
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found.float(), expected.float(), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["fastv_r50_576", "fastv_edge_halfeven_n10"])

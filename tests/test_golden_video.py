@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.test_golden import close, load
+from tests.vectors import close, load
 from tokenprune import select
 from tokenprune.core.frames import same_place_cosine
 from tokenprune.methods.base import View

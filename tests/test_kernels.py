@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 import tokenprune
+from tests.draw import cases
 from tests.tiny import FAMILIES, Picture
 from tokenprune_kernels import attention, density, dispatch, greedy, retention, selection
 
@@ -62,13 +64,23 @@ def both(monkeypatch):
     return run
 
 
+def every(names, *axes):
+    """The product of what an operation is tried on; the gate draws for each of the last axis, the sizes."""
+    found = [case if len(axes) > 1 else case[0] for case in product(*axes)]
+    return cases(names, found, lambda *case: str(case[1:] and case[-1]))
+
+
 def same(a, b, **tolerance):
     torch.testing.assert_close(a, b, equal_nan=True, **tolerance or {"rtol": 0, "atol": 0})
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64, torch.int64, torch.int32, torch.bool])
-@pytest.mark.parametrize(("spans", "n", "k"), [(1, 1, 1), (3, 17, 5), (2, 576, 58), (1, 130, 130), (2, 33, 0)])
-def test_top_k(both, dtype, spans, n, k):
+@every(
+    "dtype, sizes",
+    [*FLOATS, torch.float64, torch.int64, torch.int32, torch.bool],
+    [(1, 1, 1), (3, 17, 5), (2, 576, 58), (1, 130, 130), (2, 33, 0)],
+)
+def test_top_k(both, dtype, sizes):
+    spans, n, k = sizes
     scores = (4 * torch.randn(spans, n, generator=seeded())).to(dtype)  # small integers and halves: many ties
     want, got = both(selection.top_k, poisoned(scores), k)
     same(got, want)
@@ -77,7 +89,7 @@ def test_top_k(both, dtype, spans, n, k):
     same(got, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@every("dtype", [torch.float32, torch.float64, torch.float16])
 def test_top_k_of_odd_values(both, dtype):
     inf, nan = float("inf"), float("nan")
     scores = torch.tensor([[0.0, -0.0, nan, -inf, inf, 1e-40, -1e-40, 0.0, -0.0, 3, -3, nan, -inf]], dtype=dtype)
@@ -99,9 +111,9 @@ def kept(batch, length, seed=0):
     return keep, int(keep.sum(1).max())
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
-@pytest.mark.parametrize(("batch", "length", "width"), [(1, 1, 8), (3, 37, 7), (2, 201, 130), (4, 64, 513)])
-def test_compact(both, dtype, batch, length, width):
+@every("dtype, sizes", [*FLOATS, torch.float64], [(1, 1, 8), (3, 37, 7), (2, 201, 130), (4, 64, 513)])
+def test_compact(both, dtype, sizes):
+    batch, length, width = sizes
     keep, most = kept(batch, length)
     inputs = [
         torch.randn(batch, length, width).to(dtype),  # hidden states
@@ -132,13 +144,14 @@ def test_compact_alone_and_with_room_to_spare(both):
     assert both(selection.compact, keep, 3, [])[1][0].tolist() == [[3, 0, 2], [1, 2, 3]]
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("softcap", [0.0, 1.5])
-@pytest.mark.parametrize(
-    ("heads", "mean", "m", "keys", "width"),
+@every(
+    "dtype, softcap, sizes",
+    FLOATS,
+    [0.0, 1.5],
     [((4, 4), False, 1, 1, 8), ((6, 2), True, 3, 65, 20), ((7, 1), False, 3, 65, 20), ((4, 2), True, 17, 130, 64)],
 )
-def test_row_attention(both, dtype, softcap, heads, mean, m, keys, width):
+def test_row_attention(both, dtype, softcap, sizes):
+    heads, mean, m, keys, width = sizes
     made = seeded(keys)
     query = poisoned(torch.randn(2, heads[0], keys + 2, width, generator=made).to(dtype))
     key = poisoned(torch.randn(2, keys, heads[1], width, generator=made).to(dtype)).transpose(1, 2)
@@ -149,10 +162,9 @@ def test_row_attention(both, dtype, softcap, heads, mean, m, keys, width):
     same(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("spans", "n", "k"), [(1, 1, 1), (3, 17, 17), (2, 200, 50)])
-@pytest.mark.parametrize("sums", [False, True])
-def test_greedy(both, dtype, spans, n, k, sums):
+@every("dtype, sums, sizes", [torch.float32, torch.float64], [False, True], [(1, 1, 1), (3, 17, 17), (2, 200, 50)])
+def test_greedy(both, dtype, sums, sizes):
+    spans, n, k = sizes
     x = torch.randn(spans, n, 5, generator=seeded(), dtype=dtype)
     x[:, n // 2 :] = x[:, : n - n // 2]  # duplicates: ties everywhere
     distance = torch.cdist(x, x)
@@ -181,9 +193,9 @@ def test_greedy_dpp(both, rank):
     same(got, want)
 
 
-@pytest.mark.parametrize(("spans", "n", "neighbours"), [(1, 1, 4), (3, 21, 4), (2, 197, 7), (2, 5, 9)])
-@pytest.mark.parametrize("holes", [False, True])
-def test_peak_scores(both, spans, n, neighbours, holes):
+@every("holes, sizes", [False, True], [(1, 1, 4), (3, 21, 4), (2, 197, 7), (2, 5, 9)])
+def test_peak_scores(both, holes, sizes):
+    spans, n, neighbours = sizes
     x = torch.randn(spans, n, 6, generator=seeded(), dtype=torch.float64)
     x[:, n // 2] = x[:, 0]  # duplicates
     distance = torch.cdist(x, x)
@@ -196,9 +208,9 @@ def test_peak_scores(both, spans, n, neighbours, holes):
     same(got, want, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
-@pytest.mark.parametrize(("spans", "m", "c", "d"), [(1, 1, 1, 1), (2, 33, 7, 70), (1, 40, 65, 20)])
-def test_assign(both, dtype, spans, m, c, d):
+@every("dtype, sizes", [*FLOATS, torch.float64], [(1, 1, 1, 1), (2, 33, 7, 70), (1, 40, 65, 20)])
+def test_assign(both, dtype, sizes):
+    spans, m, c, d = sizes
     # Small whole numbers: products are exact in every dtype, and ties are many.
     x = torch.randint(-2, 3, (spans, m, d), generator=seeded()).to(dtype)
     targets = torch.randint(-2, 3, (spans, c, d), generator=seeded(1)).to(dtype)
@@ -206,9 +218,9 @@ def test_assign(both, dtype, spans, m, c, d):
     same(got, want)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("k", "n", "d"), [(1, 1, 1), (9, 70, 33), (17, 130, 129)])
-def test_mix(both, dtype, k, n, d):
+@every("dtype, sizes", FLOATS, [(1, 1, 1), (9, 70, 33), (17, 130, 129)])
+def test_mix(both, dtype, sizes):
+    k, n, d = sizes
     weights = torch.rand(k, n, generator=seeded()) * (torch.rand(k, n, generator=seeded(1)) < 0.05)
     weights[0] = 0
     x = torch.randn(n, d, generator=seeded(2)).to(dtype)
@@ -217,9 +229,9 @@ def test_mix(both, dtype, k, n, d):
     same(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("k", "width"), [(1, 8), (19, 20), (33, 64)])
-def test_gather_cache(both, dtype, k, width):
+@every("dtype, sizes", FLOATS, [(1, 8), (19, 20), (33, 64)])
+def test_gather_cache(both, dtype, sizes):
+    k, width = sizes
     keys = poisoned(torch.randn(2, 40, 3, width, generator=seeded()).to(dtype)).transpose(1, 2)
     values = poisoned(torch.randn(2, 3, 40, width + 4, generator=seeded(1)).to(dtype))
     index = torch.stack([torch.randperm(40, generator=seeded(i))[:k].sort().values for i in range(2)])
@@ -305,7 +317,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every("method", METHODS)
 def test_a_pruned_model_is_the_same_on_either_side(both, method):
     model = FAMILIES["llava_next"].build().to(DEVICE)
     inputs = FAMILIES["llava_next"].inputs([[3, Picture(4, 6), 4], [Picture(3, 4), Picture(4, 3), 6]])
@@ -324,6 +336,7 @@ def test_a_pruned_model_is_the_same_on_either_side(both, method):
 COMPILE = Path(__file__).parent / "compiled_kernels.py"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_for_real_gpus(capability):
     """Ahead of time and without one; in a process of its own, where Triton does not interpret."""

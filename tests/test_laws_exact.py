@@ -1,4 +1,4 @@
-"""Laws 1, 2, 4, 5 and 6: nothing changed at keep = 1.0, exact removal, batches, counts, a shorter cache."""
+"""Laws 1, 2 and 5: nothing changed at keep = 1.0, exact removal, counts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenprune
-from tests.test_laws import BATCHES, GREEDY, METHODS, PLANS, STAGES, attach, cells, kept_by_layer, policies, works
+from tests.draw import cases
+from tests.laws import (
+    BATCHES,
+    GREEDY,
+    METHODS,
+    PLANS,
+    STAGES,
+    attach,
+    by_class,
+    by_family,
+    cells,
+    few_families,
+    policies,
+    state_of,
+    unpruned,
+    works,
+)
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, Random, Stage, Uniform, prune
 from tokenprune.attach import taps
@@ -23,35 +38,24 @@ COUNTED = [plan for plan in PLANS if METHODS[plan].name != "framefusion"]
 WHOLE = {"downsample": "pools the whole grid", "quota-score=text": "resizes whole frames"}
 
 
-def state_of(model):
-    """Everything removal must give back: attribute names and hook counts of each module, the attention table."""
-    modules = {
-        name: (sorted(vars(m)), len(m._forward_pre_hooks), len(m._forward_hooks), len(m._forward_hooks_with_kwargs))
-        for name, m in model.named_modules()
-    }
-    return modules, dict(ALL_ATTENTION_FUNCTIONS._local_mapping), dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
-
-
-@policies(cells(PLANS, everywhere=CORE), both=CORE)
+@cases("family, plan, positions", policies(cells(PLANS, everywhere=CORE), both=CORE), by_class)
 def test_keep_all_changes_nothing(family, tiny_models, plan, positions):
     """Law 1."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
     name, options = PLANS[plan](1.0)
-    with torch.no_grad():
-        expected = model(**inputs).logits
-        sequence = model.generate(**inputs, **GREEDY)
-        with prune(model, name, positions=positions, **options) as run:
-            assert torch.equal(model(**inputs).logits, expected)
-            assert torch.equal(model.generate(**inputs, **GREEDY), sequence)
-            assert run.report().flops == run.report().dense_flops
+    expected, sequence = unpruned(family, model)
+    with torch.no_grad(), prune(model, name, positions=positions, **options) as run:
+        assert torch.equal(model(**inputs).logits, expected)
+        assert torch.equal(model.generate(**inputs, **GREEDY), sequence)
+        assert run.report().flops == run.report().dense_flops
 
 
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES], everywhere=CORE))
+@cases("family, plan", cells([*PLANS, *STAGES], everywhere=CORE), by_family)
 def test_removal_is_exact(family, tiny_models, plan):
     """Law 2."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
     with torch.no_grad():
-        expected = model(**inputs).logits
+        expected, _ = unpruned(family, model)
         before = state_of(model)
         run = attach(model, plan)
         pruned = model(**inputs).logits
@@ -62,6 +66,7 @@ def test_removal_is_exact(family, tiny_models, plan):
         assert torch.equal(model(**inputs).logits, expected)
 
 
+@few_families
 def test_removal_after_an_exception(family, tiny_models):
     """Law 2: also when the forward pass itself breaks, inside the tapped attention or the vision encoder."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
@@ -92,6 +97,7 @@ def _break(*_):
     raise RuntimeError("broken on purpose")
 
 
+@few_families
 def test_two_models_do_not_see_each_other(family):
     """Law 2: taps of one run leave another model, pruned or not, as it is."""
     first, second = family.build(), family.build()
@@ -109,26 +115,7 @@ def test_two_models_do_not_see_each_other(family):
         assert not ALL_ATTENTION_FUNCTIONS._local_mapping
 
 
-@policies(cells([*PLANS, *STAGES], everywhere=CORE), both=CORE)
-def test_padded_batch_equals_rows_alone(family, tiny_models, plan, positions):
-    """Law 4: different lengths, different numbers of images and kept tokens, a text-only row."""
-    model = tiny_models(family)
-    rows = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [6], [9, Picture(4, 6), 2]]
-    batch = family.inputs(rows)
-    with attach(model, plan, positions) as run:
-        together = model.generate(**batch, **GREEDY, output_logits=True, return_dict_in_generate=True)
-        kept = run.kept
-        for i, row in enumerate(rows):
-            single = family.inputs([row], first=i)
-            out = model.generate(**single, **GREEDY, output_logits=True, return_dict_in_generate=True)
-            padding = batch["input_ids"].shape[1] - single["input_ids"].shape[1]
-            if len(row) > 1:
-                assert [k[0].tolist() for k in run.kept] == [(k[i] - padding).tolist() for k in kept], f"row {i}: {row}"
-            for a, b in zip(together.logits, out.logits, strict=True):
-                torch.testing.assert_close(a[i], b[0], atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("family", "plan"), cells(COUNTED, everywhere=CORE))
+@cases("family, plan", cells(COUNTED, everywhere=CORE), by_family)
 def test_counts_are_what_was_asked(family, tiny_models, plan):
     """Law 5: exactly k unique ascending prompt columns of visual tokens, and no use of the global random state."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
@@ -154,31 +141,6 @@ def test_counts_are_what_was_asked(family, tiny_models, plan):
                 assert torch.isin(inputs["input_ids"][row, columns], torch.tensor(family.placeholder)).all()
 
 
-@pytest.mark.parametrize(("family", "plan"), cells([*PLANS, *STAGES], everywhere=CORE))
-def test_cache_is_as_short_as_the_plan(family, tiny_models, plan):
-    """Law 6: rows of each layer's keys, the report's bytes, and the logical length that decoding continues from."""
-    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
-    length = inputs["input_ids"].shape[1]
-    marks = int(torch.isin(inputs["input_ids"], torch.tensor(family.placeholder)).sum())
-    visual = sum(t * h * w for t, h, w in family.spans(Picture(4, 6)))
-    with torch.no_grad(), attach(model, plan) as run:
-        cache = DynamicCache(config=family.text_model(model).config)
-        model(**inputs, past_key_values=cache)
-        tokens, rows = dict.fromkeys(range(6), visual), dict.fromkeys(range(6), marks)
-        for (at, columns), kept in zip(kept_by_layer(run).items(), run.kept, strict=True):
-            tokens |= dict.fromkeys(range(at, 6), len(kept[0]))
-            rows |= dict.fromkeys(range(at, 6), len(columns[0]))
-        windows = [kind.window for kind in run.kinds]
-        for i, layer in enumerate(cache.layers):
-            held, window = length - marks + rows[i], windows[i]
-            assert layer.keys.shape[2] == held if window is None else min(held, window - 1) >= layer.keys.shape[2] > 0
-        assert run.report().layer_tokens == list(tokens.values())
-        assert run.report().kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        assert run.report().kv_bytes < run.report().dense_kv_bytes
-        assert cache.get_seq_length() == length
-        assert all(layer.get_seq_length() == length for layer in cache.layers)
-
-
 def test_pruning_twice_raises(family, tiny_models):
     model = tiny_models(family)
     with prune(model, "uniform", keep=0.5), pytest.raises(tokenprune.Unsupported) as error:
@@ -190,8 +152,7 @@ def test_pruning_twice_raises(family, tiny_models):
         pass
 
 
-@pytest.mark.parametrize("scope", ["part", "item"])
-@pytest.mark.parametrize("plan", COUNTED)
+@cases("plan, scope", [(plan, scope) for plan in COUNTED for scope in ("part", "item")], lambda *_: None)
 def test_every_method_after_another(tiny_models, plan, scope):
     """Law 5 where some tokens of a picture in tiles are gone already: half of what is left, or a reason."""
     family, method = FAMILIES["llava_next"], replace(METHODS[plan], keep=0.5, of="current")

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.test_laws import cells
+from tests.draw import cases
+from tests.laws import by_anchor, cells
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tests.tiny.base import SIDE
 from tokenprune import Selection, prune
@@ -181,13 +182,14 @@ def test_onevision_shrinks_many_tiles():
     assert [s.grid for s in run.spans] == [(1, 6, 6), (1, 6, 6)]
 
 
-@pytest.mark.parametrize(
-    ("family", "media"),
+@cases(
+    "family, media",
     [
         pytest.param(cell.values[0], media, id=f"{cell.values[0].name}-{media}")
         for media in ("image", "video")
         for cell in cells(["fopru"], video=media == "video")
     ],
+    lambda family, media: (by_anchor(family), media),
 )
 def test_saliency_follows_the_features(family, monkeypatch, media):
     """A change in one spot of the picture shows at the same token in the features and in the saliency.

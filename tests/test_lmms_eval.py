@@ -20,6 +20,7 @@ from tokenprune.integrations.lmms_eval.model import Tokenprune, generation
 from tokenprune.integrations.lmms_eval.settings import Pruning
 from tokenprune.integrations.lmms_eval.wrapped import Documents, Pruned, arguments_of
 
+pytestmark = pytest.mark.xdist_group("harness")  # its tasks are packed once
 MODEL = f"pretrained={scenes.MODEL}"
 
 

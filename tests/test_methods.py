@@ -8,8 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.test_laws import BATCHES
-from tests.test_signals import listen
+from tests.laws import BATCHES
+from tests.signals import listen, signals
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, MissingSignal, Selection, Stage, prune, select
 from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
@@ -302,8 +302,6 @@ def test_methods_without_text_after_the_image_say_so(tiny_models):
     ],
 )
 def test_wrong_options(method, options, message):
-    from tests.test_select import signals
-
     with pytest.raises(BadInput, match=message):
         select(method, **{"keep": 4, "grid": (1, 3, 3)} | options, **signals(9))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
 
+from tests.draw import cases
+from tests.laws import check_oracle, done
 from tests.oracle import oracle_logits
-from tests.test_laws import check_oracle, done
 from tests.tiny import FAMILIES, Picture, Video
 from tokenprune import BadInput, DivPrune, FrameFusion, MissingSignal, Stage, Unsupported, prune, select
 from tokenprune.core.frames import Frames, scenes, stretches
@@ -59,9 +60,9 @@ def signals_for(method, shape, kind, spans=2):
     return {need.signal: known[need.signal] for need in method.needs}
 
 
-@pytest.mark.parametrize("kind", ["random", "static", "zero"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", CASES)
+@cases(
+    "name, kind, shape", list(product(CASES, ["random", "static", "zero"], SHAPES)), lambda name, kind, _: (name, kind)
+)
 def test_exactly_k_whatever_the_video(name, shape, kind):
     """Law 5: odd frame counts, one frame, static videos, cuts at every frame, tokens of one place only, all zeros."""
     n = shape[0] * shape[1] * shape[2]

@@ -1,16 +1,18 @@
-"""The wheel works without the repository; the README is what the results say; the layers keep their order."""
+"""The README is what the results say; the layers keep their order. The wheel: `test_plugin.py`."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from eval import readme
+import tokenprune
+from eval import matrix, readme
+from tokenprune import BadInput, methods
+from tokenprune.methods.registry import all_methods
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -30,7 +32,9 @@ ALLOWED = {
     "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
     "shelf": {"errors"},
     "recipes": {"errors", "methods", "shelf"},
-    "api": {"errors", "core", "methods", "attach", "recipes"},
+    "plan": {"errors", "methods", "attach", "recipes"},
+    "checking": {"errors", "version", "methods", "attach", "plan", "checking"},
+    "api": {"errors", "core", "methods", "attach", "checking", "plan"},
     "demo": {
         *("errors", "core", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
         *("explain", "cli", "demo"),
@@ -42,7 +46,7 @@ ALLOWED = {
     "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "evaluation"},
     "cli": {
         *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
-        *("evaluation", "explain", "demo", "cli"),
+        *("checking", "evaluation", "explain", "demo", "cli"),
     },
 }
 
@@ -81,34 +85,47 @@ def test_kernels_is_the_lowest_layer_and_not_a_package():
     assert not list((ROOT / "kernels").rglob("__init__.py"))
 
 
-@pytest.mark.package
-def test_the_wheel_works_without_the_repository(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
-    subprocess.run(build, check=True, capture_output=True, timeout=300)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
-    subprocess.run(install, check=True, capture_output=True, timeout=300)
-    for name in ("explain/page.js", "explain/page.css", "configs/benchmarks/scenes.yaml", "configs/fastv_k2_r50.yaml"):
-        assert (site / "tokenprune" / name).is_file()
-    code = "import tokenprune, sys; sys.argv = ['tokenprune', 'run', '--json']; from tokenprune.cli import main; main()"
-    check = f"import tokenprune; assert tokenprune.__file__.startswith({str(site)!r}); {code}"
-    environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", check], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert '"kv_bytes"' in done.stdout
-
-
-def test_the_readme_is_up_to_date():
+def test_the_readme_is_up_to_date(monkeypatch):
+    """What it says of the methods that it names. A new one needs no line in it: `make readme` adds one some day."""
     text = readme.README.read_text()
+    named = {name: cls for name, cls in all_methods().items() if f"\n| `{name}` | {cls.year or ''} |" in text}
+    for module in (readme, matrix):
+        monkeypatch.setattr(module, "all_methods", lambda: named)
     assert readme.render(text) == text, "README.md is stale: run `make readme`"
     assert readme.full_page() == readme.FULL.read_text(), "scenes_methods.md is stale: run `make readme`"
 
 
-def test_the_tree_in_the_readme_names_every_file():
-    text = readme.README.read_text()
-    for path in [path for part in ("tokenprune", "kernels", "eval") for path in (ROOT / part).rglob("*.py")]:
-        if path.name != "__init__.py":
-            assert path.name in text, f"{path.name} is missing from the README's tree"
+def test_the_stub_is_up_to_date():
+    """But for methods that came after it."""
+    lines, fresh = readme.STUB.read_text().splitlines(), readme.stub().splitlines()
+    late = [line for line in fresh if line.startswith("from .methods.") and line not in lines]
+    assert [line for line in fresh if line not in late] == lines, "__init__.pyi is stale: run `make readme`"
+
+
+def test_every_method_is_a_name_of_the_package():
+    """What is read in the text of `methods/` is what is there once it is imported."""
+    own = [cls for cls in all_methods().values() if cls.__module__.startswith("tokenprune.")]
+    assert sorted((cls.__name__, cls.__module__) for cls in own) == sorted(methods.classes().items())
+    for cls in own:
+        assert getattr(tokenprune, cls.__name__) is cls
+        assert cls.__name__ in dir(tokenprune)
+
+
+def test_importing_the_package_and_listing_its_names_loads_nothing():
+    names: dict = {}
+    exec("from tokenprune import *", names)
+    assert set(tokenprune.__all__) < set(names)
+    code = "import sys, tokenprune; assert dir(tokenprune); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "numpy", "tokenprune.api", "tokenprune.methods.divprune"} & set(loaded)
+    with pytest.raises(AttributeError, match="module 'tokenprune' has no attribute 'nothing'"):
+        tokenprune.nothing  # noqa: B018
+
+
+def test_a_name_is_taken_once(monkeypatch, tmp_path):
+    """A method that was copied and keeps the name of the first would hide it."""
+    (tmp_path / "copy.py").write_text((ROOT / "tokenprune" / "methods" / "evs.py").read_text())
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    with pytest.raises(BadInput, match=r"^tokenprune\.methods\.(copy|evs) repeats the method name 'evs'\.$"):
+        all_methods.__wrapped__()
+    sys.modules.pop("tokenprune.methods.copy")

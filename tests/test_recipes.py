@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.test_laws import BATCHES
+from tests.laws import BATCHES
 from tests.tiny import FAMILIES
 from tokenprune import BadInput, prune
 from tokenprune.methods.registry import all_methods

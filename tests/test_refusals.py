@@ -13,7 +13,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from tests.test_laws import BATCHES, GREEDY, cells, works
+from tests.draw import cases
+from tests.laws import BATCHES, GREEDY, by_anchor, cells, works
 from tests.tiny import FAMILIES, IMAGE, VIDEO, Picture, Video
 from tests.tiny.base import TEXT, TOWER
 from tokenprune import BadInput, Selection, Uniform, Unsupported, prune
@@ -94,7 +95,7 @@ def test_chunked_prefill_after_the_question_was_read(tiny_models):
         assert torch.equal(model.generate(**inputs, **GREEDY, prefill_chunk_size=50), whole)
 
 
-@pytest.mark.parametrize(("family", "plan"), cells(["divprune", "fastv", "fopru"], everywhere=["fastv"]))
+@cases("family, plan", cells(["divprune", "fastv", "fopru"], everywhere=["fastv"]), by_anchor)
 def test_torch_compile(family, plan):
     """With every kind of signal: never a silent wrong answer."""
     model, inputs = family.build(), family.inputs(BATCHES["one"])

@@ -10,21 +10,34 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tests.draw import cases
+from tests.laws import (
+    BATCHES,
+    FAMILY,
+    GREEDY,
+    POLICIES,
+    attach,
+    by_anchor,
+    cells,
+    done,
+    few_families,
+    kept_by_layer,
+    times,
+    works,
+)
 from tests.oracle import oracle_logits
-from tests.test_laws import BATCHES, GREEDY, attach, cells, done, kept_by_layer, works
 from tests.tiny import FAMILIES, Picture
 from tests.tiny.base import llama
 from tokenprune import BadInput, Unsupported, prune
 
 pytestmark = pytest.mark.laws
 PLANS = ["fopru", "divprune+fastv"]
-POLICIES = ["original", "compact"]
-
-
-ALL = pytest.mark.parametrize(("family", "plan"), cells(PLANS))
+ALL = cases("family, plan", cells(PLANS), by_anchor)
 # Merged tokens and tokens that wait beside the layers as well, on the families that differ.
-MORE = pytest.mark.parametrize(
-    ("family", "plan"), cells([*PLANS, "tome", "sparsevlm", "lvlm_csp", "pyramiddrop", "feather"], everywhere=PLANS)
+MORE = cases(
+    "family, plan, positions",
+    times(cells([*PLANS, "tome", "sparsevlm", "lvlm_csp", "pyramiddrop", "feather"], everywhere=PLANS), POLICIES),
+    by_anchor,
 )
 
 
@@ -34,7 +47,6 @@ def several(family):
     )
 
 
-@pytest.mark.parametrize("positions", POLICIES)
 @MORE
 def test_beam_search(family, tiny_models, plan, positions):
     """Each returned sequence's score is the oracle's: reordering moved keys, padding and shifts together."""
@@ -64,7 +76,6 @@ def test_sampling_with_several_sequences(family, tiny_models, plan):
             torch.testing.assert_close(scores[copy::2], expected[:, length - 1 + step], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("positions", POLICIES)
 @MORE
 def test_second_turn_reuses_the_cache(family, tiny_models, plan, positions):
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
@@ -103,8 +114,7 @@ def test_a_second_question_is_not_starved_in_silence(family, tiny_models):
         prune(model, "fastv", turns="acept")
 
 
-@pytest.mark.parametrize("positions", POLICIES)
-@ALL
+@cases("family, plan, positions", times(cells(PLANS), POLICIES), by_anchor)
 def test_manual_loop_without_position_ids(family, tiny_models, plan, positions):
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     length = inputs["input_ids"].shape[1]
@@ -166,6 +176,7 @@ def test_labels_and_log_likelihood_keep_the_prompts_length(family, tiny_models, 
     torch.testing.assert_close(out.loss, loss, atol=1e-4, rtol=0)
 
 
+@few_families
 def test_gradient_checkpointing_gives_the_same_gradients(family):
     gradients = []
     for checkpointing in (False, True):
@@ -183,6 +194,28 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
         torch.testing.assert_close(a, b)
 
 
+@cases("family, plan", cells(["fopru", "fastv", "sparsevlm", "divprune+fastv"], everywhere=["fastv"]), by_anchor)
+def test_padding_on_the_right(family, tiny_models, plan):
+    """Law 4 for batches as they are trained on: each row keeps and says what it does alone."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["mixed"])
+    padding = inputs["attention_mask"].eq(0).sum(1).tolist()
+    length = inputs["input_ids"].shape[1]
+    right = {
+        name: torch.stack([row.roll(-p) for row, p in zip(value, padding, strict=True)])
+        if value.shape == inputs["input_ids"].shape
+        else value
+        for name, value in inputs.items()
+    }
+    with torch.no_grad(), attach(model, plan) as run:
+        together, kept = model(**right, use_cache=False).logits, run.kept
+        for i, row in enumerate(BATCHES["mixed"]):
+            alone = model(**family.inputs([row], first=i), use_cache=False).logits[0, -1]
+            if len(row) > 1:
+                assert [stage[0].tolist() for stage in run.kept] == [stage[i].tolist() for stage in kept], f"row {i}"
+            torch.testing.assert_close(together[i, length - padding[i] - 1], alone, atol=1e-4, rtol=0)
+
+
+@few_families
 def test_an_image_in_the_second_turn(family, tiny_models):
     """The first turn is text only and padded: its padding stays hidden in the layers that are shortened later."""
     if not family.counts_padding or family.name.startswith("paligemma"):
@@ -210,6 +243,7 @@ def test_tuples_instead_of_outputs(family, tiny_models):
         assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).logits)
 
 
+@few_families
 def test_two_threads_on_one_model(family, tiny_models):
     model = tiny_models(family)
     prompts = [family.inputs([[3, Picture(4, 6), 5]], seed) for seed in range(6)]
@@ -255,7 +289,7 @@ def test_one_picture_several_questions(family, tiny_models):
         model(**rest, mm_encoder_outputs={"image": features})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@cases("family, dtype", times(FAMILY, [torch.bfloat16, torch.float16]), by_anchor)
 def test_half_precision(family, dtype):
     """Against the oracle in the same precision: within 3 % of the logits' range (bf16 has 8 bits, float16 11)."""
     model = family.build().to(dtype)

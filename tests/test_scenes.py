@@ -13,8 +13,8 @@ from eval.scenes.model import make_model, make_tokenizer
 from eval.scenes.packed import packed_hidden
 from eval.scenes.questions import ASK, TYPES, Question, box_iou, centre_of, distance, is_right, vocabulary
 from eval.scenes.world import Thing, make_scene, rng_for
+from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
-from tests.test_laws import kept_by_layer
 from tests.tiny.llavas import TinyLlava
 from tokenprune import prune, scenes
 from tokenprune.chat import Chat
@@ -43,6 +43,7 @@ def test_it_is_a_standard_model():
     assert sum(f.stat().st_size for f in scenes.MODEL.iterdir()) <= 16 * 2**20
 
 
+@pytest.mark.nightly
 def test_it_sees(chat):
     """A small sample of the held-out report: every type is far above its blind score."""
     scores = judge.judge(chat, 20)
@@ -53,6 +54,7 @@ def test_it_sees(chat):
     assert sum(s["right"] for s in scores.values()) / len(TYPES) >= 0.9
 
 
+@pytest.mark.nightly
 def test_diversity_beats_the_baselines_at_a_tenth(chat):
     scores = {}
     for method in ("divprune", "random", "uniform"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.test_laws import BATCHES
+from tests.laws import BATCHES
 from tests.tiny import FAMILIES
 from tokenprune import BadInput, search_layers
 from tokenprune.methods.adaptinfer import change_points

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenprune
+from tests.signals import signals
 from tokenprune import BadInput, MissingSignal, select
 from tokenprune.core.budget import n_keep
 from tokenprune.core.diversity import cosine_distance, max_min, nearest, products
 from tokenprune.core.selection import top_k
-from tokenprune.methods.base import make_method, options_of
+from tokenprune.methods.base import Method, make_method, options_of
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.signals import SIGNALS
-
-
-def signals(n, spans=None, seed=0, frames=1):
-    """Every signal there is, for n tokens and 4 tokens of text."""
-    made = torch.Generator().manual_seed(seed)
-    front = () if spans is None else (spans,)
-    sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6, "t": frames, "g": 8}
-    found = {}
-    for name, signal in SIGNALS.items():
-        shape = [sizes[axis.strip()] for axis in signal.shape.strip("[]").split(",")]
-        positive = "attention" in name or signal.ndim == 1
-        found[name] = (torch.rand if positive else torch.randn)(*front, *shape, generator=made)
-    found["voxels"] = (7 * found["voxels"]).long()
-    return found
 
 
 @given(method=st.sampled_from(list(all_methods())), n=st.integers(1, 40), data=st.data())
@@ -57,6 +47,8 @@ def test_every_method_keeps_exactly_k_unique_ascending(method, n, data):
 @pytest.mark.parametrize("method", list(all_methods()))
 def test_stacked_spans_equal_spans_alone(method):
     more = {"range": "span"} if method == "cdpruner" else {}  # by default it scales over all crops of a picture
+    if make_method(method_class(method), more).together:
+        pytest.skip("its spans bear on each other")
     stacked = signals(30, spans=4)
     together = select(method, keep=0.3, grid=(1, 5, 6), **more, **stacked)
     for i in range(4):
@@ -80,54 +72,79 @@ def test_half_precision_and_degenerate_inputs(method, dtype):
             assert chosen.apply(given_signals["features"]).isfinite().all()
 
 
-OPTIONS = {
-    "hired": [{"crop_map": "tiles"}, {"alpha": 0.0}, {"alpha": 1.0}],
-    "prumerge": [{"plus": True}, {"neighbours": 1}],
-    "sparsevlm": [{"version": "2"}, {"recycle": 1.0}, {"recycle": 0.0}],
+ENDS = {bool: (False, True), int: (0, 1, 50), float: (0.0, 1.0, 100.0)}
+EXACT = {  # more of them at once, and choices; of a choice that is not here, the count may be the published one
+    "hired": [{"crop_map": "tiles"}],
+    "sparsevlm": [{"version": "2"}],
     "fopru": [{"strategy": "row"}],
     "todre": [{"objective": "maxsum"}, {"phase": "migration", "share": 1e9}],
-    "visionzip": [{"merge": "mean"}, {"contextual": 1.0}, {"contextual": 0.0}],
-    "vispruner": [{"important": 0.0}, {"important": 1.0}],
-    "holov": [{"crops": 0}, {"crops": 1}, {"crops": 500}],
-    "vflowopt": [{"cell": 1.0}, {"cell": 2.3}, {"cell": 100.0}, {"entropy_weight": 1.0}],
-    "efficientvla": [{"key": 1.0}, {"key": 0.0, "diverse": 1.0}],
-    "dart": [{"pivots": 0}, {"pivots": 20}],
-    "feather": [{"stride": 1}, {"stride": 0}, {"stride": 50}],
+    "visionzip": [{"merge": "mean"}],
+    "vflowopt": [{"cell": 2.3}],
+    "efficientvla": [{"key": 0.0, "diverse": 1.0}],
     "lvlm_csp": [{"phase": "cluster", "choice": choice} for choice in ("uniform", "saliency", "random")],
     "star": [{"phase": "text"}],
     "cdpruner": [{"relevance": "clip"}, {"theta": 0.5}, {"range": "span"}],
     "agilepruner": [{"tau_max": 5.0, "erank_average": 1.0}],
-    "adaptinfer": [{"blend": 0.0}],
-    "fastvid": [{"variant": "qwen", "every": 1}, {"context": 1.0}, {"context": 0.0}],
-    "flashvid": [{"phase": "inner"}, {"diverse": 0.0}, {"diverse": 1.0}, {"trees": "published"}],
-    "holitom": [{"phase": "inner"}, {"clustered": 1.0}, {"beta": 0.0}],
-    "prunevid": [{"phase": "question"}, {"clusters": 1.0}],
+    "fastvid": [{"variant": "qwen", "every": 1}],
+    "flashvid": [{"phase": "inner"}, {"trees": "published"}],
+    "holitom": [{"phase": "inner"}],
+    "prunevid": [{"phase": "question"}],
     "framefusion": [{"phase": "later"}, {"phase": "last"}],
-    "evs": [{"least": "budget"}],
-    "coarse_to_fine": [{"threshold": 5.0}, {"threshold": -1.0}],
+    "coarse_to_fine": [{"threshold": -1.0}],
 }
 SHAPES = [(1, 1, 7), (2, 3, 5), [(1, 3, 4), (1, 5, 8)], [(1, 2, 3)] * 5]
 
 
-@pytest.mark.parametrize(("method", "options"), [(m, o) for m in all_methods() for o in [{}, *OPTIONS.get(m, [])]])
-def test_every_option_keeps_the_contract(method, options):
-    """Several parts, frames, one row; all tokens equal, no signal at all; nearly none and nearly all kept."""
+def settings(cls):
+    """Its own options one by one at other values: every choice, and numbers far out, where the method takes them."""
+    for field in options_of(cls)[len(options_of(Method)) :]:
+        for value in field.metadata["choices"] or ENDS.get(type(field.default), ()):
+            if value != field.default:
+                with suppress(BadInput):
+                    cls(**{field.name: value})
+                    yield {field.name: value}
+
+
+@cache
+def inputs():
+    """Several parts, frames, one row; all tokens equal, no signal at all: (grid, number of tokens, signals)."""
+    made = []
     for grid in SHAPES:
         parts = [grid] if isinstance(grid, tuple) else grid
         n = sum(t * h * w for t, h, w in parts)
         whole = signals(n, frames=sum(t for t, _, _ in parts))
         level = {name: x[..., :1, :].expand_as(x) if x.ndim > 1 else torch.ones_like(x) for name, x in whole.items()}
         empty = {name: torch.zeros_like(x) for name, x in whole.items()}
-        for found in (whole, level, empty):
-            for k in (1, 2, n // 2, n - 1):
-                chosen = select(method, keep=k, grid=grid, **options, **found)
-                assert len(chosen.index) == k
-                assert (chosen.index.diff() > 0).all()
-                assert chosen.index.min() >= 0
-                assert chosen.index.max() < n
-                if chosen.weights is not None:
-                    assert chosen.weights.shape == (k, n)
-                    assert chosen.weights.isfinite().all()
+        made += [(grid, n, found) for found in (whole, level, empty)]
+    return made
+
+
+def contract(cls, options, budgets, exact=True):
+    for grid, n, found in inputs():
+        for k in budgets(n):
+            chosen = select(cls(keep=k, **options), grid=grid, **found)
+            assert not exact or len(chosen.index) == k
+            assert (chosen.index.diff() > 0).all()
+            assert torch.equal(chosen.index, chosen.index.clamp(0, n - 1))
+            if chosen.weights is not None:
+                assert chosen.weights.shape == (len(chosen.index), n)
+                assert chosen.weights.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [(m, o) for m in all_methods() for o in [{}, *EXACT.get(m, [])]], ids=str
+)
+def test_every_method_keeps_the_contract(method, options):
+    """With nearly none and nearly all kept."""
+    contract(method_class(method), options, lambda n: (1, 2, n // 2, n - 1))
+
+
+@pytest.mark.parametrize("method", list(all_methods()))
+def test_every_option_keeps_the_contract(method):
+    cls = method_class(method)
+    choices = {field.name for field in options_of(cls) if field.metadata["choices"]}
+    for options in settings(cls):
+        contract(cls, options, lambda n: (1, n - 1), exact=not choices & {*options})
 
 
 def test_no_option_has_the_name_of_a_signal():

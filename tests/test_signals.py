@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
 
-from tests.test_laws import BATCHES
+from tests.laws import BATCHES
+from tests.signals import listen
 from tests.tiny import FAMILIES, Picture
-from tokenprune import BadInput, FastV, MissingSignal, Selection, Stage, prune, select
+from tokenprune import BadInput, FastV, MissingSignal, Stage, prune, select
 from tokenprune.attach import run as engine
 from tokenprune.core.pixels import grey_entropy
-from tokenprune.methods.base import Method
 from tokenprune.methods.signals import Need
 
 pytestmark = pytest.mark.laws
-
-
-@dataclass(frozen=True)
-class Hear(Method):
-    """Notes its signals and keeps everything."""
-
-    name: ClassVar[str] = "hear"
-    paper: ClassVar[str] = "test"
-    year: ClassVar[int] = 0
-    kind: ClassVar[str] = "baseline"
-    heard: ClassVar[list] = []
-    reads: tuple = ()
-
-    @property
-    def needs(self):
-        return self.reads
-
-    def select(self, view):
-        self.heard.append((view.grids, view.signals))
-        return Selection(torch.arange(view.count).expand(view.spans, -1))
-
-
-def listen(model, inputs, at, *needs):
-    """The signals of each span of a prompt in reading order, and the spans."""
-    Hear.heard.clear()
-    with torch.no_grad(), prune(model, Hear(keep=1.0, reads=needs), at=at) as run:
-        model(**inputs)
-        spans = run.spans
-    found = [
-        {name: x[i] for name, x in signals.items()}
-        for _, signals in Hear.heard
-        for i in range(len(next(iter(signals.values()))))
-    ]
-    return found, spans
 
 
 def ordered(rows):

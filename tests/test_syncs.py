@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune
 from tests.tiny import FAMILIES, Picture
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.base import signals_of
+from tokenprune.methods.registry import all_methods, method_class
+from tokenprune.methods.signals import SIGNALS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
 METHODS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
@@ -29,7 +31,7 @@ ALWAYS = {
     "attach/choose.py checked": "looks at values on a CPU alone",
 }
 TEXT = {
-    "attach/signals.py text_rows.<locals>.<listcomp>": "which rows are text, where a method reads text",
+    "attach/signals.py text_rows": "which rows are text, where a method reads text",
     "attach/signals.py text_after": "which of them come after the picture",
 }
 PADDED = {
@@ -37,21 +39,13 @@ PADDED = {
     "attach/masks.py attention_mask": "transformers looks whether anything is masked",
 }
 ENDS = {"attach/forward.py Forward._shorten": "a row of tiles that has lost all its tokens loses its separator too"}
-OPEN = {  # how many tokens, scenes or clusters there are follows from what the tokens are
-    "core/frames.py stretches",
-    "core/merging.py Survivors.exactly",
-    "core/selection.py Selection.of",
-    "core/selection.py Selection.span",
-    "attach/forward.py Forward._recall",
-    *(f"methods/{name}" for name in ("downsample.py", "fastvid.py", "flashvid.py", "framefusion.py", "holitom.py")),
-    *(f"methods/{name}" for name in ("llava_scissor.py", "prunevid.py")),
-    # and these could do without
-    *(f"methods/{name}" for name in ("holov.py", "light_colpali.py", "vflowopt.py")),
+RECALLS = {"attach/forward.py Forward._recall": "which tokens were set aside"}
+CORE = {  # what methods that declare `waits` may call
+    "core/frames.py stretches": "how many scenes there are",
+    "core/merging.py Survivors.exactly": "how many tokens merged",
+    "core/selection.py Selection.of": "how many tokens stay, where that is not the budget",
+    "core/selection.py Selection.span": "the same, span by span",
 }
-GIVEN = {"quota", "streamvln"}  # they read what a user brings
-READ_TEXT = {"adaptinfer", "cdpruner", "dart", "lvlm_csp", "prunevid", "sparsevlm", "star"}
-COUNT = {"downsample", "fastvid", "flashvid", "framefusion", "holitom", "holov", "light_colpali", "llava_scissor"}
-COUNT |= {"lvlm_csp", "prumerge", "prunevid", "todre", "vflowopt"}
 
 
 class Ops(TorchDispatchMode):
@@ -70,6 +64,11 @@ class Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def function(code):
+    """The name of the function that code belongs to. Comprehensions have code of their own until Python 3.11 alone."""
+    return code.co_qualname.partition(".<locals>.<")[0]
+
+
 def site():
     """The function of the package that is to blame: the innermost one, unless the model itself does it. Masks are made
     by the library, but on the package's account."""
@@ -77,8 +76,7 @@ def site():
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if PACKAGE in path.parents:
-            name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)
-            return f"{path.relative_to(PACKAGE).as_posix()} {name}"
+            return f"{path.relative_to(PACKAGE).as_posix()} {function(frame.f_code)}"
         if "transformers" in path.parts and path.name != "masking_utils.py":
             return None
         frame = frame.f_back
@@ -106,19 +104,23 @@ def waits(monkeypatch):
             yield found
 
 
-def allowed(method):
-    """What a method may wait for; those of `COUNT` find out on the way how many of something there are."""
-    return set(ALWAYS) | (set(TEXT) if method in READ_TEXT else set()) | (OPEN if method in COUNT else set())
+def on_account_of(cls):
+    """What the host waits for because of what a method reads and does, but for its own choice."""
+    stages = [stage for _, stage in cls().schedule(32)]
+    signals = [SIGNALS[need.signal] for stage in stages for need in stage.needs]
+    text = any("m" in signal.axes for signal in signals)
+    return {**ALWAYS, **(TEXT if text else {}), **(RECALLS if any(stage.recalls for stage in stages) else {})}
 
 
-def within(found, names):
-    return {where for where in found if where not in names and where.split()[0] not in names} == set()
+def asked(cls):
+    """Whether a method runs on a prompt by itself: not at decoding steps, and with nothing that a user has to bring."""
+    return not cls.decodes and not any(SIGNALS[name].given for name in signals_of(cls))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("method", [n for n, c in all_methods().items() if not c.decodes and n not in GIVEN])
+@pytest.mark.parametrize("method", [name for name, cls in all_methods().items() if asked(cls)])
 def test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, name, method):
-    tiny = FAMILIES[name]
+    tiny, cls = FAMILIES[name], method_class(method)
     model = tiny.build()
     inputs = tiny.inputs([[3, Picture(6, 6), 4]])
     del inputs["attention_mask"]
@@ -130,7 +132,13 @@ def test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, name, meth
         model(**inputs)
         with waits(monkeypatch) as found:
             model(**inputs)
-    assert within(found, allowed(method)), found
+    choosing = {where: what for where, what in found.items() if where in CORE or where.startswith("methods/")}
+    assert cls.waits or not choosing, (
+        f"{method} makes the host wait for the device: {choosing}. Keep sizes on the host; where how many there are of "
+        "something follows from what the tokens are, say so in the class: waits: ClassVar[str] = 'why'."
+    )
+    assert choosing or not cls.waits, f"{method} does not make the host wait: take `waits` out of the class."
+    assert set(found) <= {*choosing, *on_account_of(cls)}, found
 
 
 @pytest.mark.parametrize("method", ["divprune", "fastv"])
@@ -141,15 +149,41 @@ def test_padding_tiles_and_decoding_add_no_more_than_is_named(monkeypatch, metho
     with tokenprune.prune(model, method, keep=0.3), torch.no_grad():
         with waits(monkeypatch) as found:
             cache = model(**inputs, use_cache=True).past_key_values
-        assert within(found, {*ALWAYS, *PADDED, *ENDS}), found
+        assert set(found) <= {*ALWAYS, *PADDED, *ENDS}, found
         token = torch.tensor([[5], [6]])
         with waits(monkeypatch) as found:
             model(input_ids=token, past_key_values=cache)
-        assert within(found, {*PADDED}), found
+        assert set(found) <= {*PADDED}, found
+
+
+def test_a_method_is_held_to_what_it_declares(monkeypatch):
+    monkeypatch.setattr(tokenprune.ToDRE, "waits", "")
+    with pytest.raises(AssertionError, match=r"todre makes the host wait .* say so in the class: waits: ClassVar"):
+        test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, "llava", "todre")
+    monkeypatch.setattr(tokenprune.EVS, "waits", "for no reason")
+    with pytest.raises(AssertionError, match=r"evs does not make the host wait: take `waits` out of the class"):
+        test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, "llava", "evs")
 
 
 def test_the_watch_sees_a_sync(monkeypatch):
-    """The test above can fail."""
+    """The tests above can fail."""
     with waits(monkeypatch) as found:
         tokenprune.select("todre", keep=2, phase="migration", attention_row=torch.rand(2, 9))
     assert "core/selection.py Selection.of" in found
+
+
+def test_a_comprehension_is_its_function():
+    """On every Python: whether it has a frame of its own, as until 3.11 and in generators, or not."""
+    source = """
+class A:
+    def of(self):
+        [note() for _ in "x"], {note() for _ in "x"}, {note(): 1 for _ in "x"}, list(note() for _ in "x")
+        [[note() for _ in "x"] for _ in "x"], (lambda: [note() for _ in "x"])()
+        def inner():
+            [note() for _ in "x"]
+        inner()
+A().of()
+"""
+    found = []
+    exec(source, {"note": lambda: found.append(function(sys._getframe(1).f_code))})
+    assert found == ["A.of"] * 6 + ["A.of.<locals>.inner"]

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.ao.quantization import quantize_dynamic
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from tests.draw import cases
+from tests.laws import BATCHES, FAMILY, GREEDY, attach, by_anchor, few_families, kept_by_layer, state_of, times
 from tests.oracle import oracle_logits
-from tests.test_laws import BATCHES, GREEDY, attach, kept_by_layer
-from tests.test_laws_exact import state_of
 from tests.tiny import FAMILIES
 from tokenprune import prune, scenes
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.laws
 PLAN = "divprune+fastv"
 
 
+@few_families
 def test_peft(family, tiny_models):
     """A LoRA adapter that changes the answers; the wrapper is what is pruned, run and given back."""
     model = family.build()
@@ -46,7 +47,7 @@ def test_peft(family, tiny_models):
     assert not torch.allclose(plain, out.logits[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("place", ["cpu", "disk"])
+@cases("family, place", times(FAMILY, ["cpu", "disk"]), by_anchor)
 def test_accelerate_hooks(family, tiny_models, tmp_path, place):
     """As device_map does it: weights come in for a decoder layer's forward and go again, inputs follow the weights."""
     check_offloaded(family, tiny_models, tmp_path, place, PLAN)
@@ -73,6 +74,7 @@ def check_offloaded(family, tiny_models, tmp_path, place, plan):
         assert [[r.tolist() for r in rows] for rows in run.kept] == [[r.tolist() for r in rows] for rows in kept]
 
 
+@few_families
 def test_quantized_linear_layers(family):
     """Packed half-precision weights, in layers whose `weight` is no tensor: equal to the oracle with the same layers,
     and FLOPs counted by their real sizes. (8-bit activations would depend on which other rows are there.)"""

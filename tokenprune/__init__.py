@@ -1,11 +1,46 @@
 """tokenprune: the same answers from a fraction of the visual tokens.
 
-Names are listed in `__init__.pyi` and loaded when they are first used, so that importing the package costs nothing.
+Names are loaded when they are first used, so that importing the package costs nothing: those listed here, and the class
+of every method in `methods/`. Type checkers look into `__init__.pyi`, which `make readme` writes.
 """
 
-import lazy_loader
+import importlib
 
+from tokenprune import methods
 from tokenprune.version import VERSION
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = VERSION
+_HOMES = {
+    "BadInput": ".errors",
+    "Check": ".checking.check",
+    "MissingSignal": ".errors",
+    "Recipe": ".recipes",
+    "Report": ".attach.report",
+    "Run": ".attach.run",
+    "Selection": ".core.selection",
+    "Stage": ".methods.stage",
+    "Stream": ".attach.stream",
+    "TokenpruneError": ".errors",
+    "Unsupported": ".errors",
+    "check": ".checking.check",
+    "load_recipe": ".recipes",
+    "load_video": ".video",
+    "merge_pages": ".retrieval",
+    "prune": ".api",
+    "search_layers": ".search",
+    "select": ".api",
+    "stream": ".api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return sorted({*_HOMES, *methods.classes()})
+    home = _HOMES.get(name) or methods.classes().get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home, __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __getattr__("__all__")

@@ -1,116 +1,65 @@
-# What `import tokenprune` offers, for type checkers and for the loader in __init__.py.
+# Written by `make readme`.
+# ruff: noqa
 
-from .api import prune, select, stream
-from .attach.report import Report
-from .attach.run import Run
-from .attach.stream import Stream
-from .core.selection import Selection
-from .errors import BadInput, MissingSignal, TokenpruneError, Unsupported
-from .methods.adaptinfer import AdaptInfer
-from .methods.agilepruner import AgilePruner
-from .methods.cdpruner import CDPruner
-from .methods.coarse_to_fine import CoarseToFine
-from .methods.dart import DART
-from .methods.divprune import DivPrune
-from .methods.downsample import Downsample
-from .methods.dycoke import DyCoke
-from .methods.dycoke_kv import DyCokeKV
-from .methods.efficientvla import EfficientVLA
-from .methods.evs import EVS
-from .methods.fastervlm import FasterVLM
-from .methods.fastocr import FastOCR
-from .methods.fastv import FastV
-from .methods.fastvid import FastVID
-from .methods.feather import FEATHER
-from .methods.flashvid import FlashVID
-from .methods.fopru import FoPru
-from .methods.framefusion import FrameFusion
-from .methods.hired import HiRED
-from .methods.holitom import HoliTom
-from .methods.holov import HoloV
-from .methods.light_colpali import LightColPali
-from .methods.llava_scissor import LlavaScissor
-from .methods.lvlm_csp import LVLMCSP
-from .methods.prumerge import PruMerge
-from .methods.prunevid import PruneVid
-from .methods.pyramiddrop import PyramidDrop
-from .methods.quota import QuoTA
-from .methods.random import Random
-from .methods.sparsevlm import SparseVLM
-from .methods.stage import Stage
-from .methods.star import STAR
-from .methods.streamvln import StreamVLN
-from .methods.todre import ToDRE
-from .methods.token_transforming import TokenTransforming
-from .methods.tome import ToMe
-from .methods.uniform import Uniform
-from .methods.vflowopt import VFlowOpt
-from .methods.vidcom2 import VidCom2
-from .methods.visionzip import VisionZip
-from .methods.vispruner import VisPruner
-from .recipes import Recipe, load_recipe
-from .retrieval import merge_pages
-from .search import search_layers
-from .video import load_video
+from .api import prune as prune
+from .api import select as select
+from .api import stream as stream
+from .attach.report import Report as Report
+from .attach.run import Run as Run
+from .attach.stream import Stream as Stream
+from .checking.check import Check as Check
+from .checking.check import check as check
+from .core.selection import Selection as Selection
+from .errors import BadInput as BadInput
+from .errors import MissingSignal as MissingSignal
+from .errors import TokenpruneError as TokenpruneError
+from .errors import Unsupported as Unsupported
+from .methods.adaptinfer import AdaptInfer as AdaptInfer
+from .methods.agilepruner import AgilePruner as AgilePruner
+from .methods.cdpruner import CDPruner as CDPruner
+from .methods.coarse_to_fine import CoarseToFine as CoarseToFine
+from .methods.dart import DART as DART
+from .methods.divprune import DivPrune as DivPrune
+from .methods.downsample import Downsample as Downsample
+from .methods.dycoke import DyCoke as DyCoke
+from .methods.dycoke_kv import DyCokeKV as DyCokeKV
+from .methods.efficientvla import EfficientVLA as EfficientVLA
+from .methods.evs import EVS as EVS
+from .methods.fastervlm import FasterVLM as FasterVLM
+from .methods.fastocr import FastOCR as FastOCR
+from .methods.fastv import FastV as FastV
+from .methods.fastvid import FastVID as FastVID
+from .methods.feather import FEATHER as FEATHER
+from .methods.flashvid import FlashVID as FlashVID
+from .methods.fopru import FoPru as FoPru
+from .methods.framefusion import FrameFusion as FrameFusion
+from .methods.hired import HiRED as HiRED
+from .methods.holitom import HoliTom as HoliTom
+from .methods.holov import HoloV as HoloV
+from .methods.light_colpali import LightColPali as LightColPali
+from .methods.llava_scissor import LlavaScissor as LlavaScissor
+from .methods.lvlm_csp import LVLMCSP as LVLMCSP
+from .methods.prumerge import PruMerge as PruMerge
+from .methods.prunevid import PruneVid as PruneVid
+from .methods.pyramiddrop import PyramidDrop as PyramidDrop
+from .methods.quota import QuoTA as QuoTA
+from .methods.random import Random as Random
+from .methods.sparsevlm import SparseVLM as SparseVLM
+from .methods.stage import Stage as Stage
+from .methods.star import STAR as STAR
+from .methods.streamvln import StreamVLN as StreamVLN
+from .methods.todre import ToDRE as ToDRE
+from .methods.token_transforming import TokenTransforming as TokenTransforming
+from .methods.tome import ToMe as ToMe
+from .methods.uniform import Uniform as Uniform
+from .methods.vflowopt import VFlowOpt as VFlowOpt
+from .methods.vidcom2 import VidCom2 as VidCom2
+from .methods.visionzip import VisionZip as VisionZip
+from .methods.vispruner import VisPruner as VisPruner
+from .recipes import Recipe as Recipe
+from .recipes import load_recipe as load_recipe
+from .retrieval import merge_pages as merge_pages
+from .search import search_layers as search_layers
+from .video import load_video as load_video
 
 __version__: str
-__all__ = [
-    "DART",
-    "EVS",
-    "FEATHER",
-    "LVLMCSP",
-    "STAR",
-    "AdaptInfer",
-    "AgilePruner",
-    "BadInput",
-    "CDPruner",
-    "CoarseToFine",
-    "DivPrune",
-    "Downsample",
-    "DyCoke",
-    "DyCokeKV",
-    "EfficientVLA",
-    "FastOCR",
-    "FastV",
-    "FastVID",
-    "FasterVLM",
-    "FlashVID",
-    "FoPru",
-    "FrameFusion",
-    "HiRED",
-    "HoliTom",
-    "HoloV",
-    "LightColPali",
-    "LlavaScissor",
-    "MissingSignal",
-    "PruMerge",
-    "PruneVid",
-    "PyramidDrop",
-    "QuoTA",
-    "Random",
-    "Recipe",
-    "Report",
-    "Run",
-    "Selection",
-    "SparseVLM",
-    "Stage",
-    "Stream",
-    "StreamVLN",
-    "ToDRE",
-    "ToMe",
-    "TokenTransforming",
-    "TokenpruneError",
-    "Uniform",
-    "Unsupported",
-    "VFlowOpt",
-    "VidCom2",
-    "VisPruner",
-    "VisionZip",
-    "load_recipe",
-    "load_video",
-    "merge_pages",
-    "prune",
-    "search_layers",
-    "select",
-    "stream",
-]

@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run, language_layers
+from tokenprune.attach.run import Run
 from tokenprune.attach.stream import Stream
+from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Grid, Method, View, make_method, options_of
 from tokenprune.methods.registry import method_class
 from tokenprune.methods.signals import SIGNALS
-from tokenprune.methods.stage import Stage, staged
-from tokenprune.recipes import Recipe, named
+from tokenprune.plan import Planned, planned
 
 
 def prune(
     model: PreTrainedModel,
-    method: str | Path | Method | Stage | Recipe | Sequence[Stage],
+    method: Planned,
     *,
     at: int | str | None = None,
     positions: str | None = None,
     turns: str = "refuse",
     scope: str | None = None,
     images: str = "each",
+    verify: str = "auto",
     **options: Any,
 ) -> Run:
     """Attach pruners to a model; the result is a context manager with `remove()`, `report()` and `kept`.
@@ -51,29 +51,19 @@ def prune(
         parts; default: the method's own.
     images: `each` is a picture by itself; `frames` takes the images of a row together as one video, whose frames they
         are.
+    verify: whether the first prompt is compared with the full-length model in which the dropped tokens are masked,
+        which costs one unpruned prefill. `auto`: where this transformers version was not tested with this one of
+        tokenprune; `always`; `never`. What differs raises `Unsupported`. `check` compares decoding steps too.
 
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
     """
-    if isinstance(method, (str, Path)):
-        method = named(method, options)
-    elif options:
-        raise BadInput(f"Options ({', '.join(options)}) go with a method's name; give the others to the method itself.")
-    if isinstance(method, Recipe):
-        if at is not None or scope is not None:
-            raise BadInput("at= and scope= cannot be changed beside a recipe. Edit a copy of its file.")
-        return Run(model, method.to_stages(), positions or method.positions, turns, images)
-    if isinstance(method, Method):
-        places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
-        stages = [staged(place, one, scope or "") for place, one in places]
-    else:
-        stages = [method] if isinstance(method, Stage) else list(method)
-        wrong = [s for s in stages if not isinstance(s, Stage)]
-        if wrong:
-            raise BadInput(f"{wrong[0]!r} is not a Stage. Write Stage(at, method).")
-        if at is not None or scope is not None:
-            raise BadInput("at= and scope= go with a single method; a Stage says where it stands.")
-    return Run(model, stages, positions or "original", turns, images)
+    stages, policy = planned(model, method, at=at, positions=positions, scope=scope, **options)
+    verifies = asks_to_verify(verify)
+    run = Run(model, stages, policy, turns, images)
+    if verifies:
+        verify_first_prompt(run)
+    return run
 
 
 def stream(

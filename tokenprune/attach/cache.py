@@ -91,6 +91,11 @@ class PrunedLayer(CacheLayerMixin):
         self.shift: Tensor | None = None
         self.incoming: Incoming | None = None
 
+    def __repr__(self) -> str:
+        window = "" if self.window is None else f", window {self.window}"
+        store = type(self.store).__name__
+        return f"{type(self).__name__}({self.rows} rows for {self.logical} tokens{window}, in a {store})"
+
     @property
     def keys(self) -> Tensor | None:
         return self.store.keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from tokenprune_kernels.attention import row_attention
 
 if TYPE_CHECKING:
     from tokenprune.attach.forward import Forward
+
+log = logging.getLogger("tokenprune")
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,11 @@ class Step:
             columns_of(self.layers[s.start - 1], fixation)
             for s, fixation in zip(self.decoder.stages, self.fixations, strict=True)
         ]
+        if log.isEnabledFor(logging.DEBUG):
+            stages = [f"{s.method.name} from layer {s.start}" for s in self.decoder.stages]
+            seen = [[len(row) for row in rows] for rows in columns]
+            told = "; ".join(f"{stage} looks at {n} of {of}" for stage, n, of in zip(stages, seen, counts, strict=True))
+            log.debug("decoding step: %s; %d chose anew", told, self.anew)
         return StepReport(
             visual=max(map(max, counts)),
             chosen=[max(map(len, rows)) for rows in columns],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from tokenprune_kernels.selection import compact as compact_rows
 if TYPE_CHECKING:
     from tokenprune.attach.decode import Step
 
+log = logging.getLogger("tokenprune")
 Merged = tuple[int, Tensor, Tensor, Tensor]  # batch row, prompt columns that went in, that stayed, weights
 
 
@@ -94,6 +96,10 @@ class Forward:
 
     def __post_init__(self) -> None:
         self.history.append((0, self.rows))
+
+    def __repr__(self) -> str:
+        done = ", ".join(f"{one.before} -> {one.after}" for one in self.records) or "no stage yet"
+        return f"Forward(prompt of {self.length} after {self.past}, {len(self.spans)} spans, {done}, {self.rows!r})"
 
     @property
     def first_counts(self) -> list[int]:
@@ -181,7 +187,20 @@ class Forward:
         self.records.append(StageRecord(before, self.visual_counts(), watch))
         self.kept.append(self._kept_columns())
         self.history.append((stage.at, self.rows))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(self._told(stage))
         return hidden
+
+    def _told(self, stage: Stage) -> str:
+        """What the last stage did, for people who debug. Waits for the device."""
+        record, rows = self.records[-1], self.rows
+        places = [rows.positions[:, row, rows.valid[row]] for row in range(self.batch)]
+        told = [
+            f"row {row} {before} -> {after}, padding {rows.length - rows.counts[row]}, {_range(places[row])}"
+            for row, (before, after) in enumerate(zip(record.before, record.after, strict=True))
+        ]
+        where = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
+        return f"stage {len(self.records) - 1} {where}: {'; '.join(told)} ({stage.method.name})"
 
     def _merge(self, merges: list[Merge], hidden: Tensor) -> Tensor:
         """Hidden states in which survivors are the mixtures that a method asked for, features of DeepStack likewise."""
@@ -389,6 +408,11 @@ class Forward:
         index, valid = rows.index.to(hidden.device), rows.valid.to(hidden.device)
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[-1])
         return full.scatter(1, index[..., None].expand_as(hidden), hidden.masked_fill(~valid[..., None], 0))
+
+
+def _range(positions: Tensor) -> str:
+    """The smallest and largest of position ids, of whatever shape."""
+    return f"positions {int(positions.min())}..{int(positions.max())}" if positions.numel() else "no positions"
 
 
 def closed_up(keep: Tensor, width: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -155,13 +156,25 @@ def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
 
 @dataclass(frozen=True)
 class Prefill:
-    """What is known of a finished prompt. The report lacks the times, which may not be there yet."""
+    """What is known of a finished prompt. The report lacks the times, which may not be there yet.
 
+    history: from which layer on, the prompt column of each row (int64 [B, K], None: all in order), and bool [B, K],
+    False for padding.
+    """
+
+    history: list[tuple[int, Tensor | None, Tensor]]
     kept: list[list[Tensor]]
     spans: list[Span]
     merged: list[list[Merged]]
     untimed: Report
     watches: list[Stopwatch]
+
+    def columns(self, layer: int) -> Tensor:
+        """int64 [B, K]: the prompt column of each row in a decoder layer, -1 for padding."""
+        index, valid = [(index, valid) for at, index, valid in self.history if at <= layer][-1]
+        if index is None:
+            index = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        return index.masked_fill(~valid, -1)
 
     def report(self, steps: list[StepReport]) -> Report:
         """The report with its times (which waits for the device), and with the decoding steps since."""
@@ -205,7 +218,8 @@ def measure(run: Run, forward: Forward, cache: Cache | None) -> Prefill:
         dense_kv_bytes=dense_kv,
     )
     watches = [record.watch for record in forward.records]
-    return Prefill(forward.kept, forward.spans, forward.merged, report, watches)
+    history = [(at, rows.index, rows.valid) for at, rows in forward.history]
+    return Prefill(history, forward.kept, forward.spans, forward.merged, report, watches)
 
 
 def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class Rows:
     """What the rows of the sequence are between two stages.
 
@@ -35,6 +35,11 @@ class Rows:
     masks: dict[Any, Any] = field(default_factory=dict)
     keys: dict[Any, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
     text: list[Tensor] | None = None
+
+    def __repr__(self) -> str:
+        visual = [len(columns) for columns in self.columns]
+        renumbered = ", renumbered" if self.renumbered else ""
+        return f"Rows({self.length} wide, {self.counts} of them tokens, spans hold {visual}{renumbered})"
 
     @property
     def length(self) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -83,7 +85,7 @@ class Run:
         self.places = sorted({s.at for s in self.stages} | ({self.decoder.first} if self.decoder else set()))
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
-        self._local = threading.local()
+        self._local, self._lifted = threading.local(), threading.local()
         self._done: Prefill | None = None
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
@@ -98,24 +100,53 @@ class Run:
         self._encoder = EncoderReader(self.model, self.family, vision)
         self._attach()
 
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in self._all_stages())
+        state = "attached to" if _active.get(self.text_model) is self else "removed from"
+        return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
+
+    def _all_stages(self) -> list[Stage]:
+        return [*self.stages, *(self.decoder.stages if self.decoder else ())]
+
     def _attach(self) -> None:
         _active[self.text_model] = self
         if self._tapped:
             taps.install()
         self._encoder.attach()
         base = self.family.base(self.model)
-        put = self._handles.append
+        put, live = self.hold, self._unless_lifted
         if self.model is not base:
-            put(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True, prepend=True))
-        put(base.register_forward_pre_hook(self._before_base, with_kwargs=True))
-        put(base.register_forward_hook(self._after_base, always_call=True))
-        put(self.text_model.register_forward_pre_hook(self._before_text, with_kwargs=True))
-        put(self.text_model.register_forward_hook(self._after_text))
+            put(self.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
+        put(base.register_forward_pre_hook(live(self._before_base), with_kwargs=True))
+        put(base.register_forward_hook(live(self._after_base), always_call=True))
+        put(self.text_model.register_forward_pre_hook(live(self._before_text), with_kwargs=True))
+        put(self.text_model.register_forward_hook(live(self._after_text)))
         for i, layer in enumerate(self.text_model.layers):
             if i >= self.places[0]:
-                put(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
+                put(layer.register_forward_pre_hook(live(self._layer_hook(i)), with_kwargs=True))
             if any(s.at == i + 1 and Need("attention_row", "content") in s.method.needs for s in self.stages):
-                put(layer.register_forward_pre_hook(self._before_scoring, with_kwargs=True))
+                put(layer.register_forward_pre_hook(live(self._before_scoring), with_kwargs=True))
+
+    def hold(self, handle: RemovableHandle) -> None:
+        """Keep the handle of a hook that goes when this run is removed."""
+        self._handles.append(handle)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While this is open, the model runs unpruned in this thread."""
+        self._lifted.now = True
+        try:
+            yield
+        finally:
+            self._lifted.now = False
+
+    @property
+    def is_lifted(self) -> bool:
+        """Whether the model runs unpruned in this thread for the time."""
+        return getattr(self._lifted, "now", False)
+
+    def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: None if self.is_lifted else hook(*arguments)
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
@@ -169,6 +200,11 @@ class Run:
         merge_in='encoder': the projection of weights[i] @ encoder features)."""
         return self._last().merged
 
+    def columns(self, layer: int) -> Tensor:
+        """int64 [B, K]: the prompt column of each row that decoder layer `layer` had of the last prompt, -1 for
+        padding."""
+        return self._last().columns(layer)
+
     @property
     def steps(self) -> list[StepReport]:
         """What each decoding step since the last prompt looked at and cost, with stages at every decoding step."""
@@ -204,7 +240,7 @@ class Run:
         self._encoder.forget()
         local, cache = self._local, cache_in(kwargs)
         input_ids = args[0] if args else kwargs.get("input_ids")
-        media = [k for k in MEDIA if _holds(kwargs.get(k))]
+        media = media_in(kwargs)
         if input_ids is None and (media or _is_new(cache)):
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
@@ -437,6 +473,11 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     """The text model inside a vision-language model, wrapped or not."""
     model = unwrapped(model)
     return family_of(model).language_model(model)
+
+
+def media_in(arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments of a forward that bring pictures or videos."""
+    return [name for name in MEDIA if _holds(arguments.get(name))]
 
 
 def _holds(media: Any) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokenprune.cli.bench import bench
+from tokenprune.cli.check import check
 from tokenprune.cli.demo import demo
 from tokenprune.cli.evaluate import evaluate
 from tokenprune.cli.explain import explain
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command(context_settings=EXTRA)(run)
 app.command(context_settings=EXTRA)(bench)
 app.command(context_settings=EXTRA)(explain)
+app.command(context_settings=EXTRA)(check)
 app.command("eval")(evaluate)
 app.command()(results)
 app.command()(demo)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tokenprune.cli.parse import parse_extra, parse_value
-from tokenprune.methods.registry import all_methods
-from tokenprune.recipes import named
+from tokenprune.cli.parse import Dtype, asked
 
 out = Console()
-
-
-class Dtype(StrEnum):
-    """Number types of `tokenprune bench`."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 def bench(
@@ -50,18 +39,11 @@ def bench(
 
     Further options of a single method follow as --name value.
     """
-    own = parse_extra(context.args)
-    if keep is not None:
-        own["keep"] = parse_value(keep)
-    stage = {"at": None if at is None else parse_value(at), "positions": positions}
-    plans = {}
-    for name in method.split(","):
-        plans[name] = own | ({"keep": 0.1} if keep is None and name in all_methods() else {})
-        named(name, plans[name])  # a typing error should not wait for a model to load
+    plans = {name: asked(context.args, name, keep, at=at, positions=positions) for name in method.split(",")}
 
     from tokenprune.bench import command
     from tokenprune.bench.compare import Pruning
 
     work = command.chosen(shape, tokens, model, image, prompt, batch, None if dtype is None else dtype.value)
-    prunings = [Pruning(name, name, options | stage) for name, options in plans.items()]
+    prunings = [Pruning(name, name, options) for name, options in plans.items()]
     command.report(out, work, prunings, rounds, new_tokens, save, as_json)

@@ -9,11 +9,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokenprune.cli.parse import parse_extra, parse_value
+from tokenprune.cli.parse import asked
 from tokenprune.cli.results import save
 from tokenprune.errors import BadInput
-from tokenprune.methods.registry import all_methods
-from tokenprune.recipes import named
 
 out = Console()
 
@@ -42,11 +40,7 @@ def explain(
         raise BadInput("--frames goes with --video FILE.")
     if (image is not None or video is not None) and prompt is None:
         raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
-    options = parse_extra(context.args)
-    if keep is not None or method in all_methods():
-        options["keep"] = parse_value(keep or "0.1")
-    named(method, options)  # a typing error should not wait for a model to load
-    options |= {"at": None if at is None else parse_value(at), "positions": positions}
+    options = asked(context.args, method, keep, at=at, positions=positions)
 
     from tokenprune import scenes
     from tokenprune.chat import Chat

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from tokenprune.errors import BadInput
+from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import named
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -25,6 +28,24 @@ def parse_value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+class Dtype(StrEnum):
+    """Number types that a model can be loaded in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def asked(arguments: list[str], method: str, keep: str | None, **places: str | None) -> dict[str, Any]:
+    """What goes to `prune` beside the method's name: its options, keep (0.1 unless it is a recipe that says it), and
+    at=, positions=, scope= as typed. A wrong name or value raises here, before a model is loaded."""
+    options = parse_extra(arguments)
+    if keep is not None or method in all_methods():
+        options["keep"] = parse_value(keep or "0.1")
+    named(method, options)
+    return options | {name: None if value is None else parse_value(value) for name, value in places.items()}
 
 
 def parse_extra(arguments: list[str]) -> dict[str, Any]:

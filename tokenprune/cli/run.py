@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokenprune.cli.parse import parse_extra, parse_value
+from tokenprune.cli.parse import asked
 from tokenprune.errors import BadInput
-from tokenprune.methods.registry import all_methods
-from tokenprune.recipes import named
 
 if TYPE_CHECKING:
     from tokenprune.attach.run import Run
@@ -57,13 +55,7 @@ def run(
         raise BadInput("--frames and --fps go with --video FILE.")
     if video is not None and (image is not None or save is not None):
         raise BadInput("--video goes without --image, and without --save: an overlay is drawn for pictures.")
-    options = parse_extra(context.args)
-    if keep is not None:
-        options["keep"] = parse_value(keep)
-    stage_options = {"at": None if at is None else parse_value(at), "positions": positions, "scope": scope}
-    if keep is None and method in all_methods():
-        options["keep"] = 0.1
-    named(method, options)  # a typing error should not wait for a model to load
+    options = asked(context.args, method, keep, at=at, positions=positions, scope=scope)
 
     from tokenprune import scenes
     from tokenprune.api import prune
@@ -92,7 +84,7 @@ def run(
     for _ in range(repeat + 1):  # the first round warms up
         dense, seconds = chat.answer(inputs, max_new_tokens)
         times["dense"].append(seconds)
-        with prune(chat.model, method, **stage_options, **options) as active:
+        with prune(chat.model, method, **options) as active:
             pruned, seconds = chat.answer(inputs, max_new_tokens)
         times["pruned"].append(seconds)
     timed = {name: 1000 * median(values[1:]) for name, values in times.items()}

@@ -114,6 +114,7 @@ class Method(ABC):
     default_at: ClassVar[int] = 0
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
+    waits: ClassVar[str] = ""  # why choosing makes the host wait for the device; empty where it does not
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
     keep: Keep = keep_option(0.1)

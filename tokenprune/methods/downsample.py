@@ -25,6 +25,7 @@ class Downsample(Method):
     paper: ClassVar[str] = "baseline"
     year: ClassVar[int] = 0
     kind: ClassVar[str] = "baseline"
+    waits: ClassVar[str] = "how large frames are and how their rows lie is read from the tokens that are left"
 
     def select(self, view: View) -> Selection:
         k, n = self.budget(view), view.count

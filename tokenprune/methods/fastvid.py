@@ -47,6 +47,7 @@ class FastVID(Method):
     paper: ClassVar[str] = "arXiv 2503.11187"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    waits: ClassVar[str] = "how many scenes and anchors there are follows from the features"
 
     keep: Keep = keep_option(0.1)
     scenes: int = option(8, "scenes there are at least")

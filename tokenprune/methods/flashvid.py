@@ -43,6 +43,7 @@ class FlashVID(Method):
     paper: ClassVar[str] = "arXiv 2602.08024"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "video, merging, staged"
+    waits: ClassVar[str] = "how many scenes and trees there are follows from the features"
 
     keep: Keep = keep_option(0.1)
     phase: str = option("vision", "vision: before the LLM; inner: inside it", ("vision", "inner"))

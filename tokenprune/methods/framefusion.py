@@ -38,6 +38,7 @@ class FrameFusion(Method):
     paper: ClassVar[str] = "arXiv 2501.01986"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
     rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))

@@ -41,6 +41,7 @@ class HoliTom(Method):
     paper: ClassVar[str] = "arXiv 2505.21334"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    waits: ClassVar[str] = "which places stand still, and how long, follows from the features"
 
     keep: Keep = keep_option(0.15)
     phase: str = option("outer", "outer: before the LLM; inner: inside it", ("outer", "inner"))

@@ -70,6 +70,7 @@ class HoloV(Method):
         budget = budget + (ranks(budget) < k - budget.sum(-1, keepdim=True)).long()
         rank = ranks(attention[:, place].masked_fill(~real, float("-inf")))
         kept = (rank < budget[..., None]) & real
-        flat = torch.zeros(view.spans, n, dtype=torch.bool, device=unit.device)
-        flat[:, place[real]] = kept[:, real]
+        # Slots behind a stretch's end are False and add nothing, wherever they point.
+        flat = torch.zeros(view.spans, n, dtype=torch.long, device=unit.device)
+        flat.index_add_(1, place.flatten(), kept.flatten(1).long())
         return Selection(top_k(flat * n - ranks(attention), k))

@@ -32,6 +32,7 @@ class LightColPali(Method):
     paper: ClassVar[str] = "arXiv 2506.04997"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "merging, retrieval"
+    waits: ClassVar[str] = "clustering runs on the host, page by page"
 
     keep: Keep = keep_option(1 / 9)
     rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))

@@ -36,6 +36,7 @@ class LlavaScissor(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
     adaptive: ClassVar[bool] = True
+    waits: ClassVar[str] = "how many components there are follows from the features"
 
     keep: Keep | None = keep_option(None, "what survives; none: as many as `threshold` leaves")
     threshold: float = option(0.9, "cosine above which tokens are connected, where keep does not say")

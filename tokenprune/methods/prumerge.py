@@ -37,6 +37,7 @@ class PruMerge(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, merging"
     adaptive: ClassVar[bool] = True
+    waits: ClassVar[str] = "how many outliers there are follows from the attention"
 
     keep: Keep | None = keep_option(
         None, "what survives: a fraction, a number, or None for as many as there are outliers"

@@ -43,6 +43,7 @@ class PruneVid(Method):
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "video, merging, text-guided, staged"
     adaptive: ClassVar[bool] = True
+    waits: ClassVar[str] = "how many scenes and still places there are follows from the features"
 
     keep: Keep | None = keep_option(None, "what survives the merging; none: what `ratio` and `threshold` leave")
     phase: str = option("merge", "merge: before the LLM; question: inside it", ("merge", "question"))

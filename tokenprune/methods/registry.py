@@ -18,17 +18,21 @@ GROUP = "tokenprune.methods"
 def all_methods() -> dict[str, type[Method]]:
     """Every known method by name, in alphabetical order."""
     found: dict[str, type[Method]] = {}
+
+    def add(cls: type[Method], where: str) -> None:
+        if found.setdefault(cls.name, cls) is not cls:
+            raise BadInput(f"{where} repeats the method name {cls.name!r}.")
+
     for module in pkgutil.iter_modules(methods.__path__):
         for value in vars(importlib.import_module(f"{methods.__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Method) and "name" in vars(value):
-                found[value.name] = value
+                add(value, value.__module__)
     for entry in entry_points(group=GROUP):
+        where = f"The entry point {entry.name!r} of {GROUP}"
         value = entry.load()
         if not (isinstance(value, type) and issubclass(value, Method)):
-            raise BadInput(f"The entry point {entry.name!r} of {GROUP} is not a tokenprune method class.")
-        if value.name in found:
-            raise BadInput(f"The entry point {entry.name!r} of {GROUP} repeats the method name {value.name!r}.")
-        found[value.name] = value
+            raise BadInput(f"{where} is not a tokenprune method class.")
+        add(value, where)
     return dict(sorted(found.items()))
 
 

@@ -19,9 +19,14 @@ class Signal:
     per_row: bool = False  # of a given one: for each row of the batch, not for each image or video
 
     @property
+    def axes(self) -> list[str]:
+        """Names of the axes for one span: n counts its tokens, m those of the text after it."""
+        return self.shape.strip("[]").split(", ")
+
+    @property
     def ndim(self) -> int:
         """Number of axes for one span."""
-        return self.shape.count(",") + 1
+        return len(self.axes)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class ToDRE(Method):
     paper: ClassVar[str] = "arXiv 2505.18757"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity, staged"
+    waits: ClassVar[str] = "whether the visual tokens go follows from the attention that they get"
 
     keep: Keep = keep_option(0.1)
     objective: str = option(

@@ -37,6 +37,7 @@ class VFlowOpt(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, recycling, staged"
     scope: ClassVar[str] = "item"
+    waits: ClassVar[str] = "how many cells are in use follows from the tokens that are left"
 
     keep: Keep = keep_option(0.1166)
     phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))

@@ -1,0 +1,67 @@
+"""Run by `test_one_file.py` in a copy of the repository into which the files of two methods were put."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tokenprune
+from eval import readme
+from tests.laws import BATCHES, check_oracle
+from tests.tiny import FAMILIES
+from tokenprune import prune, scenes, select
+from tokenprune.chat import Chat
+from tokenprune.images import load_image
+from tokenprune.methods.registry import all_methods
+
+NEW = {"spread": "Spread", "asked": "Asked"}
+
+
+@pytest.mark.parametrize("method", NEW)
+def test_a_name_of_the_package(method):
+    names: dict = {}
+    exec(f"from tokenprune import *; found = tokenprune.{NEW[method]}", names | {"tokenprune": tokenprune}, names)
+    assert names["found"] is names[NEW[method]] is all_methods()[method]
+    assert NEW[method] not in readme.STUB.read_text(), "nobody wrote it there"
+    assert f"from .methods.{method} import {NEW[method]} as {NEW[method]}\n" in readme.stub()
+
+
+def test_on_the_command_line(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = command("list")
+    assert code == 0
+    assert "spread  diversity, arXiv 0000.00000, before the LLM, signals: features" in out
+    assert "--channels 8  how many channels count" in out
+    assert "asked  text-guided, arXiv 0000.00001, before layer 2, signals: text_attention" in out
+    code, out, err = command("run", "--method", "spread", "--keep", "16", "--channels", "4", "--json")
+    assert code == 0, err
+    assert json.loads(out)["report"]["stages"][0]["after"] == [16]
+    code, _, err = command("run", "--method", "asked", "--heads", "mex")
+    assert code == 2
+    assert "Did you mean 'max'?" in " ".join(err.split())
+
+
+def test_in_python():
+    chat = Chat.load(scenes.MODEL)
+    inputs = chat.inputs(load_image(scenes.IMAGE), scenes.QUESTION)
+    for method in NEW:
+        with prune(chat.model, method, keep=0.25) as run:
+            chat.answer(inputs, max_new_tokens=2)
+        assert run.report().final_tokens == 36
+    assert select("spread", keep=5, channels=2, features=torch.randn(3, 9, 4)).index.shape == (3, 5)
+
+
+def test_in_the_tables():
+    page = readme.render(readme.README.read_text())
+    assert "\n| `spread` | 2026 | arXiv 0000.00000 | diversity | before the LLM | `features` |" in page
+    assert "| `channels=8` |\n" in page
+    assert "\n| `asked` | 2026 | arXiv 0000.00001 | text-guided | before layer 2 | `text_attention` |" in page
+    assert page.count("`spread`") == 2, "in the table of methods and in the matrix"
+
+
+@pytest.mark.parametrize("method", NEW)
+@pytest.mark.parametrize(("name", "positions"), [("llava_next", "original"), ("qwen2_5_vl", "compact")])
+def test_a_law(method, name, positions):
+    check_oracle(FAMILIES[name], FAMILIES[name].build(), BATCHES["padded"], method, positions)

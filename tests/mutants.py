@@ -1,0 +1,230 @@
+"""Is the gate sharp? Faults put into a copy of the package, one at a time, and the test that finds each.
+
+`python -m tests.mutants` writes `tests/mutants.md`; `python -m tests.mutants 7 8 --only recall` tries other seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import tests.tiny  # noqa: F401, which imports the host library
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "tests" / "mutants.md"
+GATE = [f"tests/test_{name}.py" for name in ("laws", "laws_exact", "versions", "caches", "running", "signals")]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong line: `old` stands once in the file and becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def put(self, folder: Path) -> None:
+        path = folder / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            sys.exit(f"{self.name}: {self.file} holds its line {text.count(self.old)} times, not once: {self.old!r}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+ATTACH = "tokenprune/attach"
+FAULTS = [
+    Fault(
+        "positions after an image off by one",
+        "tokenprune/core/positions.py",
+        "moved = moved + (end - start + 1 - size)",
+        "moved = moved + (end - start - size)",
+    ),
+    Fault("every row renumbered as row 0", f"{ATTACH}/forward.py", "if span.row == row:", "if span.row == 0:"),
+    Fault(
+        "renumbered rows keep the old rotation",
+        f"{ATTACH}/forward.py",
+        'renumbered=old.renumbered or policy == "compact",',
+        "renumbered=old.renumbered,",
+    ),
+    Fault(
+        "renumbering forgotten by decoding",
+        f"{ATTACH}/forward.py",
+        "shift=sum(shifts) if shifts else None,",
+        "shift=None,",
+    ),
+    Fault(
+        "padding seen by its row",
+        f"{ATTACH}/forward.py",
+        "valid if padded else None,",
+        "None,",
+    ),
+    Fault(
+        "sliding window one too wide",
+        f"{ATTACH}/masks.py",
+        "return slots[batch, k] > slots[batch, q] - window",
+        "return slots[batch, k] >= slots[batch, q] - window",
+    ),
+    Fault(
+        "two-way blocks seen causally",
+        f"{ATTACH}/masks.py",
+        "both_ways = None if blocks is None else in_block",
+        "both_ways = None",
+    ),
+    Fault(
+        "a window's cache one too short",
+        f"{ATTACH}/cache.py",
+        "self._forget(news.forget)",
+        "self._forget(news.forget + 1)",
+    ),
+    Fault(
+        "the logical length counts physical rows",
+        f"{ATTACH}/cache.py",
+        "self.logical += news.length",
+        "self.logical += key_states.shape[-2]",
+    ),
+    Fault(
+        "beams leave padding and shifts behind",
+        f"{ATTACH}/cache.py",
+        "self._each(lambda t: t.index_select(0, beam_idx.to(t.device)))",
+        "pass",
+    ),
+    Fault(
+        "a stage listens to the layer before its own",
+        f"{ATTACH}/run.py",
+        "taps.listeners()[self.text_model.layers[i].self_attn] = listener",
+        "taps.listeners()[self.text_model.layers[max(i - 1, 0)].self_attn] = listener",
+    ),
+    Fault(
+        "a tapped row of another batch row",
+        f"{ATTACH}/signals.py",
+        "own = torch.stack([source[u.row][:, u.columns.to(source.device)] for u in units])",
+        "own = torch.stack([source[0][:, u.columns.to(source.device)] for u in units])",
+    ),
+    Fault(
+        "the last row asks, padding or not",
+        f"{ATTACH}/forward.py",
+        "return (usable * place).argmax(-1)",
+        "return place[-1].expand(len(usable)) - 1",
+    ),
+    Fault(
+        "DeepStack planes stay where they were",
+        f"{ATTACH}/forward.py",
+        "order = self.deepstack.order.gather(1, self.rows.prompt_columns())",
+        "order = self.deepstack.order[:, : hidden.shape[1]]",
+    ),
+    Fault(
+        "DeepStack planes not mixed",
+        f"{ATTACH}/forward.py",
+        "plane[order[one.kept]] = mixed.to(plane.dtype)",
+        "pass",
+    ),
+    Fault(
+        "separators stay when their row goes",
+        f"{ATTACH}/forward.py",
+        "return ((tokens >= first) & (tokens < last)).any(-1)",
+        "return torch.ones_like(ids, dtype=torch.bool)",
+    ),
+    Fault(
+        "merge weights in the wrong order",
+        f"{ATTACH}/forward.py",
+        "weights = one.weights.to(hidden.device)",
+        "weights = one.weights.to(hidden.device).flip(0)",
+    ),
+    Fault(
+        "merged from row 0",
+        f"{ATTACH}/forward.py",
+        "mix(weights, hidden[one.row, one.sources])",
+        "mix(weights, hidden[0, one.sources])",
+    ),
+    Fault(
+        "recalled tokens forget how far they had moved",
+        f"{ATTACH}/forward.py",
+        "self.moved, self.past_shift = self.aside.moved, self.aside.past_shift",
+        "self.past_shift = self.aside.past_shift",
+    ),
+    Fault(
+        "a decoding stage looks at everything",
+        f"{ATTACH}/retention.py",
+        "mask = ~self.visual | fixation.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))",
+        "mask = torch.ones_like(self.visual)",
+    ),
+    Fault(
+        "the encoder's signal of another image",
+        f"{ATTACH}/run.py",
+        "found.append((span, {n: signal[span.item][part] for n, signal in signals.items()}))",
+        "found.append((span, {n: signal[0][part] for n, signal in signals.items()}))",
+    ),
+    Fault(
+        "taps stay after removal",
+        f"{ATTACH}/run.py",
+        "        if self._tapped:\n            taps.uninstall()",
+        "        pass",
+    ),
+]
+
+
+def caught_by(fault: Fault, seed: int) -> tuple[str | None, float]:
+    """The first test that a fault makes fail, None where all pass; and CPU seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "tokenprune", Path(folder) / "tokenprune")
+        fault.put(Path(folder))
+        log = Path(folder) / "log"
+        child = os.fork()  # the host library is imported once, the package in each child
+        if not child:
+            with log.open("w") as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            os.environ |= {"TP_SEED": str(seed), "TP_ALL": "0"}
+            sys.path.insert(0, folder)
+            import tokenprune
+
+            assert Path(tokenprune.__file__).is_relative_to(folder)
+            os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *GATE]))
+        _, status, used = os.wait4(child, 0)
+        said = log.read_text()
+    if os.waitstatus_to_exitcode(status) not in (0, 1):
+        sys.exit(f"{fault.name}: pytest ended with {os.waitstatus_to_exitcode(status)}\n{said[-3000:]}")
+    found = re.search(r"^FAILED tests/(\S+)", said, re.MULTILINE)
+    return found and found[1], used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seeds", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--only", default="", help="faults with this in their name")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    rows, missed = [], []
+    for fault in (fault for fault in FAULTS if asked.only in fault.name):
+        for seed in asked.seeds:
+            test, spent = caught_by(fault, seed)
+            rows.append(
+                f"| {fault.name} | `{fault.file}` | {seed} | {f'`{test}`' if test else '**nothing**'} | {spent:.0f} |"
+            )
+            missed += [] if test else [(fault.name, seed)]
+            print(rows[-1], flush=True)
+    if not asked.only:
+        head = ["| fault | file | seed | caught by | CPU s |", "| :--- | :--- | ---: | :--- | ---: |"]
+        TABLE.write_text(f"{ABOUT}\n" + "\n".join([*head, *rows]) + "\n")
+    sys.exit(f"not caught: {missed}" if missed else None)
+
+
+ABOUT = """# Faults and what finds them
+
+`python -m tests.mutants` puts each of these faults into a copy of the package and runs the law tests of the gate on it
+until the first failure, with two seeds; CPU seconds without the host library's import.
+"""
+
+if __name__ == "__main__":
+    main()

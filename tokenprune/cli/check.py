@@ -1,0 +1,60 @@
+"""`tokenprune check`: whether pruning holds on a model and a prompt, here and today."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenprune.cli.parse import Dtype, asked
+from tokenprune.errors import BadInput
+
+
+def check(
+    context: typer.Context,
+    image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
+    video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
+    method: Annotated[str, typer.Option(help="Pruning method, recipe or YAML file.")] = "divprune",
+    keep: Annotated[str | None, typer.Option(help="What survives. (default: 0.1; not for recipes)")] = None,
+    at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
+    scope: Annotated[str | None, typer.Option(help="Budgets per part or item of a picture.")] = None,
+    positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Decoding steps to compare.")] = 3,
+    dtype: Annotated[Dtype, typer.Option(help="float32 finds the smallest mistakes.")] = Dtype.float32,
+    attention: Annotated[str | None, typer.Option(help="Attention kernel of the model. (default: its own)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Compare the pruned model with the full-length one in which the dropped tokens are masked, and keep=1.0 with the
+    unpruned one: layer by layer, for the prompt and some decoding steps. Exit code 1 where one of them does not hold.
+
+    Further options of the method follow as --name value.
+    """
+    if image is not None and video is not None:
+        raise BadInput("Give --image or --video, not both.")
+    if video is None and frames is not None:
+        raise BadInput("--frames goes with --video FILE.")
+    if (image is not None or video is not None) and prompt is None:
+        raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
+    options = asked(context.args, method, keep, at=at, scope=scope, positions=positions)
+
+    from tokenprune import scenes
+    from tokenprune.chat import Chat
+    from tokenprune.checking.check import check as compared
+    from tokenprune.images import load_image
+    from tokenprune.video import load_video
+
+    shown = load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, progress=not as_json)
+    name = model or ("scenes" if video is None else "scenes-video")
+    more = {} if attention is None else {"attn_implementation": attention}
+    chat = Chat.load(name, dtype=dtype.value, **more)
+    found = compared(
+        chat.model, chat.inputs(shown, prompt or scenes.QUESTION), method, new_tokens=new_tokens, **options
+    )
+    typer.echo(json.dumps(asdict(found) | {"ok": found.ok}, indent=1) if as_json else str(found))
+    raise typer.Exit(0 if found.ok else 1)
