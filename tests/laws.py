@@ -53,8 +53,8 @@ VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of f
 
 def seen(method):
     """What the engine can see of a method in a model of six layers: where its stages stand, the signals they read, and
-    whether rows are mixed, chosen by whole pictures or set aside. Features are there for all, and which of the encoder's
-    layers and tensors a stage reads makes no difference (`test_signals`), but how its attention is read does."""
+    whether rows are mixed, chosen by whole pictures or set aside. Features are there for all, and which tensor of which
+    encoder layer a stage reads makes no difference (`test_signals`), but how its attention is read does."""
     stages = [stage for _, stage in method.schedule(6)]
     places = [at for at, _ in method.schedule(6)]
     given = signals(36)
