@@ -19,11 +19,11 @@ run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 # Nightly, and before a release.
 test-all: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+	$(BIN)/python -m pytest -n auto --all
 
 # What methods promise, published vectors, and one family.
 test-fast: $(VENV)/.dev

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +18,11 @@ from tests.draw import SEED, everything
 from tests.tiny import FAMILIES, Picture, Video
 
 torch.set_num_threads(1)
+SHARED = {
+    "the demo's server": ("test_demo",),
+    "packed tasks": ("test_docs", "test_evaluation", "test_lmms_eval"),
+    "installed packages": ("test_plugin",),
+}
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
@@ -33,6 +39,19 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     return f"tokenprune: {'every case' if everything() else f'cases drawn by TP_SEED={SEED} (every case: --all)'}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests go to the workers one by one, but those that share something dear to one worker, before all others."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = Path(nodeid.partition("::")[0]).stem
+            return next((what for what, modules in SHARED.items() if module in modules), nodeid)
+
+    return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -67,6 +86,21 @@ def tiny_models():
         return built[key]
 
     return get
+
+
+@pytest.fixture
+def plain_flex(monkeypatch):
+    """Flex attention uncompiled: a shape takes half a minute, and a mask, which `--all` compiles, ten seconds."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from transformers import masking_utils
+    from transformers.integrations import flex_attention as flex
+
+    def attend(query, key, value, training=False, **kwargs):
+        return flex_attention(query, key, value, **kwargs)
+
+    monkeypatch.setattr(flex, "compile_friendly_flex_attention", attend)
+    if not everything():
+        monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, _compile, **k: create_block_mask(*a, **k))
 
 
 @pytest.fixture

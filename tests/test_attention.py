@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import masking_utils
 from transformers import modeling_flash_attention_utils as flash
-from transformers.integrations import flex_attention as flex
 
-from tests.draw import cases, everything
+from tests.draw import cases
 from tests.laws import BATCHES, GREEDY, attach, by_anchor, cells, times
 from tests.tiny import FAMILIES
 from tokenprune import Unsupported, prune
@@ -114,18 +111,14 @@ def test_flash_windows_are_refused(name, stand_in):
         run.model.generate(**inputs, **GREEDY)
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_onevision", "internvl", "gemma3", "mistral3", "smolvlm"])
-def test_flex(name, tiny_models, monkeypatch):
-    """Uncompiled: compiling each shape takes half a minute, and each mask ten seconds, which `--all` takes. The Qwen-VL
-    line has no flex attention in transformers."""
+@cases(
+    "name",
+    ["llava", "llava_onevision", "internvl", "smolvlm", "gemma3", "mistral3"],
+    lambda name: name in WINDOWED and name,  # whose masks differ
+)
+def test_flex(name, tiny_models, plain_flex):
+    """The Qwen-VL line has no flex attention in transformers."""
     plan = "divprune+fastv"
-
-    def plain(query, key, value, training=False, **kwargs):
-        return flex_attention(query, key, value, **kwargs)
-
-    monkeypatch.setattr(flex, "compile_friendly_flex_attention", plain)
-    if not everything():
-        monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, _compile, **k: create_block_mask(*a, **k))
     family = FAMILIES[name]
     inputs = family.inputs(BATCHES["padded"])
     kept, logits = outcome(tiny_models(family), inputs, plan)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
-from transformers.integrations import flex_attention as flex
 
 import tokenprune
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
@@ -121,13 +119,8 @@ def test_a_fault_at_keep_all_is_found(monkeypatch, tiny_models):
     assert "DOES NOT HOLD" in str(found)
 
 
-def test_attention_kernels_and_half_precision(tiny_models, monkeypatch):
+def test_attention_kernels_and_half_precision(tiny_models, plain_flex):
     family = FAMILIES["llava"]
-
-    def plain(query, key, value, training=False, **kwargs):
-        return flex_attention(query, key, value, **kwargs)  # uncompiled: compiling each shape takes half a minute
-
-    monkeypatch.setattr(flex, "compile_friendly_flex_attention", plain)
     for attention in ("eager", "flex_attention"):
         model = tiny_models(family, attention)
         before = model.config.text_config._attn_implementation

@@ -33,7 +33,6 @@ from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import recipe_names
 
-pytestmark = pytest.mark.xdist_group("demo")  # one server for all
 CLIPS = Path(skimage.__file__).parent / "data"
 
 

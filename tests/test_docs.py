@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tokenprune
+from tests.draw import cases
 from tokenprune import scenes
 from tokenprune.bench.workload import SHAPES, SMALL, _llama, _llava
 
@@ -64,7 +65,9 @@ def test_the_python_of_the_pages_runs(monkeypatch, page):
         exec(compile(block, page, "exec", dont_inherit=True), namespace)
 
 
-@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+@cases(
+    "notebook", [pytest.param(path, id=path.stem) for path in sorted(DOCS.glob("notebooks/*.ipynb"))], lambda _: None
+)
 def test_the_notebooks_run(monkeypatch, notebook):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
@@ -76,8 +79,14 @@ def test_the_notebooks_run(monkeypatch, notebook):
             exec(compile("".join(cell["source"]), notebook.name, "exec", dont_inherit=True), namespace)
 
 
-@pytest.mark.xdist_group("harness")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.nightly] if page == "tokenprune/docs/evaluation.md" else [])
+        for page in PAGES
+        if blocks(page, "bash")
+    ],
+)
 def test_the_commands_of_the_pages_run(command, monkeypatch, packed_tasks, tmp_path, page):
     """tokenprune's own as they stand (benchmarks on a smaller model), lmms-eval's too; of others, that they exist."""
     small = replace(SHAPES["llama-1024"], config=_llava(_llama(128, 256, 4, 4), SMALL))

@@ -27,7 +27,6 @@ from tokenprune.evaluation.tables import against, overview
 from tokenprune.methods.base import make_method
 from tokenprune.methods.registry import all_methods
 
-pytestmark = pytest.mark.xdist_group("harness")
 TASKS = Path(harness_tasks.__file__).parent
 
 

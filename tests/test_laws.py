@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.matrix import condition, obstacle, variants
-from tests.draw import SEED, cases, everything
+from tests.draw import cases
 from tests.laws import (
     BATCHES,
     CLIPS,
@@ -24,6 +24,7 @@ from tests.laws import (
     cells,
     check_oracle,
     check_run,
+    few_families,
     policies,
     times,
     works,
@@ -33,28 +34,26 @@ from tokenprune import MissingSignal
 from tokenprune.families.registry import family_of
 
 pytestmark = pytest.mark.laws
-ROWS = range(4)
-WRITTEN = ROWS if everything() else [SEED % 4]  # rows of a batch that also write their answer alone
 
 
 @cases("family, plan, positions", besides(SAMPLE, PRODUCT), by_class)
 def test_one_run(family, tiny_models, plan, positions):
     """Laws 2 to 6: every method on every family, on a padded batch of several images and a text-only row."""
-    check_run(family, tiny_models(family), BATCHES["mixed"], plan, positions, WRITTEN)
+    check_run(family, tiny_models(family), BATCHES["mixed"], plan, positions)
 
 
 @cases("family, plan, positions", besides(SAMPLE_WITH_VIDEOS, WITH_VIDEOS), by_family)
 def test_one_run_with_videos(family, tiny_models, plan, positions):
     """The same for videos."""
-    check_run(family, tiny_models(family), CLIPS, plan, positions, WRITTEN)
+    check_run(family, tiny_models(family), CLIPS, plan, positions)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("batch", ["one", "text-only row"])
 @cases("family, plan, positions", policies(cells([*PLANS, *STAGES], everywhere=["four stages"]), both=STAGES), by_class)
 def test_oracle_on_other_batches(family, tiny_models, plan, batch, positions):
-    """Law 3. The gate has such rows in one batch, and each of them alone."""
-    check_oracle(family, tiny_models(family), BATCHES[batch], plan, positions)
+    """Laws 2, 3, 5 and 6. The gate has such rows in one batch, and each of them alone."""
+    check_run(family, tiny_models(family), BATCHES[batch], plan, positions, alone=[])
 
 
 @cases("family, plan, positions", times(cells(["fopru", *STAGES], video=True), POLICIES), by_anchor)
@@ -66,6 +65,7 @@ def test_oracle_with_images_beside_videos(family, tiny_models, plan, positions):
     check_oracle(family, tiny_models(family), rows, plan, positions)
 
 
+@few_families
 def test_missing_signals_are_refused(family, tiny_models):
     """A family without a signal says so when pruned, not later and not by another signal."""
     for plan in PLANS:

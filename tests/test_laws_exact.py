@@ -17,7 +17,6 @@ from tests.laws import (
     PLANS,
     STAGES,
     attach,
-    by_class,
     by_family,
     cells,
     few_families,
@@ -38,7 +37,7 @@ COUNTED = [plan for plan in PLANS if METHODS[plan].name != "framefusion"]
 WHOLE = {"downsample": "pools the whole grid", "quota-score=text": "resizes whole frames"}
 
 
-@cases("family, plan, positions", policies(cells(PLANS, everywhere=CORE), both=CORE), by_class)
+@cases("family, plan, positions", policies(cells(PLANS, everywhere=CORE), both=CORE), by_family)
 def test_keep_all_changes_nothing(family, tiny_models, plan, positions):
     """Law 1."""
     model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.laws
 @pytest.mark.parametrize(("family", "plan", "positions"), SAMPLE)
 def test_images(family, tiny_models, plan, positions):
     """Laws 2 to 6: stages before the LLM, inside and several; merging, setting aside, looking ahead, dropping all."""
-    check_run(family, tiny_models(family), BATCHES["mixed"], plan, positions, written=(1,))
+    check_run(family, tiny_models(family), BATCHES["mixed"], plan, positions, alone=[1])
 
 
 @pytest.mark.parametrize(("family", "plan", "positions"), SAMPLE_WITH_VIDEOS)
 def test_videos(family, tiny_models, plan, positions):
     """The same for videos."""
-    check_run(family, tiny_models(family), CLIPS, plan, positions, written=(1,))
+    check_run(family, tiny_models(family), CLIPS, plan, positions, alone=[1])
 
 
 @pytest.mark.parametrize("plan", PLANS)

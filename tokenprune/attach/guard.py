@@ -67,13 +67,38 @@ def refuse_compiled() -> None:
         raise Unsupported(COMPILED)
 
 
-def refuse_checkpointing(text_model: PreTrainedModel) -> None:
-    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order."""
-    active = text_model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in text_model.layers)
-    if active and "__call__" in vars(GradientCheckpointingLayer):
+def refuse_checkpointing(text_model: PreTrainedModel, first: int) -> None:
+    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order.
+
+    first: the first layer that a stage stands before.
+    """
+    layers = [layer for layer in text_model.layers if getattr(layer, "gradient_checkpointing", False)]
+    if not text_model.training or not layers:
+        return
+    if "__call__" in vars(GradientCheckpointingLayer):
         raise Unsupported(
             "Gradient checkpointing of a pruned model needs a newer transformers (5.23 will do): this one runs hooks "
             "again while it recomputes."
+        )
+    keywords = getattr(layers[0]._gradient_checkpointing_func, "keywords", {})
+    if first > 0 and keywords.get("use_reentrant"):
+        raise Unsupported(
+            "Reentrant gradient checkpointing gives wrong gradients where a stage stands between the layers. Call "
+            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+        )
+
+
+def refuse_packed(position_ids: Tensor | None) -> None:
+    """Raise `Unsupported` where position ids (int64 [B, L], or with three more axes in front) that start anew say that
+    a row holds several sequences."""
+    if position_ids is None or (position_ids.ndim == 3 and len(position_ids) != 4):
+        return
+    text = position_ids if position_ids.ndim == 2 else position_ids[0]
+    if bool((text.diff(dim=-1) != 1).any()):
+        raise Unsupported(
+            "These position_ids start anew within a row, so it holds several sequences that must not see each other, "
+            "and pruning does not keep packed sequences apart. Pass each as a row of a padded batch with its "
+            "attention_mask."
         )
 
 
@@ -107,9 +132,9 @@ def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tens
         if mask is None:
             return None
     if static and isinstance(mask, Tensor) and mask.ndim == 4:
-        total = int(cache.get_seq_length()) + mask.shape[2]
-        last = mask[:, 0, -1, :]
-        valid = last if last.dtype == torch.bool else last == 0
-        if same_as_causal(mask, valid, blocks):
-            return valid[:, :total]
+        past = int(cache.get_seq_length())
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        valid = seen[:, 0].any(1)  # padding is what no token sees
+        if same_as_causal(seen, valid, blocks, past):
+            return valid[:, : past + mask.shape[2]]
     raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

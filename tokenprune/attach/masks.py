@@ -102,14 +102,12 @@ def attention_mask(
     )
 
 
-def same_as_causal(mask: Tensor, valid: Tensor, blocks: Tensor | None) -> bool:
-    """Whether a prepared mask [B, 1, L, keys] hides just the future outside blocks (int64 [B, past + L]) and padding
-    (valid: bool [B, keys])."""
-    length, keys = mask.shape[-2:]
-    seen = mask if mask.dtype == torch.bool else mask == 0
-    past = int(valid.any(0).nonzero().max()) + 1 - length
-    row = torch.arange(length, device=mask.device)[:, None] + past
-    causal = torch.arange(keys, device=mask.device) <= row
+def same_as_causal(seen: Tensor, valid: Tensor, blocks: Tensor | None, past: int) -> bool:
+    """Whether a prepared mask, bool [B, 1, L, keys], hides just the future outside blocks (int64 [B, past + L]) and
+    padding (valid: bool [B, keys])."""
+    length, keys = seen.shape[-2:]
+    row = torch.arange(length, device=seen.device)[:, None] + past
+    causal = torch.arange(keys, device=seen.device) <= row
     seen_ahead = causal[None]
     if blocks is not None:
         numbers = pad(blocks[:, -length:], (past, keys - past - length), value=-1)
