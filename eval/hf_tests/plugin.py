@@ -31,6 +31,7 @@ from tokenprune.families.registry import all_families
 MIXINS = ("ModelTesterMixin", "GenerationTesterMixin")
 # Checks of the generation mixin that know one length only, which differs from layer to layer where tokens were dropped.
 SHAPE_CHECKS = ("_check_attentions_for_generate", "_check_past_key_values_for_generate")
+PREPARE = "_prepare_for_class"  # where a test gets its inputs, labels among them
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_buffers", "_parameters", "_modules")))
 
 
@@ -63,6 +64,12 @@ def model_types() -> list[str]:
 def supported(cls: Any) -> bool:
     """Whether a model class is one of those types."""
     return getattr(getattr(cls, "config_class", None), "model_type", None) in set(model_types())
+
+
+def placeholders(config: Any) -> list[int]:
+    """The ids of image and video tokens, whatever they are called."""
+    names = [f"{media}_token_{kind}" for media in ("image", "video") for kind in ("id", "index")]
+    return [getattr(config, name) for name in names if getattr(config, name, None) is not None]
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
@@ -163,6 +170,31 @@ class Plugin:
             setattr(mixin, name, check)
 
     @contextlib.contextmanager
+    def labels_behind_images(self, mixin: type, name: str) -> Iterator[None]:
+        """While this is open, labels that a test is given count from the second token behind the last image on.
+
+        The mixin's count from the first column, and pruning is refused where an image token is to predict something:
+        nothing of training would be tested.
+        """
+        prepare = vars(mixin)[name]
+
+        @functools.wraps(prepare)
+        def prepared(test: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            inputs = prepare(test, *args, **kwargs)
+            labels, ids = inputs.get("labels"), inputs.get("input_ids")
+            if labels is not None and ids is not None and labels.shape == ids.shape:
+                visual = torch.isin(ids, torch.tensor(placeholders(test.model_tester.get_config())))
+                after = visual.roll(1, 1)
+                labels[(visual | after).flip(1).cummax(1).values.flip(1)] = -100
+            return inputs
+
+        setattr(mixin, name, prepared)
+        try:
+            yield
+        finally:
+            setattr(mixin, name, prepare)
+
+    @contextlib.contextmanager
     def built_with(self, tester: type, arguments: dict[str, Any]) -> Iterator[None]:
         """While this is open, a tester gets these arguments, for models that are pruned at all."""
         build = tester.__init__
@@ -203,6 +235,8 @@ class Plugin:
         for mixin in mixins:
             for name in vars(mixin).keys() & set(SHAPE_CHECKS):
                 self._undo.enter_context(self.without_shape_checks(mixin, name))
+            if PREPARE in vars(mixin):
+                self._undo.enter_context(self.labels_behind_images(mixin, PREPARE))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
