@@ -22,7 +22,23 @@ from tests.tiny import FAMILIES, Picture
 TINY = FAMILIES["llava"]
 
 
+class Tester:
+    seq_length = 5
+
+    def get_config(self):
+        return TINY.config()
+
+    def prepare_config_and_inputs_for_common(self):
+        config = self.get_config()
+        ids = torch.full((2, self.seq_length), config.image_token_id)
+        ids[1, 3:] = 20
+        return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.zeros(2, 3)}
+
+
 class ModelTesterMixin:
+    def _prepare_for_class(self, inputs, model_class, return_labels=False):
+        return inputs | {"labels": torch.zeros_like(inputs["input_ids"])}
+
     def _check_attentions_for_generate(self, maps):
         self.assertEqual({m.shape[-1] for m in maps}, {maps[0].shape[-1]})
 
@@ -31,6 +47,7 @@ class LlavaModelTest(ModelTesterMixin, unittest.TestCase):
     def setUp(self):
         self.model = TINY.model_class._from_config(TINY.config(), attn_implementation="eager").eval()
         self.inputs = TINY.inputs([[3, Picture(4, 6), 5]])
+        self.model_tester = Tester()
 
     @torch.no_grad()
     def test_shapes(self):
@@ -47,6 +64,16 @@ class LlavaModelTest(ModelTesterMixin, unittest.TestCase):
     def test_planted(self):
         self.model(**self.inputs)
         self.assertEqual(bool(self.model.model.language_model._forward_pre_hooks), False, "planted")
+
+    def test_inputs(self):
+        for _ in range(2):
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            self.assertEqual(inputs["input_ids"][:, 5:].tolist(), [[7, 8, 9]] * 2)
+            self.assertEqual(self.model_tester.seq_length, 8)
+        self.assertTrue(inputs["attention_mask"].all())
+        self.assertEqual(inputs["pixel_values"].shape, (2, 3))
+        labels = self._prepare_for_class(inputs, TINY.model_class, return_labels=True)["labels"]
+        self.assertEqual((labels == -100).sum(1).tolist(), [6, 4])
 
     def test_fails_unpruned(self):
         self.fail("always")
@@ -67,7 +94,7 @@ def results(tmp_path_factory):
     file = tmp_path_factory.mktemp("made_up") / "llava" / "test_modeling_llava.py"
     file.parent.mkdir()
     file.write_text(MADE_UP)
-    plugin = Plugin(["llava"], list(MODES), Listed(short=("test_(shapes|refused|planted|fails_unpruned)",)))
+    plugin = Plugin(["llava"], list(MODES), Listed(short=("test_(shapes|refused|planted|inputs|fails_unpruned)",)))
     options = ["-q", "-c", str(file.with_name("none.ini")), "--rootdir", str(file.parent), "-p", "no:cacheprovider"]
     file.with_name("none.ini").write_text("[pytest]\n")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -92,10 +119,16 @@ def test_models_are_pruned_at_construction_and_only_the_classes_of_models_run(re
         "test_shapes": "passed",
         "test_refused": "passed",
         "test_planted": "passed",
+        "test_inputs": "passed",
         "test_fails_unpruned": "failed",
     }
     for mode in "abcd":
-        assert outcomes[mode] == {"test_shapes": "passed", "test_refused": "failed", "test_planted": "failed"}, mode
+        assert outcomes[mode] == {
+            "test_shapes": "passed",
+            "test_refused": "failed",
+            "test_planted": "failed",
+            "test_inputs": "passed",
+        }, mode
     assert set(outcomes["e"].values()) == {"passed"}
     shapes = {mode: tests["LlavaModelTest::test_shapes"] for mode, tests in results["llava"].items()}
     assert [(one.stages, one.dropped > 0) for one in shapes.values()] == [
@@ -111,11 +144,11 @@ def test_what_is_expected_is_excused_with_its_message_alone(results):
     assert found.good
     assert found.excused == {"a reason": [f"llava {m}" for m in "abcd"], "planted": [f"llava {m}" for m in "abcd"]}
     assert found.rows[0] == {
-        **{"family": "llava", "mode": "none", "passed": 3, "refused": 0, "failed": 1, "skipped": 0},
+        **{"family": "llava", "mode": "none", "passed": 4, "refused": 0, "failed": 1, "skipped": 0},
         **{"stages": 0, "dropped": 0},
     }
     assert found.rows[3] == {
-        **{"family": "llava", "mode": "c", "passed": 1, "refused": 1, "failed": 0, "skipped": 1},
+        **{"family": "llava", "mode": "c", "passed": 2, "refused": 1, "failed": 0, "skipped": 1},
         **{"stages": 2, "dropped": 2},
     }
     assert found.baseline == {"test_fails_unpruned: builtins.AssertionError: always": ["llava none"]}

@@ -31,6 +31,8 @@ from tokenprune.families.registry import all_families
 MIXINS = ("ModelTesterMixin", "GenerationTesterMixin")
 # Checks of the generation mixin that know one length only, which differs from layer to layer where tokens were dropped.
 SHAPE_CHECKS = ("_check_attentions_for_generate", "_check_past_key_values_for_generate")
+QUESTION = [7, 8, 9]  # ids that are nothing special to any tester
+PROMPTS = "prepare_config_and_inputs_for_common"
 PREPARE = "_prepare_for_class"  # where a test gets its inputs, labels among them
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_buffers", "_parameters", "_modules")))
 
@@ -70,6 +72,19 @@ def placeholders(config: Any) -> list[int]:
     """The ids of image and video tokens, whatever they are called."""
     names = [f"{media}_token_{kind}" for media in ("image", "video") for kind in ("id", "index")]
     return [getattr(config, name) for name in names if getattr(config, name, None) is not None]
+
+
+def put_question(config: Any, inputs: dict[str, Any]) -> int:
+    """Put a question behind the rows of a tester if one of them ends with an image token; how many tokens it has."""
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, torch.Tensor) or not torch.isin(ids[:, -1], torch.tensor(placeholders(config))).any():
+        return 0
+    values = {"input_ids": QUESTION, "attention_mask": [1] * len(QUESTION)}
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor) and value.shape == ids.shape:
+            more = value.new_tensor(values.get(name, [0] * len(QUESTION)))
+            inputs[name] = torch.cat([value, more.expand(len(value), -1)], 1)
+    return len(QUESTION)
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
@@ -195,6 +210,35 @@ class Plugin:
             setattr(mixin, name, prepare)
 
     @contextlib.contextmanager
+    def questions_behind_images(self, cls: type) -> Iterator[None]:
+        """While this is open, prompts of the tester that end with an image get a question behind it, in every mode.
+
+        What comes next would be read from an image token, so pruning it is refused, and nothing would be tested.
+        """
+        set_up = cls.setUp
+
+        @functools.wraps(set_up)
+        def asking(test: Any) -> None:
+            set_up(test)
+            tester = getattr(test, "model_tester", None)
+            prepare, length = getattr(tester, PROMPTS, None), getattr(tester, "seq_length", 0)
+
+            def asked(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+                tester.seq_length = length
+                config, inputs = prepare(*args, **kwargs)
+                tester.seq_length = length + put_question(config, inputs)
+                return config, inputs
+
+            if prepare is not None:
+                setattr(tester, PROMPTS, asked)
+
+        cls.setUp = asking
+        try:
+            yield
+        finally:
+            cls.setUp = set_up
+
+    @contextlib.contextmanager
     def built_with(self, tester: type, arguments: dict[str, Any]) -> Iterator[None]:
         """While this is open, a tester gets these arguments, for models that are pruned at all."""
         build = tester.__init__
@@ -226,6 +270,7 @@ class Plugin:
         """Leave the wanted tests of supported models; take the shape checks out of their mixins."""
         kept = [item for item in items if tests_a_model(item) and self.wanted(item.name)]
         for item in {item.cls: item for item in kept}.values():
+            self._undo.enter_context(self.questions_behind_images(item.cls))
             arguments = self.listed.testers.get(folder(item))
             if arguments:
                 self._undo.enter_context(self.built_with(item.cls.model_tester_class, arguments))

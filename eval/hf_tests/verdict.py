@@ -196,6 +196,8 @@ def page(modes: Mapping[str, str]) -> str:
         "",
         "Written by `make hf-tests`. Each cell: tests that passed / were refused as expected / failed / were skipped.",
         "A pruned mode runs what passed unpruned; skipped there are checks of shapes, which pruning changes by design.",
+        "In every mode labels count from behind the images on, and prompts that end with an image get a question: as",
+        "they come, pruning them is refused, and nothing would be tested. More is in `eval/hf_tests/expected.yaml`.",
         "",
         *(f"- {mode}: {modes[mode]}" for mode in letters),
         "",
