@@ -6,9 +6,10 @@ import contextlib
 import io
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from eval.hf_tests.plugin import MODES, Plugin
+from eval.hf_tests.plugin import MODES, Plugin, padded_left
 from eval.hf_tests.verdict import Expected, Listed, Outcome, judge
 
 REFUSAL = "Pass input_ids, not inputs_embeds"
@@ -74,6 +75,7 @@ class LlavaModelTest(ModelTesterMixin, unittest.TestCase):
         self.assertEqual(inputs["pixel_values"].shape, (2, 3))
         labels = self._prepare_for_class(inputs, TINY.model_class, return_labels=True)["labels"]
         self.assertEqual((labels == -100).sum(1).tolist(), [6, 4])
+        self.assertTrue((inputs["input_ids"] != -100).all())
 
     def test_fails_unpruned(self):
         self.fail("always")
@@ -196,6 +198,14 @@ def test_every_subtest_has_to_be_expected():
     mixed = Outcome("failed", [f"Unsupported: {REFUSAL}", "RuntimeError: sizes"], stages=1)
     found = judge({"llava": {"a": {"T::test_refused": mixed}}}, Listed(expected=(expected(modes="a"),)))
     assert found.unexpected == {"test_refused: RuntimeError: sizes": ["llava a"]}
+
+
+def test_masks_hide_the_beginning():
+    inputs = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    padded_left(inputs)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    padded_left(inputs)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_the_committed_list_is_well_formed():

@@ -33,7 +33,7 @@ MIXINS = ("ModelTesterMixin", "GenerationTesterMixin")
 SHAPE_CHECKS = ("_check_attentions_for_generate", "_check_past_key_values_for_generate")
 QUESTION = [7, 8, 9]  # ids that are nothing special to any tester
 PROMPTS = "prepare_config_and_inputs_for_common"
-PREPARE = "_prepare_for_class"  # where a test gets its inputs, labels among them
+LABELS = "_prepare_for_class"
 HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_buffers", "_parameters", "_modules")))
 
 
@@ -75,7 +75,10 @@ def placeholders(config: Any) -> list[int]:
 
 
 def put_question(config: Any, inputs: dict[str, Any]) -> int:
-    """Put a question behind the rows of a tester if one of them ends with an image token; how many tokens it has."""
+    """Put a question behind prompts of which one ends with an image token, from which its answer would be read.
+
+    Returns how many tokens it has.
+    """
     ids = inputs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or not torch.isin(ids[:, -1], torch.tensor(placeholders(config))).any():
         return 0
@@ -85,6 +88,22 @@ def put_question(config: Any, inputs: dict[str, Any]) -> int:
             more = value.new_tensor(values.get(name, [0] * len(QUESTION)))
             inputs[name] = torch.cat([value, more.expand(len(value), -1)], 1)
     return len(QUESTION)
+
+
+def padded_left(inputs: dict[str, Any]) -> None:
+    """Mirror a mask that hides the end of a row, so that it hides its beginning, images included."""
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not mask[:, -1].all():
+        inputs["attention_mask"] = mask.flip(1)
+
+
+def labels_behind_images(config: Any, inputs: dict[str, Any]) -> None:
+    """Let labels count from the second token behind the last image on: an image token is to predict nothing."""
+    labels, ids = inputs.get("labels"), inputs.get("input_ids")
+    if labels is not None and ids is not None and labels.shape == ids.shape:
+        visual = torch.isin(ids, torch.tensor(placeholders(config)))
+        first = visual | visual.roll(1, 1)
+        inputs["labels"] = labels.masked_fill(first.flip(1).cummax(1).values.flip(1), -100)
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
@@ -185,58 +204,44 @@ class Plugin:
             setattr(mixin, name, check)
 
     @contextlib.contextmanager
-    def labels_behind_images(self, mixin: type, name: str) -> Iterator[None]:
-        """While this is open, labels that a test is given count from the second token behind the last image on.
-
-        The mixin's count from the first column, and pruning is refused where an image token is to predict something:
-        nothing of training would be tested.
-        """
-        prepare = vars(mixin)[name]
-
-        @functools.wraps(prepare)
-        def prepared(test: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            inputs = prepare(test, *args, **kwargs)
-            labels, ids = inputs.get("labels"), inputs.get("input_ids")
-            if labels is not None and ids is not None and labels.shape == ids.shape:
-                visual = torch.isin(ids, torch.tensor(placeholders(test.model_tester.get_config())))
-                after = visual.roll(1, 1)
-                labels[(visual | after).flip(1).cummax(1).values.flip(1)] = -100
-            return inputs
-
-        setattr(mixin, name, prepared)
-        try:
-            yield
-        finally:
-            setattr(mixin, name, prepare)
-
-    @contextlib.contextmanager
-    def questions_behind_images(self, cls: type) -> Iterator[None]:
-        """While this is open, prompts of the tester that end with an image get a question behind it, in every mode.
-
-        What comes next would be read from an image token, so pruning it is refused, and nothing would be tested.
-        """
-        set_up = cls.setUp
+    def prompts_that_are_answered(self, cls: type) -> Iterator[None]:
+        """While this is open, what a test class feeds its models is changed to prompts that pruning takes, in every
+        mode. See `put_question`, `padded_left`, `labels_behind_images`."""
+        set_up, prepare_for = cls.setUp, cls._prepare_for_class if hasattr(cls, LABELS) else None
 
         @functools.wraps(set_up)
-        def asking(test: Any) -> None:
+        def changing(test: Any) -> None:
             set_up(test)
             tester = getattr(test, "model_tester", None)
             prepare, length = getattr(tester, PROMPTS, None), getattr(tester, "seq_length", 0)
 
-            def asked(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            def prepared(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
                 tester.seq_length = length
                 config, inputs = prepare(*args, **kwargs)
                 tester.seq_length = length + put_question(config, inputs)
+                padded_left(inputs)
+                labels_behind_images(config, inputs)
                 return config, inputs
 
             if prepare is not None:
-                setattr(tester, PROMPTS, asked)
+                setattr(tester, PROMPTS, prepared)
 
-        cls.setUp = asking
+        def labelled(test: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            inputs = prepare_for(test, *args, **kwargs)
+            labels_behind_images(test.model_tester.get_config(), inputs)
+            return inputs
+
+        own = {name: vars(cls)[name] for name in ("setUp", LABELS) if name in vars(cls)}
+        cls.setUp = changing
+        if prepare_for is not None:
+            setattr(cls, LABELS, labelled)
         try:
             yield
         finally:
-            cls.setUp = set_up
+            for name in {"setUp", LABELS} & vars(cls).keys():
+                delattr(cls, name)
+            for name, value in own.items():
+                setattr(cls, name, value)
 
     @contextlib.contextmanager
     def built_with(self, tester: type, arguments: dict[str, Any]) -> Iterator[None]:
@@ -270,7 +275,7 @@ class Plugin:
         """Leave the wanted tests of supported models; take the shape checks out of their mixins."""
         kept = [item for item in items if tests_a_model(item) and self.wanted(item.name)]
         for item in {item.cls: item for item in kept}.values():
-            self._undo.enter_context(self.questions_behind_images(item.cls))
+            self._undo.enter_context(self.prompts_that_are_answered(item.cls))
             arguments = self.listed.testers.get(folder(item))
             if arguments:
                 self._undo.enter_context(self.built_with(item.cls.model_tester_class, arguments))
@@ -280,8 +285,6 @@ class Plugin:
         for mixin in mixins:
             for name in vars(mixin).keys() & set(SHAPE_CHECKS):
                 self._undo.enter_context(self.without_shape_checks(mixin, name))
-            if PREPARE in vars(mixin):
-                self._undo.enter_context(self.labels_behind_images(mixin, PREPARE))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
