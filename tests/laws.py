@@ -52,20 +52,24 @@ VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of f
 
 
 def seen(method):
-    """What the engine can see of a method in a model of six layers: where its stages stand, the signals they read (of
-    the features there always are), and whether rows are mixed, left ragged, chosen by whole pictures or set aside."""
+    """What the engine can see of a method in a model of six layers: where its stages stand, the signals they read, and
+    whether rows are mixed, chosen by whole pictures or set aside. Features are there for all, and which tensor of which
+    encoder layer a stage reads makes no difference (`test_signals`), but how its attention is read does."""
     stages = [stage for _, stage in method.schedule(6)]
     places = [at for at, _ in method.schedule(6)]
-    given = signals(36, frames=1)
+    given = signals(36)
+
+    def read(need):
+        return f"{'encoder' if SIGNALS[need.signal].vision else need.signal} {need.variant.partition('@')[0]}".strip()
+
     mixes = any(select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages)
     return (
         places[0] > 0,
         len(places) > 1,
         mixes,
-        method.adaptive,
         method.scope,
         any(stage.sets_aside for stage in stages),
-        sorted({str(need) for stage in stages for need in stage.needs if need.signal != "features"}),
+        sorted({read(need) for stage in stages for need in stage.needs} - {"features", "encoder"}),
     )
 
 

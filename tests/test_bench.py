@@ -13,6 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import tokenprune
+from tests.draw import cases
+from tests.laws import ANCHORS
 from tests.tiny import FAMILIES, Picture
 from tokenprune import cli, scenes
 from tokenprune.bench import record
@@ -28,7 +30,7 @@ def tiny(name, rows):
     return Workload(name, model, {k: v for k, v in inputs.items() if k != "attention_mask"})
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@cases("name", list(FAMILIES), lambda name: name if name in ANCHORS else "")
 def test_the_ideal_is_the_prompt_that_pruning_leaves(name):
     """A short prompt gives the logits of the pruned one: renumbered where the model counts positions itself."""
     if name.startswith("paligemma") or name == "gemma3":

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import tokenprune
+from eval.results import read
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
 from tokenprune.attach import masks
 from tokenprune.attach.forward import Forward
 from tokenprune.checking import verify
+from tokenprune.version import TESTED_TRANSFORMERS
 
 PADDED = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [7]]
 CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
@@ -316,3 +318,9 @@ def test_wrong_input_is_told_in_a_line(command, arguments, says):
     code, _, err = command("check", *arguments)
     assert code == 2
     assert says in err.replace("\n", " ")
+
+
+def test_tested_versions_are_those_of_the_result_file():
+    rows = read("versions.json")["rows"]
+    passed = {".".join(row["transformers"].split(".")[:2]) for row in rows if row["make_run"] and not row["failed"]}
+    assert {*TESTED_TRANSFORMERS} <= passed, "run `make test-versions` with what is new in TESTED_TRANSFORMERS"

@@ -20,8 +20,11 @@ from tokenprune.methods.registry import all_methods
 pytestmark = pytest.mark.cli
 
 
-@pytest.mark.parametrize("method", ["random", "uniform", "fastv", "fopru", "divprune"])
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@cases(
+    "method, positions",
+    list(product(["random", "uniform", "fastv", "fopru", "divprune"], ["original", "compact"])),
+    lambda _, positions: positions,
+)
 def test_json(command, method, positions):
     code, out, _ = command(
         "run", "--method", method, "--keep", "0.25", "--positions", positions, "--json", "--repeat", 1

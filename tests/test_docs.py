@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tokenprune
+from tests.draw import cases
 from tokenprune import scenes
 from tokenprune.bench.workload import SHAPES, SMALL, _llama, _llava
 
@@ -64,7 +65,9 @@ def test_the_python_of_the_pages_runs(monkeypatch, page):
         exec(compile(block, page, "exec", dont_inherit=True), namespace)
 
 
-@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+@cases(
+    "notebook", [pytest.param(path, id=path.stem) for path in sorted(DOCS.glob("notebooks/*.ipynb"))], lambda _: None
+)
 def test_the_notebooks_run(monkeypatch, notebook):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))

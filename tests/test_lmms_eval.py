@@ -11,6 +11,7 @@ from lmms_eval.models import get_model, list_available_models
 from lmms_eval.tasks import TaskManager
 
 from eval.scenes import judge
+from tests.draw import cases
 from tests.fake_lmms import Batched, request
 from tokenprune import BadInput, Unsupported, scenes
 from tokenprune.chat import Chat
@@ -90,7 +91,7 @@ def test_the_unpruned_baseline_is_the_model_itself(evaluate):
     assert {one["visual_tokens"] for one in costs(samples)} == {one["kept_tokens"] for one in costs(samples)} == {144}
 
 
-@pytest.mark.parametrize("method", ["divprune,keep=0.25", "fastv,at=4,keep=0.25"])
+@cases("method", ["divprune,keep=0.25", "fastv,at=4,keep=0.25"], lambda _: None)
 def test_batches_answer_like_single_questions(evaluate, method):
     one, many = (evaluate("tokenprune", f"{MODEL},method={method}", batch=batch) for batch in (1, 5))
     assert one[0] == many[0]
@@ -121,8 +122,11 @@ def test_videos(evaluate):
     assert results["score,none"] > 0.4
 
 
-@pytest.mark.parametrize("simple", [False, True])
-@pytest.mark.parametrize("method", ["none", "divprune,keep=0.25"])
+@cases(
+    "simple, method",
+    [(simple, method) for simple in (False, True) for method in ("none", "divprune,keep=0.25")],
+    lambda simple, _: simple,
+)
 def test_lmms_evals_own_models(evaluate, monkeypatch, simple, method):
     """The same answers as ours in the chat protocol, where both write the prompt alike; costs in both."""
     given = f"{MODEL},method={method},device_map=cpu,dtype=float32"

@@ -31,7 +31,7 @@ for name, words in json.loads(sys.argv[1]).items():
 print(json.dumps(said))
 """
 COMMANDS = {
-    "run": ["run", "--save", "overlay.png"],
+    "run": ["run", "--save", "overlay.png", "--repeat", "1"],
     "json": ["run", "--json", "--repeat", "1"],
     "centre": ["run", "--method", "centre", "--keep", "16", "--wide", "0.5", "--json", "--repeat", "1"],
     "list": ["list"],
@@ -42,17 +42,14 @@ pytestmark = pytest.mark.package
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with both packages installed, the other one from a copy: building leaves files behind."""
-    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for path in PACKAGE.rglob("*.*"):
         if path.suffix in (".py", ".toml"):
             copy = source / path.relative_to(PACKAGE)
             copy.parent.mkdir(exist_ok=True)
             copy.write_text(path.read_text())
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    alone = ["--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *alone, "-w", wheels, ROOT, source], check=True, capture_output=True, timeout=300)
-    install = [*pip, "install", *alone, "--no-compile", "--target", target, *wheels.glob("*.whl")]
-    subprocess.run(install, check=True, capture_output=True, timeout=300)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-compile"]
+    subprocess.run([*install, "--target", target, ROOT, source], check=True, capture_output=True, timeout=300)
     return target
 
 

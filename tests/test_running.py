@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.draw import cases
 from tests.laws import (
+    ANCHORS,
     BATCHES,
     FAMILY,
     GREEDY,
@@ -245,7 +246,7 @@ def test_tuples_instead_of_outputs(family, tiny_models):
         assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).logits)
 
 
-@few_families
+@cases("family", FAMILY, lambda family: family.name in ANCHORS)
 def test_two_threads_on_one_model(family, tiny_models):
     model = tiny_models(family)
     prompts = [family.inputs([[3, Picture(4, 6), 5]], seed) for seed in range(6)]

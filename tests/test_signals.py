@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.laws import BATCHES
+from tests.draw import cases
+from tests.laws import BATCHES, FAMILY, by_anchor, times
 from tests.signals import listen
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, FastV, MissingSignal, Stage, prune, select
@@ -21,7 +22,7 @@ def ordered(rows):
     return torch.cat(list(rows), dim=-1).sort(dim=-1).values
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@cases("family, at", times(FAMILY, [1, 2, 3]), by_anchor)
 def test_the_row_is_the_models_own(family, tiny_models, at):
     """What FastV reads equals the weights that eager attention itself computes, windows and two-way blocks included."""
     model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
@@ -32,7 +33,7 @@ def test_the_row_is_the_models_own(family, tiny_models, at):
     torch.testing.assert_close(ordered(f["attention_row"] for f in found), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("at", [0, 3])
+@cases("family, at", times(FAMILY, [0, 3]), by_anchor)
 def test_the_row_ahead_is_what_the_next_layer_pays(family, tiny_models, at):
     """What PyramidDrop reads before layer k equals layer k's own weights."""
     model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])

@@ -251,6 +251,24 @@ def adopt(
         cache.layers[i].places = places
 
 
+def widen(cache: Cache, window: int, length: int) -> None:
+    """Make layers that forget what lies behind a window that attention ignores keep everything.
+
+    length: tokens of the whole sequence. Raises `Unsupported` where some have been, or would be, forgotten.
+    """
+    if length >= window:
+        raise Unsupported(
+            f"This model's config has sliding_window={window}, which its attention ignores but its cache does not, and "
+            f"the sequence has {length} tokens. Set sliding_window=None in the config of the text model."
+        )
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[i] = DynamicLayer()
+            if layer.is_initialized:
+                cache.layers[i].lazy_initialization(layer.keys, layer.values)
+                cache.layers[i].keys, cache.layers[i].values = layer.keys, layer.values
+
+
 def refuse_kinds(cache: Cache) -> None:
     """Raise `Unsupported` for caches that cannot be shortened."""
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):

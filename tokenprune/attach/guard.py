@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,7 +18,10 @@ from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
 from tokenprune.methods.stage import Stage
 
-COMPILED = "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
+COMPILED = (
+    "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
+    "by itself, with a static cache on a GPU, pass disable_compile=True to it."
+)
 
 
 def check_stages(stages: Sequence[Stage], layers: int) -> None:
@@ -54,7 +58,22 @@ def check_projection(stages: Sequence[Stage], family: Family) -> None:
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
-    """The model inside a PEFT wrapper; raises `Unsupported` for a model that is compiled, in whole or in part."""
+    """The model inside a PEFT wrapper.
+
+    Raises `Unsupported` for a model that is compiled, in whole or in part, and for what is no model but holds or names
+    one.
+    """
+    if isinstance(model, (str, Path)):
+        raise Unsupported(
+            f"{str(model)!r} is a name, not a model. Load it first: "
+            "AutoModelForImageTextToText.from_pretrained(...), or tokenprune.chat.Chat.load(...).model."
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise Unsupported(f"A {type(model).__name__} runs copies of a model. Prune the model inside it: model.module.")
+    if isinstance(model, ProcessorMixin):
+        raise Unsupported(f"{type(model).__name__} is a processor. Pass the model that it prepares inputs for.")
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        raise Unsupported(f"{type(model).__name__} is not a model but holds one. Prune that: its .model.")
     modules = model.modules() if isinstance(model, nn.Module) else ()
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
         raise Unsupported(COMPILED)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name
+from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.attach.decode import Decoder, StepReport
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
@@ -31,7 +31,7 @@ from tokenprune.attach.guard import (
     refuse_parallel,
     unwrapped,
 )
-from tokenprune.attach.masks import layer_kinds
+from tokenprune.attach.masks import layer_kinds, stray_window
 from tokenprune.attach.overrides import Hook, Overrides
 from tokenprune.attach.prompt import Call
 from tokenprune.attach.report import Prefill, Report, layer_shape, measure
@@ -81,6 +81,7 @@ class Run:
         self.positions, self.turns, self.images = positions, turns, images
         self.kinds = layer_kinds(self.text_model)
         self._cache_name = cache_name(self.text_model)
+        self._stray_window = stray_window(self.text_model)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.kinds]
@@ -334,9 +335,12 @@ class Run:
         if not prompt and not pruned:
             return None
         refuse_checkpointing(module, self.places[0])
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if cache is not None and self._stray_window:
+            widen(cache, self._stray_window, past + hidden.shape[1])
         if cache is None and self._local.packable:
             refuse_packed(kwargs.get("position_ids"))
-        self._check_turn(pruned, hidden.shape[1], 0 if cache is None else int(cache.get_seq_length()))
+        self._check_turn(pruned, hidden.shape[1], past)
         forward = self._local.forward = self._start(module, hidden, kwargs)
         if cache is not None:
             windows = [kind.window for kind in self.kinds]
@@ -385,8 +389,8 @@ class Run:
         *counts, right_padded, hidden_media = [length] * batch + [0, 0]
         if given is not None:
             media = torch.zeros(batch, length, dtype=torch.bool)
-            for span in spans:
-                media[span.row, list(span.columns)] = True
+            for span, own in zip(spans, ends, strict=True):
+                media[span.row, [*span.columns, *own]] = True
             media = media.to(hidden.device, non_blocking=True)
             known = [valid.sum(1), (~valid[:, -1:]).sum()[None], (media & ~valid).sum()[None]]
             *counts, right_padded, hidden_media = torch.cat(known).tolist()
@@ -401,10 +405,13 @@ class Run:
 
         columns = [tensor(s.columns) for s in spans]
         tokens = [torch.arange(s.count, device=hidden.device) for s in spans]
+        closing = [tensor(e) for e in ends]
+        end_ids = [torch.arange(len(e), device=hidden.device) for e in ends]
         if hidden_media:  # what the caller's mask hides is not there to choose from, as after an earlier stage
-            shown = [valid[s.row, own] for s, own in zip(spans, columns, strict=True)]
-            columns = [own[seen] for own, seen in zip(columns, shown, strict=True)]
-            tokens = [own[seen] for own, seen in zip(tokens, shown, strict=True)]
+            for i, span in enumerate(spans):
+                seen, seen_ends = valid[span.row, columns[i]], valid[span.row, closing[i]]
+                columns[i], tokens[i] = columns[i][seen], tokens[i][seen]
+                closing[i], end_ids[i] = closing[i][seen_ends], end_ids[i][seen_ends]
         rows = Rows(
             index=None,
             valid=valid,
@@ -412,8 +419,8 @@ class Run:
             counts=counts,
             columns=columns,
             tokens=tokens,
-            ends=[tensor(e) for e in ends],
-            end_ids=[torch.arange(len(e), device=hidden.device) for e in ends],
+            ends=closing,
+            end_ids=end_ids,
         )
         return Forward(
             model=module,
