@@ -225,6 +225,8 @@ def test_verify_is_asked_for_or_not(monkeypatch, tiny_models):
         model(**inputs)
     with torch.no_grad(), prune(model, STAGED, verify="always"), pytest.raises(Unsupported, match="is wrong"):
         model(**inputs)
+    with pytest.raises(Unsupported, match=r"cannot be verified with transformers .*merge_in='projected'"):
+        prune(model, "visionzip", keep=0.3, merge_in="encoder", verify="always")
     with pytest.raises(BadInput, match=r"Unknown verify 'alway'\. Did you mean 'always'"):
         prune(model, STAGED, verify="alway")
 

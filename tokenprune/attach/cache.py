@@ -38,7 +38,8 @@ def cache_name(module: nn.Module) -> str:
 
 def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     """The cache among a forward's keyword arguments or in its output, by whichever name it goes."""
-    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+    there = arguments.keys()  # an output of transformers answers to the older name too, and complains
+    return next((arguments[name] for name in CACHE_NAMES if name in there and arguments[name] is not None), None)
 
 
 @dataclass

@@ -86,10 +86,10 @@ def refuse_compiled() -> None:
         raise Unsupported(COMPILED)
 
 
-def refuse_checkpointing(text_model: PreTrainedModel, first: int) -> None:
+def refuse_checkpointing(text_model: PreTrainedModel, inside: bool) -> None:
     """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order.
 
-    first: the first layer that a stage stands before.
+    inside: whether tokens are dropped between the layers.
     """
     layers = [layer for layer in text_model.layers if getattr(layer, "gradient_checkpointing", False)]
     if not text_model.training or not layers:
@@ -99,8 +99,9 @@ def refuse_checkpointing(text_model: PreTrainedModel, first: int) -> None:
             "Gradient checkpointing of a pruned model needs a newer transformers (5.23 will do): this one runs hooks "
             "again while it recomputes."
         )
-    keywords = getattr(layers[0]._gradient_checkpointing_func, "keywords", {})
-    if first > 0 and keywords.get("use_reentrant"):
+    given = [getattr(layer._gradient_checkpointing_func, "keywords", None) for layer in layers]
+    reentrant = any(isinstance(keywords, dict) and keywords.get("use_reentrant") is True for keywords in given)
+    if inside and reentrant:
         raise Unsupported(
             "Reentrant gradient checkpointing gives wrong gradients where a stage stands between the layers. Call "
             "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."

@@ -120,6 +120,11 @@ class Run:
     def _all_stages(self) -> list[Stage]:
         return [*self.stages, *(self.decoder.stages if self.decoder else ())]
 
+    @property
+    def _dropping(self) -> list[Stage]:
+        """The stages that may drop something: keep=1.0 (all of them, not one) changes nothing."""
+        return [stage for stage in self.stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
+
     def _attach(self) -> None:
         _active[self.text_model] = weakref.ref(self)
         if self._tapped:
@@ -334,7 +339,7 @@ class Run:
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not prompt and not pruned:
             return None
-        refuse_checkpointing(module, self.places[0])
+        refuse_checkpointing(module, any(stage.at > 0 for stage in self._dropping))
         past = 0 if cache is None else int(cache.get_seq_length())
         if cache is not None and self._stray_window:
             widen(cache, self._stray_window, past + hidden.shape[1])
@@ -397,7 +402,7 @@ class Run:
         last = [length - 1] * batch
         if right_padded:
             last = (length - 1 - valid.flip(1).long().argmax(1)).tolist()
-        prompt_ends = call.ends(valid, past)
+        prompt_ends = call.ends(valid, past) if self._dropping else None
         self._check_prompt(prompt_ends, spans)
 
         def tensor(values: Any) -> Tensor:
@@ -443,7 +448,7 @@ class Run:
 
     def _check_prompt(self, ends: Tensor | None, spans: list[Span]) -> None:
         """Refuse methods that read the question where nobody says which it is."""
-        asking = sorted({stage.method.name for stage in self.stages if stage.method.asks})
+        asking = sorted({stage.method.name for stage in self._dropping if stage.method.asks})
         if ends is None or not asking or self._call.labels is None:
             return
         for row, end in enumerate(ends.tolist()):
