@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from eval.hf_tests import verdict
 from eval.hf_tests.plugin import MODES, Plugin, padded_left
-from eval.hf_tests.verdict import Expected, Listed, Outcome, judge
+from eval.hf_tests.run import record
+from eval.hf_tests.verdict import Expected, Listed, Outcome, judge, page
 
 REFUSAL = "Pass input_ids, not inputs_embeds"
 MADE_UP = """
@@ -201,14 +204,25 @@ def test_every_subtest_has_to_be_expected():
 
 
 def test_masks_hide_the_beginning():
-    inputs = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    padded_left(inputs)
-    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    padded_left(inputs)
-    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    inputs = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    for _ in range(2):
+        padded_left(inputs)
+        assert inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
 
 
 def test_the_committed_list_is_well_formed():
     assert Listed.load().short
     with pytest.raises(ValidationError):
         expected(modes="none")
+
+
+def test_the_page_says_what_came_out(results):
+    modes = {letter: mode.text for letter, mode in MODES.items()}
+    found = judge(results, Listed(expected=(expected(modes="abc"), expected(modes="e"), PLANTED)))
+    text = page(record(found, "5.24.0", everything=False, note=""), modes)
+    assert "| `llava` | 4 / 0 / 1 / 0 | 2 / 1 / 0 / 1 | 2 / 1 / 0 / 1 | 2 / 1 / 0 / 1 | 2 / 0 / 1 / 1 |" in text
+    assert "| 4 / 0 / 0 / 0 | 2 / 2 |\n" in text
+    assert "- `test_refused: tokenprune.errors.Unsupported: tokenprune finds visual tokens" in text
+    for title in ("Expected", "Not expected", "Expected in vain", "Failed unpruned"):
+        assert f"\n## {title}\n" in text
+    assert verdict.PAGE.read_text() == page(json.loads(verdict.RESULT.read_text()), modes), "run `make hf-tests`"

@@ -91,10 +91,11 @@ def put_question(config: Any, inputs: dict[str, Any]) -> int:
 
 
 def padded_left(inputs: dict[str, Any]) -> None:
-    """Mirror a mask that hides the end of a row, so that it hides its beginning, images included."""
+    """Put a mask that hides the first column of the last row in place of one that hides the end of a row."""
     mask = inputs.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not mask[:, -1].all():
-        inputs["attention_mask"] = mask.flip(1)
+        inputs["attention_mask"] = torch.ones_like(mask)
+        inputs["attention_mask"][-1, 0] = 0
 
 
 def labels_behind_images(config: Any, inputs: dict[str, Any]) -> None:

@@ -31,13 +31,12 @@ import typer  # noqa: E402
 
 from eval.hf_tests.plugin import MODES, Plugin, model_types  # noqa: E402
 from eval.hf_tests.verdict import LIST, PAGE, RESULT, Listed, Verdict, judge, page  # noqa: E402
-from eval.results import write  # noqa: E402
 
 LOG = Path("runs/hf_tests.log")
 OUTCOMES = LOG.with_suffix(".json")  # of every test, with its errors
 
 
-def test_files(checkout: Path, families: list[str]) -> list[Path]:
+def files_of(checkout: Path, families: list[str]) -> list[Path]:
     """The test file of each model type, by its name."""
     files = [checkout / f"tests/models/{name}/test_modeling_{name}.py" for name in families]
     missing = [str(file) for file in files if not file.exists()]
@@ -97,7 +96,7 @@ def main(
     sys.path.insert(0, str(checkout))  # its `tests`, not ours
     LOG.parent.mkdir(exist_ok=True)
     with LOG.open("w") as log, contextlib.redirect_stdout(log):
-        files = [str(file) for file in test_files(checkout, folders)]
+        files = [str(file) for file in files_of(checkout, folders)]
         code = pytest.main([*arguments, "--rootdir", str(checkout), *files], plugins=[plugin])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest did not run through: {code!r}. See {LOG}.")
@@ -105,8 +104,9 @@ def main(
     for line in verdict.lines():
         typer.echo(line)
     if complete:
-        write(RESULT, record(verdict, tests, everything, note))
-        PAGE.write_text(page({letter: mode.text for letter, mode in MODES.items()}))
+        found = record(verdict, tests, everything, note)
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
+        PAGE.write_text(page(found, {letter: mode.text for letter, mode in MODES.items()}))
     typer.echo(f"{'As expected' if verdict.good else 'Not as expected'}: {len(plugin.results)} model types. Log: {LOG}")
     raise typer.Exit(not verdict.good)
 

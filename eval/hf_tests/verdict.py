@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.bench.page import table
-from eval.results import RESULTS, read
+from eval.results import RESULTS
 
 LIST = Path(__file__).with_name("expected.yaml")
 RESULT = RESULTS / "hf_tests.json"
@@ -177,9 +177,8 @@ def _tests(results: Results, family: str, mode: str) -> Mapping[str, Outcome]:
     return results.get(family, {}).get(mode, {})
 
 
-def page(modes: Mapping[str, str]) -> str:
-    """The committed result as a Markdown page. modes: what their letters stand for."""
-    data = read(RESULT.name)
+def page(data: Mapping[str, Any], modes: Mapping[str, str]) -> str:
+    """A result as a Markdown page. modes: what their letters stand for."""
     rows = {(row["family"], row["mode"]): row for row in data["rows"]}
     families, letters = (list(dict.fromkeys(key[i] for key in rows)) for i in (0, 1))
     body = []
@@ -196,8 +195,8 @@ def page(modes: Mapping[str, str]) -> str:
         "",
         "Written by `make hf-tests`. Each cell: tests that passed / were refused as expected / failed / were skipped.",
         "A pruned mode runs what passed unpruned; skipped there are checks of shapes, which pruning changes by design.",
-        "In every mode labels count from behind the images on, prompts that end with an image get a question, and masks",
-        "that hide the end of a row hide its beginning: as they come, pruning is refused, and nothing would be tested.",
+        "In every mode labels count from behind the images on, prompts that end with an image get a question,",
+        "and no mask hides the end of a row: as they come, pruning is refused, and nothing would be tested.",
         "",
         *(f"- {mode}: {modes[mode]}" for mode in letters),
         "",
