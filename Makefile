@@ -8,11 +8,12 @@ VENV := .venv
 LOCK := constraints.txt
 TORCH := constraints-torch.txt
 BIN := $(VENV)/bin
+HF_TESTS := .venvs/hf-tests
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(LOCK) -c $(TORCH)
 UV := .venvs/uv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: run test test-all test-fast test-versions lint lock train results bench bench-gpu docs readme matrix clean
+.PHONY: run test test-all test-fast test-versions hf-tests lint lock train results bench bench-gpu docs readme matrix clean
 
 run: $(VENV)/.run
 	$(BIN)/tokenprune run --save runs/overlay.png
@@ -32,6 +33,11 @@ test-fast: $(VENV)/.dev
 # A sample of the laws on several versions of transformers, into eval/results/versions.json; ONLY=5.24.0: on that one.
 test-versions: $(VENV)/.run
 	$(BIN)/python -m eval.versions --python $(PYTHON) $(if $(ONLY),--only $(ONLY))
+
+# transformers' own model tests on pruned models, from a checkout of the version that is installed: make hf-tests
+# HF=path/to/transformers. A short list of them; ALL=1: every one. Into eval/results/hf_tests.json and .md
+hf-tests: $(VENV)/.dev $(HF_TESTS)/.done
+	PYTHONPATH=$(HF_TESTS) OMP_NUM_THREADS=1 $(BIN)/python -m eval.hf_tests.run $(HF) $(if $(ALL),--all)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -93,6 +99,10 @@ $(VENV)/.dev: $(VENV)/.run
 $(UV)/uv:
 	$(PYTHON) -m venv .venvs/uv
 	$(UV)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+$(HF_TESTS)/.done: eval/hf_tests/requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(HF_TESTS) -r $<
+	touch $@
 
 # Which method runs on which family: into the README, and on the screen.
 matrix: readme

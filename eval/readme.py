@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 import tokenprune
-from eval import results
+from eval import results, versions
 from eval.bench.page import bars, speed, table
 from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
@@ -249,6 +249,7 @@ def lmms_eval() -> str:
 
 
 BLOCKS = {
+    "versions": versions.table,
     "methods": methods,
     "recipes": recipes,
     "matrix": matrix,

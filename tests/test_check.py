@@ -6,17 +6,21 @@ import ast
 import json
 import logging
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 import tokenprune
+from eval.results import read
+from tests.draw import cases
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
 from tokenprune.attach import masks
 from tokenprune.attach.forward import Forward
 from tokenprune.checking import verify
+from tokenprune.version import TESTED_TRANSFORMERS
 
 PADDED = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [7]]
 CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
@@ -34,7 +38,7 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
+@cases("name", list(PASSING), lambda name: list(PASSING).index(name) // 2)
 def test_right_runs_pass(name, tiny_models):
     family, (method, plan, rows) = FAMILIES[name], PASSING[name]
     found = check(tiny_models(family), family.inputs(rows), method, new_tokens=2, **plan)
@@ -171,8 +175,11 @@ def unseen(monkeypatch):
     monkeypatch.setattr(verify, "TESTED_TRANSFORMERS", ("5.1",))
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
-@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+@cases(
+    "name, cache",
+    list(product(["llava", "qwen3_vl", "gemma3"], [{}, {"cache_implementation": "static"}, {"use_cache": False}])),
+    lambda _, cache: str(cache),
+)
 def test_an_unseen_version_is_verified_on_the_first_prompt(name, cache, unseen, tiny_models):
     family = FAMILIES[name]
     if family.name == "gemma3" and cache.get("cache_implementation"):
@@ -223,6 +230,8 @@ def test_verify_is_asked_for_or_not(monkeypatch, tiny_models):
         model(**inputs)
     with torch.no_grad(), prune(model, STAGED, verify="always"), pytest.raises(Unsupported, match="is wrong"):
         model(**inputs)
+    with pytest.raises(Unsupported, match=r"cannot be verified with transformers .*merge_in='projected'"):
+        prune(model, "visionzip", keep=0.3, merge_in="encoder", verify="always")
     with pytest.raises(BadInput, match=r"Unknown verify 'alway'\. Did you mean 'always'"):
         prune(model, STAGED, verify="alway")
 
@@ -316,3 +325,9 @@ def test_wrong_input_is_told_in_a_line(command, arguments, says):
     code, _, err = command("check", *arguments)
     assert code == 2
     assert says in err.replace("\n", " ")
+
+
+def test_tested_versions_are_those_of_the_result_file():
+    rows = read("versions.json")["rows"]
+    passed = {".".join(row["transformers"].split(".")[:2]) for row in rows if row["make_run"] and not row["failed"]}
+    assert {*TESTED_TRANSFORMERS} <= passed, "run `make test-versions` with what is new in TESTED_TRANSFORMERS"

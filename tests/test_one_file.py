@@ -57,21 +57,7 @@ def test_a_method_is_one_file(tmp_path):
         (tmp_path / "tokenprune" / "methods" / f"{name}.py").write_text(text)
     files = [f"tests/{name}.py" for name in MODULES]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-rp",
-            "-n",
-            "0",
-            "--all",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            SELECTED,
-            *files,
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-rp", "-n0", "--all", "-p", "no:cacheprovider", "-k", SELECTED, *files],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -72,6 +72,8 @@ def said(site, tmp_path_factory):
 
 
 def test_the_wheel_works_without_the_repository(site, said):
+    for path in [path for pattern in ("*.py", "py.typed") for path in (ROOT / "tokenprune").rglob(pattern)]:
+        assert (site / path.relative_to(ROOT)).is_file(), "pyproject.toml lists all packages"
     for name in ("explain/page.js", "explain/page.css", "configs/benchmarks/scenes.yaml", "configs/fastv_k2_r50.yaml"):
         assert (site / "tokenprune" / name).is_file()
     assert Path(said["file"]).is_relative_to(site)

@@ -69,7 +69,7 @@ def test_a_prepared_mask_and_embeddings(family, tiny_models):
         with pytest.raises(Unsupported, match="2-D attention_mask"):
             model(**inputs | {"attention_mask": torch.ones(1, 1, length, length).tril() > 0})
         with pytest.raises(Unsupported, match="Pass input_ids, not inputs_embeds"):
-            model(inputs_embeds=torch.zeros(1, 4, 64))
+            model(**inputs | {"input_ids": None, "inputs_embeds": torch.zeros(1, length, 64)})
         with pytest.raises(Unsupported, match="has to see the images encoded"):
             model(**inputs | {"mm_encoder_outputs": torch.zeros(1, 36, 64), "pixel_values": None})
 

@@ -59,7 +59,7 @@ def prune(
     argument.
     """
     stages, policy = planned(model, method, at=at, positions=positions, scope=scope, **options)
-    verifies = asks_to_verify(verify)
+    verifies = asks_to_verify(verify, stages)
     run = Run(model, stages, policy, turns, images)
     if verifies:
         verify_first_prompt(run)

@@ -30,6 +30,11 @@ def planned(
 
     Raises `BadInput` for arguments that do not go together.
     """
+    if isinstance(method, type):
+        name = getattr(method, "name", "divprune")
+        raise BadInput(
+            f"{method.__name__} is a class. Write {method.__name__}(keep=0.1), or its name: {name!r}, keep=0.1."
+        )
     if isinstance(method, (str, Path)):
         method = named(method, options)
     elif options:
@@ -41,6 +46,8 @@ def planned(
     if isinstance(method, Method):
         places = method.schedule(len(language_layers(model))) if at is None else [(at, method)]
         return [staged(place, one, scope or "") for place, one in places], positions or "original"
+    if not isinstance(method, (Stage, Sequence)):
+        raise BadInput(f"{method!r} is no method. Give a name, a method, a Stage, a list of Stage, or a recipe.")
     stages = [method] if isinstance(method, Stage) else list(method)
     wrong = [s for s in stages if not isinstance(s, Stage)]
     if wrong:

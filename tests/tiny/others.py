@@ -88,7 +88,9 @@ class TinySmolVLM(TinyInternVL):
     cls = False
 
     def config(self):
-        return self.config_class(vision_config=TOWER, text_config=llama(), image_token_id=IMAGE, scale_factor=2)
+        # Patches of 3: transformers 5.20 wants the tokens of a tile to be a multiple of a patch's side.
+        vision = TOWER | {"image_size": 18, "patch_size": 3}
+        return self.config_class(vision_config=vision, text_config=llama(), image_token_id=IMAGE, scale_factor=2)
 
     def text_model(self, model):
         return model.model.text_model
@@ -100,8 +102,8 @@ class TinySmolVLM(TinyInternVL):
 
     def media(self, rows, made):
         tiles = sum(self.count(p) for p in pictures(rows))
-        pixels = torch.randn(1, tiles, 3, 24, 24, generator=made)
-        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, tiles, 24, 24).long()}
+        pixels = torch.randn(1, tiles, 3, 18, 18, generator=made)
+        return {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, tiles, 18, 18).long()}
 
 
 class TinyIdefics3(TinySmolVLM):

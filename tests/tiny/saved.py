@@ -62,7 +62,7 @@ def llava_next() -> Any:
 
 
 def idefics3() -> Any:
-    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 36}, max_image_size={"longest_edge": 18})
     marks = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
     words = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *marks)
     return Idefics3Processor(pictures, words, image_seq_len=9, chat_template=template("<image>"))

@@ -38,7 +38,8 @@ def cache_name(module: nn.Module) -> str:
 
 def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     """The cache among a forward's keyword arguments or in its output, by whichever name it goes."""
-    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+    there = arguments.keys()  # an output of transformers answers to the older name too, and complains
+    return next((arguments[name] for name in CACHE_NAMES if name in there and arguments[name] is not None), None)
 
 
 @dataclass
@@ -249,6 +250,24 @@ def adopt(
             kind = kinds.get(i, PrunedLayer)
             cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch, kind)
         cache.layers[i].places = places
+
+
+def widen(cache: Cache, window: int, length: int) -> None:
+    """Make layers that forget what lies behind a window that attention ignores keep everything.
+
+    length: tokens of the whole sequence. Raises `Unsupported` where some have been, or would be, forgotten.
+    """
+    if length >= window:
+        raise Unsupported(
+            f"This model's config has sliding_window={window}, which its attention ignores but its cache does not, and "
+            f"the sequence has {length} tokens. Set sliding_window=None in the config of the text model."
+        )
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[i] = DynamicLayer()
+            if layer.is_initialized:
+                cache.layers[i].lazy_initialization(layer.keys, layer.values)
+                cache.layers[i].keys, cache.layers[i].values = layer.keys, layer.values
 
 
 def refuse_kinds(cache: Cache) -> None:

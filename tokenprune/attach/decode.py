@@ -64,7 +64,6 @@ class Decoder:
                 )
         self.focal = {s.start - 1: s for s in self.stages}
         self.first = 0 if any(s.method.reuses for s in self.stages) else starts[0] - 1
-        self.steps: list[StepReport] = []
 
     def step(self, layers: list[PrunedLayer], single: bool) -> Step | None:
         """Start a pass of a single token; several at once see everything."""

@@ -23,6 +23,7 @@ from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows, handed
 from tokenprune.core.trace import Ranking
+from tokenprune.errors import Unsupported
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 from tokenprune_kernels.density import mix
@@ -77,7 +78,10 @@ class Forward:
     signals: Signals
     project: Callable[[Tensor], Tensor]  # encoder features of single tokens as rows
     tail: int  # tokens after the last span: rows that stay, one for one
-    logits_to_keep: int
+    method: str = ""  # of the stage that runs or ran last
+    ends: Tensor | None = None  # int64 [B]: the first column after the prompt in each row; None: all is prompt
+    read: list[tuple[int, int]] = field(default_factory=list)  # visual tokens that something is read from
+    reads_padding: bool = False  # whether a next token is read from padding on the right
     past_valid: Tensor | None = None  # bool [B, P]: which cached tokens of an unpruned layer are not padding
     past_shift: Tensor | None = None  # int64 [B]: by how much earlier prompts lowered the positions of this group
     moved: Tensor | None = None  # int64 [B]: by how much this prompt lowers them on top
@@ -131,9 +135,10 @@ class Forward:
     # Signals.
 
     def query_rows(self) -> Tensor:
-        """int64 [B]: the row of the last prompt token (before drafted tokens, and before right padding)."""
-        until = self.length - max(self.logits_to_keep, 1) + 1
-        usable = self.rows.valid & (self.rows.prompt_columns() < until)
+        """int64 [B]: the row of the last prompt token (before an answer or drafts, and before right padding)."""
+        usable = self.rows.valid
+        if self.ends is not None:
+            usable = usable & (self.rows.prompt_columns() < self.ends[:, None])
         place = torch.arange(1, self.rows.length + 1, device=usable.device)
         return (usable * place).argmax(-1)
 
@@ -169,6 +174,7 @@ class Forward:
         """Select, shorten the rows and return the shortened hidden states [B, K', d]."""
         if stage.method.recalls:
             hidden = self._recall(hidden)
+        self.method = stage.method.name
         before = self.visual_counts()
         watch = Stopwatch(hidden.device)
         chosen = choose(stage, self, hidden)
@@ -182,6 +188,8 @@ class Forward:
         hidden = self._merge(chosen.merges, hidden)
         if any(len(c) != len(old) for c, old in zip(chosen.tokens, self.rows.columns, strict=True)):
             hidden = self._shorten(chosen.tokens, hidden, positions_policy)
+            if self.aside is None:
+                self._refuse_dead()
         self.asked |= stage.method.asks
         self.signals.heard = Heard()  # a later stage must hear its own
         self.records.append(StageRecord(before, self.visual_counts(), watch))
@@ -201,6 +209,22 @@ class Forward:
         ]
         where = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
         return f"stage {len(self.records) - 1} {where}: {'; '.join(told)} ({stage.method.name})"
+
+    def _refuse_dead(self) -> None:
+        """Raise `Unsupported` where something is read from a token that is gone."""
+        if self.reads_padding:
+            raise Unsupported(
+                "This batch is padded on the right, so its next tokens are read from padding, which pruning takes "
+                "away. Pad on the left: processor.tokenizer.padding_side = 'left'."
+            )
+        for row, column in self.read:
+            there = (self.rows.prompt_columns()[row] == column) & self.rows.valid[row]
+            if not bool(there.any()):
+                raise Unsupported(
+                    f"What follows column {column} of row {row} is predicted from that image token, which "
+                    f"{self.method} drops. Put text between an image and what is predicted after it (the question, a "
+                    "line break), and set labels of images and of the token after them to -100."
+                )
 
     def _merge(self, merges: list[Merge], hidden: Tensor) -> Tensor:
         """Hidden states in which survivors are the mixtures that a method asked for, features of DeepStack likewise."""
@@ -297,13 +321,14 @@ class Forward:
         return ((tokens >= first) & (tokens < last)).any(-1)
 
     def _renumber(self, keep: Tensor) -> tuple[Tensor, Tensor]:
-        positions = self.rows.positions.clone()
+        positions, rank = self.rows.positions.clone(), self.rows.valid.long().cumsum(1)
         moved = positions.new_zeros(self.batch)
         for row in range(self.batch):
             stretches: list[Tensor] = []
             for span, columns, ends in zip(self.spans, self.rows.columns, self.rows.ends, strict=True):
                 if span.row == row:
-                    stretches += runs(torch.cat([columns, ends]).sort().values)
+                    own = torch.cat([columns, ends]).sort().values
+                    stretches += runs(own, rank[row, own])  # hidden columns in between do not part a span
             if stretches:
                 stretches.sort(key=lambda s: int(s[0]))
                 positions[:, row], moved[row] = compact(self.rows.positions[:, row], keep[row], stretches)

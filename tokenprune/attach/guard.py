@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,7 +18,10 @@ from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
 from tokenprune.methods.stage import Stage
 
-COMPILED = "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it."
+COMPILED = (
+    "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
+    "by itself, with a static cache on a GPU, pass disable_compile=True to it."
+)
 
 
 def check_stages(stages: Sequence[Stage], layers: int) -> None:
@@ -54,7 +58,22 @@ def check_projection(stages: Sequence[Stage], family: Family) -> None:
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
-    """The model inside a PEFT wrapper; raises `Unsupported` for a model that is compiled, in whole or in part."""
+    """The model inside a PEFT wrapper.
+
+    Raises `Unsupported` for a model that is compiled, in whole or in part, and for what is no model but holds or names
+    one.
+    """
+    if isinstance(model, (str, Path)):
+        raise Unsupported(
+            f"{str(model)!r} is a name, not a model. Load it first: "
+            "AutoModelForImageTextToText.from_pretrained(...), or tokenprune.chat.Chat.load(...).model."
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise Unsupported(f"A {type(model).__name__} runs copies of a model. Prune the model inside it: model.module.")
+    if isinstance(model, ProcessorMixin):
+        raise Unsupported(f"{type(model).__name__} is a processor. Pass the model that it prepares inputs for.")
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        raise Unsupported(f"{type(model).__name__} is not a model but holds one. Prune that: its .model.")
     modules = model.modules() if isinstance(model, nn.Module) else ()
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
         raise Unsupported(COMPILED)
@@ -67,13 +86,39 @@ def refuse_compiled() -> None:
         raise Unsupported(COMPILED)
 
 
-def refuse_checkpointing(text_model: PreTrainedModel) -> None:
-    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order."""
-    active = text_model.training and any(getattr(layer, "gradient_checkpointing", False) for layer in text_model.layers)
-    if active and "__call__" in vars(GradientCheckpointingLayer):
+def refuse_checkpointing(text_model: PreTrainedModel, inside: bool) -> None:
+    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order.
+
+    inside: whether tokens are dropped between the layers.
+    """
+    layers = [layer for layer in text_model.layers if getattr(layer, "gradient_checkpointing", False)]
+    if not text_model.training or not layers:
+        return
+    if "__call__" in vars(GradientCheckpointingLayer):
         raise Unsupported(
             "Gradient checkpointing of a pruned model needs a newer transformers (5.23 will do): this one runs hooks "
             "again while it recomputes."
+        )
+    given = [getattr(layer._gradient_checkpointing_func, "keywords", None) for layer in layers]
+    reentrant = any(isinstance(keywords, dict) and keywords.get("use_reentrant") is True for keywords in given)
+    if inside and reentrant:
+        raise Unsupported(
+            "Reentrant gradient checkpointing gives wrong gradients where a stage stands between the layers. Call "
+            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+        )
+
+
+def refuse_packed(position_ids: Tensor | None) -> None:
+    """Raise `Unsupported` where position ids (int64 [B, L], or with three more axes in front) that start anew say that
+    a row holds several sequences."""
+    if position_ids is None or (position_ids.ndim == 3 and len(position_ids) != 4):
+        return
+    text = position_ids if position_ids.ndim == 2 else position_ids[0]
+    if bool((text.diff(dim=-1) != 1).any()):
+        raise Unsupported(
+            "These position_ids start anew within a row, so it holds several sequences that must not see each other, "
+            "and pruning does not keep packed sequences apart. Pass each as a row of a padded batch with its "
+            "attention_mask."
         )
 
 
@@ -107,9 +152,9 @@ def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tens
         if mask is None:
             return None
     if static and isinstance(mask, Tensor) and mask.ndim == 4:
-        total = int(cache.get_seq_length()) + mask.shape[2]
-        last = mask[:, 0, -1, :]
-        valid = last if last.dtype == torch.bool else last == 0
-        if same_as_causal(mask, valid, blocks):
-            return valid[:, :total]
+        past = int(cache.get_seq_length())
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        valid = seen[:, 0].any(1)  # padding is what no token sees
+        if same_as_causal(seen, valid, blocks, past):
+            return valid[:, : past + mask.shape[2]]
     raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

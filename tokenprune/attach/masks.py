@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +27,23 @@ def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
-        return [Kind(None, window)] * len(text_model.layers)
+        own = None if stray_window(text_model) else window
+        return [Kind(None, own)] * len(text_model.layers)
     odd = sorted(set(types) - {"full_attention", "sliding_attention"})
     if odd:
         raise Unsupported(
             f"This model has {', '.join(odd)} layers, which cannot be pruned: they keep no key per token."
         )
     return [Kind(t, window if t == "sliding_attention" else None) for t in types[: len(text_model.layers)]]
+
+
+def stray_window(text_model: PreTrainedModel) -> int | None:
+    """A sliding window that the config has and the cache keeps to, but that the attention of this model ignores."""
+    config = text_model.config
+    if getattr(config, "layer_types", None) is not None:
+        return None
+    slides = hasattr(sys.modules[type(text_model).__module__], "create_sliding_window_causal_mask")
+    return None if slides else getattr(config, "sliding_window", None)
 
 
 class _Clock:
@@ -102,14 +113,12 @@ def attention_mask(
     )
 
 
-def same_as_causal(mask: Tensor, valid: Tensor, blocks: Tensor | None) -> bool:
-    """Whether a prepared mask [B, 1, L, keys] hides just the future outside blocks (int64 [B, past + L]) and padding
-    (valid: bool [B, keys])."""
-    length, keys = mask.shape[-2:]
-    seen = mask if mask.dtype == torch.bool else mask == 0
-    past = int(valid.any(0).nonzero().max()) + 1 - length
-    row = torch.arange(length, device=mask.device)[:, None] + past
-    causal = torch.arange(keys, device=mask.device) <= row
+def same_as_causal(seen: Tensor, valid: Tensor, blocks: Tensor | None, past: int) -> bool:
+    """Whether a prepared mask, bool [B, 1, L, keys], hides just the future outside blocks (int64 [B, past + L]) and
+    padding (valid: bool [B, keys])."""
+    length, keys = seen.shape[-2:]
+    row = torch.arange(length, device=seen.device)[:, None] + past
+    causal = torch.arange(keys, device=seen.device) <= row
     seen_ahead = causal[None]
     if blocks is not None:
         numbers = pad(blocks[:, -length:], (past, keys - past - length), value=-1)

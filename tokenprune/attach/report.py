@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,6 +168,7 @@ class Prefill:
     merged: list[list[Merged]]
     untimed: Report
     watches: list[Stopwatch]
+    steps: list[StepReport] = field(default_factory=list)  # decoding steps since, which are added as they come
 
     def columns(self, layer: int) -> Tensor:
         """int64 [B, K]: the prompt column of each row in a decoder layer, -1 for padding."""
@@ -176,11 +177,11 @@ class Prefill:
             index = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
         return index.masked_fill(~valid, -1)
 
-    def report(self, steps: list[StepReport]) -> Report:
+    def report(self) -> Report:
         """The report with its times (which waits for the device), and with the decoding steps since."""
         times = [1000 * watch.seconds for watch in self.watches]
         stages = [replace(stage, selection_ms=ms) for stage, ms in zip(self.untimed.stages, times, strict=True)]
-        return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(steps))
+        return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(self.steps))
 
 
 def measure(run: Run, forward: Forward, cache: Cache | None) -> Prefill:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name
+from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.attach.decode import Decoder, StepReport
 from tokenprune.attach.forward import DeepStack, Forward, Merged
 from tokenprune.attach.guard import (
@@ -26,11 +26,14 @@ from tokenprune.attach.guard import (
     prepared_mask,
     refuse_checkpointing,
     refuse_compiled,
+    refuse_packed,
     refuse_paged,
     refuse_parallel,
     unwrapped,
 )
-from tokenprune.attach.masks import layer_kinds
+from tokenprune.attach.masks import layer_kinds, stray_window
+from tokenprune.attach.overrides import Hook, Overrides
+from tokenprune.attach.prompt import Call
 from tokenprune.attach.report import Prefill, Report, layer_shape, measure
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
@@ -49,7 +52,8 @@ POSITIONS = ("original", "compact")
 TURNS = ("refuse", "accept")
 IMAGES = ("each", "frames")
 MEDIA = ("pixel_values", "pixel_values_videos", "pixel_values_images", "image_hidden_states", "mm_encoder_outputs")
-_active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
+# Text model -> its run, which must not keep the model alive.
+_active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Run]] = weakref.WeakKeyDictionary()
 
 
 class Run:
@@ -77,6 +81,7 @@ class Run:
         self.positions, self.turns, self.images = positions, turns, images
         self.kinds = layer_kinds(self.text_model)
         self._cache_name = cache_name(self.text_model)
+        self._stray_window = stray_window(self.text_model)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.kinds]
@@ -85,8 +90,9 @@ class Run:
         self.places = sorted({s.at for s in self.stages} | ({self.decoder.first} if self.decoder else set()))
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
-        self._local, self._lifted = threading.local(), threading.local()
-        self._done: Prefill | None = None
+        # Of each thread: the pass that runs, what its caller said, whether the run is lifted, and the last prompt.
+        self._local, self._caller, self._lifted, self._own = (threading.local() for _ in range(4))
+        self._latest: Prefill | None = None
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
         self._rankings: list[Ranking] | None = None
@@ -98,25 +104,41 @@ class Run:
         self._tapped = bool(decoding) or any(SIGNALS[n.signal].heard or SIGNALS[n.signal].vision for n in needs)
         refuse_parallel(self.model)
         self._encoder = EncoderReader(self.model, self.family, vision)
-        self._attach()
+        self._calls = Overrides(self.model)
+        self._untap: weakref.finalize | None = None
+        try:
+            self._attach()
+        except BaseException:
+            self.remove()
+            raise
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in self._all_stages())
-        state = "attached to" if _active.get(self.text_model) is self else "removed from"
+        state = "attached to" if self._attached else "removed from"
         return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
 
     def _all_stages(self) -> list[Stage]:
         return [*self.stages, *(self.decoder.stages if self.decoder else ())]
 
+    @property
+    def _dropping(self) -> list[Stage]:
+        """The stages that may drop something: keep=1.0 (all of them, not one) changes nothing."""
+        return [stage for stage in self.stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
+
     def _attach(self) -> None:
-        _active[self.text_model] = self
+        _active[self.text_model] = weakref.ref(self)
         if self._tapped:
             taps.install()
+            self._untap = weakref.finalize(self.text_model, taps.uninstall)  # where it is dropped without remove()
+            self._untap.atexit = False
+            for module in self._listening():
+                setattr(module, taps.MARK, True)
         self._encoder.attach()
+        if hasattr(self.model, "generate"):
+            self._calls.wrap("generate", self._noting_the_prompt)
         base = self.family.base(self.model)
         put, live = self.hold, self._unless_lifted
-        if self.model is not base:
-            put(self.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
+        put(self.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
         put(base.register_forward_pre_hook(live(self._before_base), with_kwargs=True))
         put(base.register_forward_hook(live(self._after_base), always_call=True))
         put(self.text_model.register_forward_pre_hook(live(self._before_text), with_kwargs=True))
@@ -146,19 +168,30 @@ class Run:
         return getattr(self._lifted, "now", False)
 
     def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: None if self.is_lifted else hook(*arguments)
+        return Hook(lambda *arguments: None if self.is_lifted else hook(*arguments))
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
-        if _active.get(self.text_model) is not self:
+        if not self._attached:
             return
         del _active[self.text_model]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._encoder.detach()
-        if self._tapped:
-            taps.uninstall()
+        self._calls.undo()
+        if self._untap is not None:
+            self._untap()
+            for module in self._listening():
+                module.__dict__.pop(taps.MARK, None)
+
+    def _listening(self) -> list[nn.Module]:
+        return [*(layer.self_attn for layer in self.text_model.layers), *self._encoder.attention()]
+
+    @property
+    def _attached(self) -> bool:
+        found = _active.get(self.text_model)
+        return found is not None and found() is self
 
     def __enter__(self) -> Run:
         return self
@@ -208,11 +241,11 @@ class Run:
     @property
     def steps(self) -> list[StepReport]:
         """What each decoding step since the last prompt looked at and cost, with stages at every decoding step."""
-        return [] if self.decoder is None else self.decoder.steps
+        return [] if self._latest is None else self._last().steps
 
     def report(self) -> Report:
         """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time; and its decoding steps."""
-        return self._last().report(self.steps)
+        return self._last().report()
 
     @functools.cached_property
     def layer_shapes(self) -> list[LayerShape]:
@@ -220,9 +253,11 @@ class Run:
         return [layer_shape(layer, self.text_model.config) for layer in self.text_model.layers]
 
     def _last(self) -> Prefill:
-        if self._done is None:
+        """The last prompt of this thread; of any, where this one has run none."""
+        found = getattr(self._own, "prefill", self._latest)
+        if found is None:
             raise BadInput("Nothing has been pruned yet. Run the model on a prompt with an image first.")
-        return self._done
+        return found
 
     # Hooks, in the order in which one forward pass meets them.
 
@@ -230,9 +265,34 @@ class Run:
     def _forward(self) -> Forward | None:
         return getattr(self._local, "forward", None)
 
-    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        keep = kwargs.get("logits_to_keep", 0)
-        self._local.logits_to_keep = keep if isinstance(keep, int) else 0
+    @property
+    def _call(self) -> Call:
+        """What the caller said; nothing, where the base model is called by itself."""
+        return getattr(self._local, "call", Call())
+
+    def _noting_the_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        """While `generate` runs, what it was given is the prompt: words and drafts that follow are not."""
+
+        @functools.wraps(generate)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+            before = getattr(self._caller, "width", None)
+            self._caller.width = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._caller.width = before
+
+        return noting
+
+    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self._local.call = Call(
+            logits_to_keep=kwargs.get("logits_to_keep", 0),
+            labels=kwargs.get("labels"),
+            prompt_length=kwargs.pop("prompt_length", None),
+            width=getattr(self._caller, "width", None),
+        )
+        return args, kwargs
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         refuse_compiled()
@@ -241,7 +301,7 @@ class Run:
         local, cache = self._local, cache_in(kwargs)
         input_ids = args[0] if args else kwargs.get("input_ids")
         media = media_in(kwargs)
-        if input_ids is None and (media or _is_new(cache)):
+        if input_ids is None and media:
             raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         # Without media a placeholder is a token that the model happened to generate.
         local.input_ids = input_ids if media else None
@@ -256,7 +316,10 @@ class Run:
                     f"There is no image in the prompt: {media[0]} was given, but input_ids has no placeholder."
                 )
         local.blocks = self.family.blocks(self.model, kwargs, cache is None or not cache.is_initialized)
-        local.mask = prepared_mask(kwargs.get("attention_mask"), cache, local.blocks)
+        local.mask = kwargs.get("attention_mask")
+        if media or (cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)):
+            local.mask = prepared_mask(local.mask, cache, local.blocks)
+        local.packable = local.mask is None and kwargs.get("position_ids") is not None
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         """Runs after an exception too."""
@@ -276,8 +339,13 @@ class Run:
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not prompt and not pruned:
             return None
-        refuse_checkpointing(module)
-        self._check_turn(pruned, hidden.shape[1])
+        refuse_checkpointing(module, any(stage.at > 0 for stage in self._dropping))
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if cache is not None and self._stray_window:
+            widen(cache, self._stray_window, past + hidden.shape[1])
+        if cache is None and self._local.packable:
+            refuse_packed(kwargs.get("position_ids"))
+        self._check_turn(pruned, hidden.shape[1], past)
         forward = self._local.forward = self._start(module, hidden, kwargs)
         if cache is not None:
             windows = [kind.window for kind in self.kinds]
@@ -300,10 +368,10 @@ class Run:
         mask = hidden.new_zeros(len(hidden), 1, 1, 1)
         return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
 
-    def _check_turn(self, pruned: list[PrunedLayer], rows: int) -> None:
+    def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
         """A later question must not silently get what an earlier one chose."""
-        drafts = getattr(self._local, "logits_to_keep", 0)
-        if self.turns == "refuse" and rows > 1 and rows != drafts and any(layer.asked for layer in pruned):
+        question = self._call.question(length, past)
+        if self.turns == "refuse" and question > 1 and any(layer.asked for layer in pruned):
             methods = ", ".join(sorted({s.method.name for s in self.stages if s.method.asks}))
             raise Unsupported(
                 f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
@@ -320,25 +388,44 @@ class Run:
         given = None if given is None else given.bool().to(hidden.device)
         valid = hidden.new_ones(batch, length, dtype=torch.bool) if given is None else given[:, -length:]
         spans, vision = self._spans() if self._local.input_ids is not None else ([], {})
-        *counts, right_padded = [length] * batch + [0]
-        if given is not None:
-            *counts, right_padded = torch.cat([valid.sum(1), (~valid[:, -1:]).sum()[None]]).tolist()
         ends = [[c.column for c in s.separators] for s in spans]
         end = max((max(s.columns[-1], *e, -1) + 1 for s, e in zip(spans, ends, strict=True)), default=0)
-        blocks = self._local.blocks
+        blocks, call = self._local.blocks, self._call
+        *counts, right_padded, hidden_media = [length] * batch + [0, 0]
+        if given is not None:
+            media = torch.zeros(batch, length, dtype=torch.bool)
+            for span, own in zip(spans, ends, strict=True):
+                media[span.row, [*span.columns, *own]] = True
+            media = media.to(hidden.device, non_blocking=True)
+            known = [valid.sum(1), (~valid[:, -1:]).sum()[None], (media & ~valid).sum()[None]]
+            *counts, right_padded, hidden_media = torch.cat(known).tolist()
+        last = [length - 1] * batch
+        if right_padded:
+            last = (length - 1 - valid.flip(1).long().argmax(1)).tolist()
+        prompt_ends = call.ends(valid, past) if self._dropping else None
+        self._check_prompt(prompt_ends, spans)
 
         def tensor(values: Any) -> Tensor:
             return handed(values, hidden.device).long()
 
+        columns = [tensor(s.columns) for s in spans]
+        tokens = [torch.arange(s.count, device=hidden.device) for s in spans]
+        closing = [tensor(e) for e in ends]
+        end_ids = [torch.arange(len(e), device=hidden.device) for e in ends]
+        if hidden_media:  # what the caller's mask hides is not there to choose from, as after an earlier stage
+            for i, span in enumerate(spans):
+                seen, seen_ends = valid[span.row, columns[i]], valid[span.row, closing[i]]
+                columns[i], tokens[i] = columns[i][seen], tokens[i][seen]
+                closing[i], end_ids[i] = closing[i][seen_ends], end_ids[i][seen_ends]
         rows = Rows(
             index=None,
             valid=valid,
             positions=positions,
             counts=counts,
-            columns=[tensor(s.columns) for s in spans],
-            tokens=[torch.arange(s.count, device=hidden.device) for s in spans],
-            ends=[tensor(e) for e in ends],
-            end_ids=[torch.arange(len(e), device=hidden.device) for e in ends],
+            columns=columns,
+            tokens=tokens,
+            ends=closing,
+            end_ids=end_ids,
         )
         return Forward(
             model=module,
@@ -350,12 +437,28 @@ class Run:
             signals=Signals(hidden, vision, self._given),
             project=functools.partial(self.family.project, self.model),
             tail=length - (length if right_padded else end),
-            logits_to_keep=getattr(self._local, "logits_to_keep", 0),
+            ends=prompt_ends,
+            read=call.read(spans, length, last) if spans else [],
+            reads_padding=call.reads_end and right_padded > 0,
             past_valid=None if given is None else given[:, :-length],
             blocks=None if blocks is None else blocks.to(hidden.device)[:, -length:],
             blocks_ignore_window=self.family.blocks_ignore_window,
             rankings=self._rankings,
         )
+
+    def _check_prompt(self, ends: Tensor | None, spans: list[Span]) -> None:
+        """Refuse methods that read the question where nobody says which it is."""
+        asking = sorted({stage.method.name for stage in self._dropping if stage.method.asks})
+        if ends is None or not asking or self._call.labels is None:
+            return
+        for row, end in enumerate(ends.tolist()):
+            first = min((span.columns[0] for span in spans if span.row == row), default=-1)
+            if end <= first:
+                raise Unsupported(
+                    f"The labels of row {row} count from column {end} on, before its image, so what is prompt and what "
+                    f"is answer is not known, and {', '.join(asking)} chooses by the prompt. Set the labels of the "
+                    "prompt to -100, or pass prompt_length= (tokens of each row's prompt) to the model."
+                )
 
     def _spans(self) -> tuple[list[Span], dict[Need, list[Tensor]]]:
         """The spans of this prompt in reading order, and the vision encoder's signals of each."""
@@ -449,17 +552,16 @@ class Run:
 
     def _after_text(self, module: nn.Module, args: tuple, output: Any) -> Any:
         forward = self._forward
-        if forward is not None and forward.step is not None:
-            self.decoder.steps.append(forward.step.finish())
+        if forward is not None and forward.step is not None and self._latest is not None:
+            self._last().steps.append(forward.step.finish())
         if forward is None or not forward.spans:
             return None
-        if self.decoder is not None:
-            self.decoder.steps.clear()
-        self._done = measure(self, forward, cache_in(output))
+        self._own.prefill = self._latest = measure(self, forward, cache_in(output))
         output.last_hidden_state = forward.restore(output.last_hidden_state, forward.rows)
         if output.hidden_states is not None:
             output.hidden_states = tuple(
-                forward.restore(h, forward.rows_before(max(i - 1, 0))) for i, h in enumerate(output.hidden_states)
+                None if h is None else forward.restore(h, forward.rows_before(max(i - 1, 0)))
+                for i, h in enumerate(output.hidden_states)
             )
         return output
 
@@ -483,10 +585,6 @@ def media_in(arguments: Mapping[str, Any]) -> list[str]:
 def _holds(media: Any) -> bool:
     """Whether a media argument really brings something: generate() passes empty encoder outputs for text."""
     return media is not None and (isinstance(media, Tensor) or any(v is not None for v in media.values()))
-
-
-def _is_new(cache: Cache | None) -> bool:
-    return cache is None or cache.get_seq_length() == 0
 
 
 def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:

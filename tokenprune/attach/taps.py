@@ -20,6 +20,8 @@ from tokenprune.errors import Unsupported
 
 Listener = Callable[[Tensor, Tensor, float, "Tensor | None", float], None]  # query, key, scaling, mask, softcap
 
+MARK = "_tokenprune_listens"  # on the attention modules of pruned models; other models may be compiled
+
 _lock = threading.Lock()
 _users = 0
 _saved: dict[str, Callable] = {}
@@ -77,8 +79,12 @@ def _attention(
     attention_mask: Tensor | None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
+    if original is None:
+        original = sys.modules[type(module).__module__].eager_attention_forward
     if torch.compiler.is_compiling():
-        raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
+        if hasattr(module, MARK):
+            raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
+        return original(module, query, key, value, attention_mask, **kwargs)
     began = time.perf_counter()
     listener = listeners().get(module)
     if listener is not None:
@@ -93,8 +99,6 @@ def _attention(
                 lengths = bounds.diff().tolist()
                 for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
                     listener(q, k, scaling, None, softcap)
-    if original is None:
-        original = sys.modules[type(module).__module__].eager_attention_forward
     result = original(module, query, key, value, attention_mask, **kwargs)
     if getattr(_local, "seconds", None) is not None:
         _local.seconds += time.perf_counter() - began

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.attach import taps
+from tokenprune.attach.overrides import Overrides
 from tokenprune.core.pixels import grey_entropy
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
@@ -43,7 +44,7 @@ class EncoderReader:
         self.model, self.family, self.needs = model, family, needs
         self.base = family.base(model)
         self.layers = {media: self._places(media) for media in family.getters} if needs else {}
-        self._found: dict[str, Callable | None] = {}
+        self._getters = Overrides(self.base)
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
 
@@ -57,18 +58,19 @@ class EncoderReader:
             if need.signal != "entropy"
         }
 
+    def attention(self) -> list[nn.Module]:
+        """The attention modules that are listened to."""
+        wanted = [(need, layer) for places in self.layers.values() for need, layer in places.items()]
+        return [attention_of(layer) for need, layer in wanted if need.signal != "vision_features"]
+
     def attach(self) -> None:
         """Put the wrappers on the base model."""
         for media, name in self.family.getters.items():
-            self._found[name] = self.base.__dict__.get(name)
-            setattr(self.base, name, self._wrapped(media, getattr(self.base, name)))
+            self._getters.wrap(name, functools.partial(self._wrapped, media))
 
     def detach(self) -> None:
-        """Take the wrappers off, and put back what others had put there."""
-        for name, found in self._found.items():
-            del self.base.__dict__[name]
-            if found is not None:
-                self.base.__dict__[name] = found
+        """Take the wrappers off."""
+        self._getters.undo()
 
     def _wrapped(self, media: str, original: Callable) -> Callable:
         signature = inspect.signature(original)

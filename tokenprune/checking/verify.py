@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
@@ -15,16 +16,24 @@ from tokenprune.attach.cache import CACHE_NAMES, cache_in
 from tokenprune.attach.run import Run, media_in
 from tokenprune.checking.compare import TOLERANCES, Comparison, Recorder, outcome_of
 from tokenprune.errors import Unsupported, unknown
+from tokenprune.methods.stage import Stage
 from tokenprune.version import TESTED_TRANSFORMERS, VERSION
 
 VERIFY = ("auto", "always", "never")
 
 
-def asks_to_verify(verify: str) -> bool:
-    """Whether `verify=` of `prune` asks for a comparison, on the transformers that is installed."""
+def asks_to_verify(verify: str, stages: Sequence[Stage]) -> bool:
+    """Whether `verify=` of `prune` asks for a comparison, on the transformers that is installed. Raises `Unsupported`
+    for stages that no reference can be made for."""
     if verify not in VERIFY:
         raise unknown("verify", verify, VERIFY)
-    return verify == "always" or (verify == "auto" and not tested())
+    asked = verify == "always" or (verify == "auto" and not tested())
+    if asked and any(stage.method.merges_in == "encoder" for stage in stages):
+        raise Unsupported(
+            "Features merged before the projector have no masked reference, so they cannot be verified with "
+            f"transformers {version('transformers')}. Take merge_in='projected', or pass verify='never' to prune()."
+        )
+    return asked
 
 
 def tested() -> bool:

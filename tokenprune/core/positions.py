@@ -51,9 +51,10 @@ def compact(positions: Tensor, keep: Tensor, spans: list[Tensor]) -> tuple[Tenso
     return result, moved
 
 
-def runs(columns: Tensor) -> list[Tensor]:
-    """Cut ascending int64 columns [n] where they are not consecutive."""
+def runs(columns: Tensor, rank: Tensor | None = None) -> list[Tensor]:
+    """Cut ascending int64 columns [n] where they (or their ranks, int64 [n], among the columns that count) are not
+    consecutive."""
     if len(columns) == 0:
         return []
-    edges = (columns.diff() > 1).nonzero().flatten() + 1
+    edges = ((columns if rank is None else rank).diff() > 1).nonzero().flatten() + 1
     return list(torch.tensor_split(columns, edges.cpu()))

@@ -31,14 +31,14 @@ class Part:
     """A rectangle of visual tokens as the encoder hands it over: a whole image or video, a base image, a tile.
 
     grid: (t, h, w). The encoder may add separators, which have placeholders too but are no visual tokens: one after
-    each row (`row_end`), one before each frame (`frame_start`), one after the whole part (`end`).
+    each row (`row_end`), one before each frame (`frame_start`), so many after the whole part (`end`).
     """
 
     grid: tuple[int, int, int]
     name: str = "image"  # image, base, tile or video
     row_end: bool = False
     frame_start: bool = False
-    end: bool = False
+    end: int = 0
 
     @property
     def length(self) -> int:

@@ -103,7 +103,6 @@ def _span(part: Part, columns: list[int], row: int, media: str, item: int) -> Sp
             if part.row_end:
                 separators.append(Separator(columns[at], len(tokens) - w, len(tokens)))
                 at += 1
-    if part.end:
-        separators.append(Separator(columns[at], 0, t * h * w))
+    separators += [Separator(column, 0, t * h * w) for column in columns[at:]]
     name = part.name if media == "image" else media
     return Span(row, tuple(tokens), part.grid, media, name, item, tuple(separators))

@@ -34,10 +34,9 @@ class LlavaNext(Llava):
         return [self._parts(side, image.flatten()) for image in packed]
 
     def _parts(self, side: int, packed: Tensor) -> list[Part]:
-        newlines = int(packed.sum())
-        if len(packed) == side * side + 1:
-            return [Part((1, side, side), end=True)]
-        rest = len(packed) - side * side
+        newlines, rest = int(packed.sum()), len(packed) - side * side
+        if rest == newlines:  # not in tiles, or so thin that its tiles have no token: only newlines, or nothing at all
+            return [Part((1, side, side), end=newlines)]
         tiles = Part((1, newlines, rest // newlines - 1), "tile", row_end=True)
         return [Part((1, side, side), "base"), tiles]
 

@@ -44,7 +44,7 @@ class LlavaOnevision(LlavaNext):
         side = math.ceil(self.side(model) / 2)
         if encoded.features == videos * frames * side * side:  # transformers 5.17 adds the newlines later
             encoded.features += videos
-        return [[Part((frames, side, side), end=True)] for _ in range(videos)]
+        return [[Part((frames, side, side), end=1)] for _ in range(videos)]
 
     def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":

@@ -15,6 +15,7 @@ from tokenprune.errors import Unsupported
 from tokenprune.families.base import Family
 
 GROUP = "tokenprune.families"
+RETRIEVERS = ("colpali", "colqwen2")  # they answer with an embedding of every token
 
 
 @lru_cache(maxsize=1)
@@ -38,6 +39,11 @@ def family_of(model: PreTrainedModel) -> Family:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = all_families().values()
     family = next((f for f in known if f.serves(model)), None) if model_type else None
+    if family is None and model_type in RETRIEVERS:
+        raise Unsupported(
+            f"tokenprune cannot prune model type {model_type!r}: it generates nothing, every token is an embedding of "
+            "its page. Merge those: tokenprune.merge_pages(embeddings, keep=...)."
+        )
     if family is None:
         what = f"model type {model_type!r}" if model_type else f"an object of type {type(model).__name__}"
         types = sorted({t for f in known for t in f.model_types})
