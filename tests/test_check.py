@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import tokenprune
 from eval.results import read
+from tests.draw import cases
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
 from tokenprune.attach import masks
@@ -36,7 +38,7 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
+@cases("name", list(PASSING), lambda name: list(PASSING).index(name) // 2)
 def test_right_runs_pass(name, tiny_models):
     family, (method, plan, rows) = FAMILIES[name], PASSING[name]
     found = check(tiny_models(family), family.inputs(rows), method, new_tokens=2, **plan)
@@ -173,8 +175,11 @@ def unseen(monkeypatch):
     monkeypatch.setattr(verify, "TESTED_TRANSFORMERS", ("5.1",))
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
-@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+@cases(
+    "name, cache",
+    list(product(["llava", "qwen3_vl", "gemma3"], [{}, {"cache_implementation": "static"}, {"use_cache": False}])),
+    lambda _, cache: str(cache),
+)
 def test_an_unseen_version_is_verified_on_the_first_prompt(name, cache, unseen, tiny_models):
     family = FAMILIES[name]
     if family.name == "gemma3" and cache.get("cache_implementation"):

@@ -3,4 +3,4 @@
 VERSION = "0.1.0"
 
 # Minor versions of transformers that the sample of the laws was run on: `make test-versions`.
-TESTED_TRANSFORMERS = ("5.17", "5.18", "5.19", "5.20", "5.21", "5.22", "5.23", "5.24")
+TESTED_TRANSFORMERS = ("5.17", "5.20", "5.23", "5.24")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tokenprune.cli.parse import Dtype, asked
-from tokenprune.errors import BadInput
+from tokenprune.cli.shown import check_shown, load_shown
 
 
 def check(
@@ -35,24 +35,20 @@ def check(
 
     Further options of the method follow as --name value.
     """
-    if image is not None and video is not None:
-        raise BadInput("Give --image or --video, not both.")
-    if video is None and frames is not None:
-        raise BadInput("--frames goes with --video FILE.")
-    if (image is not None or video is not None) and prompt is None:
-        raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
+    check_shown(image, video, frames, prompt)
     options = asked(context.args, method, keep, at=at, scope=scope, positions=positions)
 
     from tokenprune import scenes
     from tokenprune.chat import Chat
     from tokenprune.checking.check import check as compared
-    from tokenprune.images import load_image
-    from tokenprune.video import load_video
 
-    shown = load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, progress=not as_json)
-    name = model or ("scenes" if video is None else "scenes-video")
+    if model is None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    shown, bundled = load_shown(image, video, frames, progress=not as_json)
     more = {} if attention is None else {"attn_implementation": attention}
-    chat = Chat.load(name, dtype=dtype.value, **more)
+    chat = Chat.load(model or bundled, dtype=dtype.value, **more)
     found = compared(
         chat.model, chat.inputs(shown, prompt or scenes.QUESTION), method, new_tokens=new_tokens, **options
     )

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from tokenprune.cli.parse import asked
 from tokenprune.cli.results import save
-from tokenprune.errors import BadInput
+from tokenprune.cli.shown import check_shown, load_shown
 
 out = Console()
 
@@ -34,23 +34,16 @@ def explain(
 
     Further options of the method follow as --name value.
     """
-    if image is not None and video is not None:
-        raise BadInput("Give --image or --video, not both.")
-    if video is None and frames is not None:
-        raise BadInput("--frames goes with --video FILE.")
-    if (image is not None or video is not None) and prompt is None:
-        raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
+    check_shown(image, video, frames, prompt)
     options = asked(context.args, method, keep, at=at, positions=positions)
 
     from tokenprune import scenes
     from tokenprune.chat import Chat
     from tokenprune.explain.answers import explain as ask
     from tokenprune.explain.page import page as drawn
-    from tokenprune.images import load_image
-    from tokenprune.video import load_video
 
-    shown = load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, progress=True)
-    name = model or ("scenes" if video is None else "scenes-video")
+    shown, bundled = load_shown(image, video, frames, progress=True)
+    name = model or bundled
     found = ask(Chat.load(name), shown, prompt or scenes.QUESTION, method, options, max_new_tokens)
     out.print(f"unpruned: {escape(found.dense)}\npruned:   {escape(found.pruned)}", highlight=False)
     save(page, drawn(found, name, method, options))

@@ -1,0 +1,29 @@
+"""What a command asks about: a picture or a video, and the question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenprune import scenes
+from tokenprune.errors import BadInput
+
+
+def check_shown(image: Path | None, video: Path | None, frames: int | None, prompt: str | None) -> None:
+    """Raise `BadInput` for options that do not go together, before anything is loaded."""
+    if image is not None and video is not None:
+        raise BadInput("Give --image or --video, not both.")
+    if video is None and frames is not None:
+        raise BadInput("--frames goes with --video FILE.")
+    if (image is not None or video is not None) and prompt is None:
+        raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
+
+
+def load_shown(image: Path | None, video: Path | None, frames: int | None, progress: bool) -> tuple[Any, str]:
+    """The picture or clip (default: the bundled scene), and the bundled model that is made for it."""
+    from tokenprune.images import load_image
+    from tokenprune.video import load_video
+
+    if video is None:
+        return load_image(image or scenes.IMAGE), "scenes"
+    return load_video(video, frames, progress=progress), "scenes-video"
