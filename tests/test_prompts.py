@@ -424,6 +424,20 @@ def test_hidden_states_of_some_layers(tiny_models):
         assert states is None or torch.equal(states, expected)
 
 
+def test_router_logits_are_refused(tiny_models):
+    """Their balancing loss counts the rows of the whole prompt."""
+    family = FAMILIES["qwen3_vl_moe"]
+    model, inputs = tiny_models(family), family.inputs(BATCHES["padded"])
+    with torch.no_grad():
+        dense = model(**inputs, output_router_logits=True).logits
+        with prune(model, "fastv", keep=1.0):
+            assert torch.equal(model(**inputs, output_router_logits=True).logits, dense)
+        with prune(model, "fastv", keep=0.5):
+            with pytest.raises(Unsupported, match="Pass output_router_logits=False"):
+                model(**inputs, output_router_logits=True)
+            model(**inputs)
+
+
 # 12, 13: caches and configs.
 
 

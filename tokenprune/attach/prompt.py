@@ -23,12 +23,14 @@ class Call:
     labels: int64 [B, L], or None.
     prompt_length: tokens of each row that are the prompt, padding not counted, or None.
     width: columns that `generate` was given, where it is what calls; they are the prompt.
+    router_logits: whether the logits of a mixture's routers are asked for.
     """
 
     logits_to_keep: int | Tensor = 0
     labels: Tensor | None = None
     prompt_length: Any = None
     width: int | None = None
+    router_logits: bool = False
 
     @property
     def reads_end(self) -> bool:

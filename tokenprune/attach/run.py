@@ -82,6 +82,7 @@ class Run:
         self.kinds = layer_kinds(self.text_model)
         self._cache_name = cache_name(self.text_model)
         self._stray_window = stray_window(self.text_model)
+        self._routes = getattr(self.text_model.config, "output_router_logits", False)
         if self.stages or not decoding:
             check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.kinds]
@@ -291,6 +292,7 @@ class Run:
             labels=kwargs.get("labels"),
             prompt_length=kwargs.pop("prompt_length", None),
             width=getattr(self._caller, "width", None),
+            router_logits=bool(kwargs.get("output_router_logits", self._routes)),
         )
         return args, kwargs
 
@@ -402,6 +404,11 @@ class Run:
         last = [length - 1] * batch
         if right_padded:
             last = (length - 1 - valid.flip(1).long().argmax(1)).tolist()
+        if call.router_logits and self._dropping and spans:
+            raise Unsupported(
+                "The routers' logits and their balancing loss are of the whole prompt, and pruning takes rows away. "
+                "Pass output_router_logits=False."
+            )
         prompt_ends = call.ends(valid, past) if self._dropping else None
         self._check_prompt(prompt_ends, spans)
 
