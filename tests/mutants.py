@@ -167,8 +167,8 @@ FAULTS = [
     Fault(
         "taps stay after removal",
         f"{ATTACH}/run.py",
-        "        if self._tapped:\n            taps.uninstall()",
-        "        pass",
+        "            self._untap()\n",
+        "            pass\n",
     ),
 ]
 
