@@ -8,9 +8,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tokenprune_kernels.fused import attention, density, greedy, retention, selection
+from tokenprune_kernels.fused import attention, density, distance, greedy, retention, selection
 
-WORDS = ("*i64", "*i32", "*u8")
+WORDS = ("*i64", "*i32", "*u8") * 4  # as many as a stage with much in hand moves
 
 
 def kernels():
@@ -24,17 +24,22 @@ def kernels():
     ):
         types = {"scores": f"*{scores}", "counts": counts, "index": "*i64", "n": "i32", "k": "i32", "stride": "i32"}
         yield f"top_k {scores}", selection._top_k, types, {"BLOCK": 1024, "BITS": bits}
-    three = ("i32",) * 3
-    types = {"keep": "*u8", "take": "*i64", "sources": WORDS, "targets": WORDS, "batch_strides": three}
-    types |= {"row_strides": three, "words": three, "length": "i32", "width": "i32"}
-    yield "compact", selection._compact, types, {"ROWS": selection.ROWS, "SCAN": 2048, "CHUNK": selection.CHUNK}
+    yield "places", selection._places, {"keep": "*u8", "take": "*i64", "length": "i32", "width": "i32"}, {"SCAN": 2048}
+    many = ("i32",) * len(WORDS)
+    types = {"take": "*i64", "sources": WORDS, "targets": WORDS, "batch_strides": many, "row_strides": many}
+    yield "gather_rows", selection._gather_rows, types | {"words": many, "width": "i32"}, {"CHUNK": selection.CHUNK}
     for dtype, softcap, mean in (("fp32", "fp32", False), ("fp16", None, True), ("bf16", None, False)):
-        types = {"query": f"*{dtype}", "key": f"*{dtype}", "rows": "*i64", "visible": "*u8", "sums": "*fp32"}
+        types = {"query": f"*{dtype}", "key": f"*{dtype}", "rows": "*i64", "visible": "*u8"}
+        types |= {"largest_of": "*fp32", "total_of": "*fp32"}
         sizes = {"query_strides": ("i32",) * 4, "key_strides": ("i32",) * 4}
-        sizes |= dict.fromkeys(("heads", "group", "m", "keys", "e"), "i32") | {"scaling": "fp32", "softcap": softcap}
-        tile = {"QUERIES": attention.QUERIES, "KEYS": attention.KEYS, "WIDTH": 128}
-        yield f"log_sums {dtype}", attention._log_sums, types | sizes, tile
-        yield f"paid {dtype}", attention._paid, types | {"out": "*fp32"} | sizes, tile | {"MEAN": mean}
+        sizes |= dict.fromkeys(("heads", "group", "m", "keys", "e"), "i32")
+        caps = {"scaling": "fp32", "softcap": softcap}
+        tile = {"QUERIES": 2, "GROUP": 8, "KEYS": attention.KEYS, "WIDTH": 128}
+        yield f"log_sums {dtype}", attention._log_sums, types | sizes | caps, tile | {"SPLIT": attention.SPLIT}
+        types |= {"out": "*fp32"} | sizes | {"splits": "i32"} | caps
+        yield f"paid {dtype}", attention._paid, types, tile | {"MEAN": mean, "SPLITS": 16}
+    types = {"x": "*bf16", "scale": "*fp32", "out": "*fp32", "n": "i32", "d": "i32", "stride": "i32"}
+    yield "cosine", distance._cosine, types, {"TILE": distance.TILE, "WIDTH": distance.WIDTH}
     for dtype, seeds, sums in (("fp32", "*i64", False), ("fp64", None, True), ("fp64", None, False)):
         types = {"distance": f"*{dtype}", "start": f"*{dtype}", "seeds": seeds, "picks": "*i64"}
         types |= dict.fromkeys("nkm", "i32")
@@ -42,15 +47,10 @@ def kernels():
     types = {"kernel": "*fp64", "fallback": "*fp64", "rows": "*fp64", "picks": "*i64", "n": "i32", "k": "i32"}
     yield "greedy_dpp", greedy._greedy_dpp, types | {"epsilon": "fp32"}, {"BLOCK": 1024}
     for dtype, there in (("fp32", None), ("fp64", "*u8")):
-        types = {"distance": f"*{dtype}", "there": there, "dense": f"*{dtype}", "scores": f"*{dtype}"}
-        yield f"peaks {dtype}", density._peaks, types | {"n": "i32", "neighbours": "i32"}, {"ROWS": 8, "BLOCK": 256}
-    for dtype in ("fp32", "fp64"):
-        types = {"x": f"*{dtype}", "targets": f"*{dtype}", "group": "*i64", "m": "i32", "c": "i32", "d": "i32"}
-        tile = {"TOKENS": density.TOKENS, "TARGETS": density.TARGETS, "WIDTH": density.WIDTH}
-        yield f"assign {dtype}", density._assign, types, tile
-    types = {"weights": "*fp32", "x": "*bf16", "out": "*fp32", "k": "i32", "n": "i32", "d": "i32"}
-    tile = {"MIXED": density.MIXED, "SOURCES": density.SOURCES, "LANES": density.LANES}
-    yield "mix", density._mix, types, tile
+        types = {"distance": f"*{dtype}", "there": there, "dense": f"*{dtype}", "widest": f"*{dtype}", "n": "i32"}
+        tile = {"ROWS": 8, "BLOCK": 256}
+        yield f"densities {dtype}", density._densities, types | {"neighbours": "i32"}, tile
+        yield f"gaps {dtype}", density._gaps, types | {"scores": f"*{dtype}"}, tile
     types = {"sources": ("*bf16",) * 2, "targets": ("*bf16",) * 2, "index": "*i64"}
     types |= {"strides": (("i32",) * 4,) * 2, "widths": ("i32",) * 2, "heads": "i32", "k": "i32", "room": "i32"}
     yield "gather", retention._gather, types, {"ROWS": retention.ROWS, "WIDTH": 128}

@@ -18,7 +18,7 @@ import torch
 import tokenprune
 from tests.draw import cases
 from tests.tiny import FAMILIES, Picture
-from tokenprune_kernels import attention, density, dispatch, greedy, retention, selection
+from tokenprune_kernels import attention, density, dispatch, distance, greedy, retention, selection
 
 pytest.importorskip("triton", reason="needs Triton: pip install 'tokenprune[kernels]'")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,7 +148,14 @@ def test_compact_alone_and_with_room_to_spare(both):
     "dtype, softcap, sizes",
     FLOATS,
     [0.0, 1.5],
-    [((4, 4), False, 1, 1, 8), ((6, 2), True, 3, 65, 20), ((7, 1), False, 3, 65, 20), ((4, 2), True, 17, 130, 64)],
+    [
+        ((4, 4), False, 1, 1, 8),
+        ((6, 2), True, 3, 65, 20),
+        ((7, 1), False, 3, 65, 20),
+        ((4, 2), True, 17, 130, 64),
+        ((5, 5), True, 2, 700, 16),
+        ((20, 1), False, 2, 600, 16),
+    ],
 )
 def test_row_attention(both, dtype, softcap, sizes):
     heads, mean, m, keys, width = sizes
@@ -208,25 +215,14 @@ def test_peak_scores(both, holes, sizes):
     same(got, want, rtol=1e-12, atol=0)
 
 
-@every("dtype, sizes", [*FLOATS, torch.float64], [(1, 1, 1, 1), (2, 33, 7, 70), (1, 40, 65, 20)])
-def test_assign(both, dtype, sizes):
-    spans, m, c, d = sizes
-    # Small whole numbers: products are exact in every dtype, and ties are many.
-    x = torch.randint(-2, 3, (spans, m, d), generator=seeded()).to(dtype)
-    targets = torch.randint(-2, 3, (spans, c, d), generator=seeded(1)).to(dtype)
-    want, got = both(density.assign, poisoned(x), poisoned(targets))
-    same(got, want)
-
-
-@every("dtype, sizes", FLOATS, [(1, 1, 1), (9, 70, 33), (17, 130, 129)])
-def test_mix(both, dtype, sizes):
-    k, n, d = sizes
-    weights = torch.rand(k, n, generator=seeded()) * (torch.rand(k, n, generator=seeded(1)) < 0.05)
-    weights[0] = 0
-    x = torch.randn(n, d, generator=seeded(2)).to(dtype)
-    want, got = both(density.mix, poisoned(weights), poisoned(x))
-    same(want, weights.to(DEVICE) @ x.float().to(DEVICE), rtol=1e-5, atol=1e-6)
-    same(got, want, rtol=1e-5, atol=1e-6)
+@every("dtype, sizes", FLOATS, [(1, 1, 1), (2, 33, 70), (1, 130, 64), (3, 129, 200)])
+def test_cosine_distance(both, dtype, sizes):
+    spans, n, d = sizes
+    x = torch.randn(spans, n, d, generator=seeded()).to(dtype)
+    x[:, n // 2] = 0
+    want, got = both(distance.cosine_distance, poisoned(x))
+    assert got.dtype == want.dtype
+    same(got, want, rtol=0, atol=2e-6)
 
 
 @every("dtype, sizes", FLOATS, [(1, 8), (19, 20), (33, 64)])
@@ -252,9 +248,6 @@ def test_gradients_pass_through(monkeypatch, side):
     seen = torch.zeros(2, 9, device=DEVICE).scatter_add(1, take, torch.ones_like(take, dtype=torch.float32))
     same(hidden.grad, seen[..., None].expand(-1, -1, 3))
     same(shared.grad, 2 * seen.sum(0)[None, :, None].expand(-1, -1, 2))
-    weights, x = torch.rand(4, 9, device=DEVICE), torch.randn(9, 3, device=DEVICE, requires_grad=True)
-    density.mix(weights, x).sum().backward()
-    same(x.grad, weights.sum(0)[:, None].expand(-1, 3), rtol=1e-5, atol=1e-6)
 
 
 SAMPLES = {
@@ -268,8 +261,7 @@ SAMPLES = {
     "greedy": (greedy.greedy, (torch.rand(1, 9, 9), 4, torch.rand(1, 9), False)),
     "greedy_dpp": (greedy.greedy_dpp, (torch.eye(9)[None], 4, torch.rand(1, 9))),
     "peak_scores": (density.peak_scores, (torch.rand(2, 9, 9), 3)),
-    "assign": (density.assign, (torch.randn(2, 9, 4), torch.randn(2, 3, 4))),
-    "mix": (density.mix, (torch.rand(3, 9), torch.randn(9, 4))),
+    "cosine_distance": (distance.cosine_distance, (torch.randn(2, 9, 4),)),
     "gather_cache": (
         retention.gather_cache,
         (torch.randn(1, 2, 9, 4), torch.randn(1, 2, 9, 4), torch.tensor([[0, 4]]), 0),

@@ -14,7 +14,7 @@ from torch import Tensor
 from eval.bench.bars import Bar
 from tokenprune.bench.compare import Spread
 from tokenprune.core.diversity import cosine_distance, max_min
-from tokenprune_kernels import attention, density, dispatch, greedy, retention, selection
+from tokenprune_kernels import attention, density, dispatch, distance, greedy, retention, selection
 
 Work = Callable[[], Any]
 
@@ -32,14 +32,28 @@ def on(side: str) -> Iterator[None]:
             os.environ[dispatch.SWITCH] = before
 
 
+REPLAYS = 10
+
+
 def milliseconds(work: Work) -> float:
-    """Device time of one call."""
+    """Time of one call on the device, what the host takes to launch it included."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+def recorded(work: Work) -> Work:
+    """The same work as a graph of its launches, which are then replayed without the host: `REPLAYS` in a row."""
+    work()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(REPLAYS):
+            work()
+    return graph.replay
 
 
 def cases() -> dict[str, Work]:
@@ -58,48 +72,58 @@ def cases() -> dict[str, Work]:
     query, key = random(1, 28, 6308, 128, dtype=half), random(1, 4, 6308, 128, dtype=half)
     rows = torch.full((1, 1), 6307, device="cuda")
     visible = torch.ones(1, 1, 6308, dtype=torch.bool, device="cuda")
-    distance = cosine_distance(random(1, 2880, 3584, dtype=half))
-    start = distance.sum(-1)
+    features = random(1, 2880, 3584, dtype=half)
+    far = cosine_distance(features)
+    start = far.sum(-1)
     frames = torch.cdist(random(32, 196, 64), random(32, 196, 64))
-    unit, targets = random(1, 6272, 3584), random(1, 627, 3584)
-    weights = torch.zeros(627, 6272, device="cuda")
-    weights[torch.randint(0, 627, (6272,), device="cuda", generator=made), torch.arange(6272, device="cuda")] = 1
     keys, values = (random(1, 4, 16384, 128, dtype=half) for _ in range(2))
     index = torch.arange(0, 16384, 10, device="cuda")[None]
     return {
         "top_k n=6272 k=627 batch=8": lambda: selection.top_k(scores, 627),
         "compact 6308 to 631 x 3584 batch=8": lambda: selection.compact(keep, width, [hidden, cos, cos, ids, keep]),
         "row_attention 28 heads 6308 keys": lambda: attention.row_attention(query, key, rows, visible, 0.09, mean=True),
-        "greedy n=2880 k=288": lambda: greedy.greedy(distance, 288, start, False),
-        "greedy_dpp n=2880 k=288": lambda: greedy.greedy_dpp(1 - distance, 288, start),
+        "greedy n=2880 k=288": lambda: greedy.greedy(far, 288, start, False),
+        "greedy_dpp n=2880 k=288": lambda: greedy.greedy_dpp(1 - far, 288, start),
         "peak_scores 32 x 196": lambda: density.peak_scores(frames, 4),
-        "assign 6272 to 627": lambda: density.assign(unit, targets),
-        "mix 6272 to 627": lambda: density.mix(weights, unit[0]),
+        "cosine_distance n=2880": lambda: distance.cosine_distance(features),
         "gather_cache 16384 to 1639": lambda: retention.gather_cache(keys, values, index, 64),
     }
 
 
 def measure(console: Console, rounds: int = 20) -> dict[str, Any]:
-    """Milliseconds of both sides by turns, and what the bars need."""
+    """Milliseconds of both sides by turns, on the device alone and with the host's part, and what the bars need."""
     found: dict[str, Any] = {}
-    sides = dispatch.SIDES
     for name, work in cases().items():
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for turn in range(rounds + 3):
-            for side in sides:
-                with on(side):
-                    took = milliseconds(work)
-                if turn >= 3:
-                    times[side].append(took)
-        ratio = Spread.of([a / b for a, b in zip(*times.values(), strict=True)])
-        found[name] = {side: vars(Spread.of(t)) for side, t in times.items()} | {"speedup": vars(ratio)}
-        console.print(f"{name}: reference / Triton {ratio}")
+        found[name] = _compared(work, rounds)
+        console.print(f"{name}: reference / Triton {Spread(**found[name]['speedup'])}")
     source = torch.randn(8, 631, 3584, device="cuda", dtype=torch.bfloat16)
-    found["copy bound of compact, ms"] = vars(Spread.of([milliseconds(source.clone) for _ in range(rounds)]))
+    copy = recorded(source.clone)
+    found["copy bound of compact, ms"] = vars(Spread.of([milliseconds(copy) / REPLAYS for _ in range(rounds)]))
     features = torch.randn(1, 2880, 3584, device="cuda", dtype=torch.bfloat16)
     choosing = [milliseconds(lambda: max_min(cosine_distance(features), 288)) for _ in range(rounds)]
     found["max-min selection n=2880 k=288, ms"] = vars(Spread.of(choosing[3:]))
     return found
+
+
+def _compared(work: Work, rounds: int) -> dict[str, Any]:
+    graphs = {}
+    for side in dispatch.SIDES:
+        with on(side):
+            graphs[side] = recorded(work)
+    alone: dict[str, list[float]] = {side: [] for side in dispatch.SIDES}
+    called: dict[str, list[float]] = {side: [] for side in dispatch.SIDES}
+    for turn in range(rounds + 3):
+        for side in dispatch.SIDES:
+            with on(side):
+                times = milliseconds(graphs[side]) / REPLAYS, milliseconds(work)
+            if turn >= 3:
+                alone[side].append(times[0])
+                called[side].append(times[1])
+    return {
+        **{side: vars(Spread.of(times)) for side, times in alone.items()},
+        "speedup": vars(Spread.of([a / b for a, b in zip(*alone.values(), strict=True)])),
+        "with the host": {side: vars(Spread.of(times)) for side, times in called.items()},
+    }
 
 
 def bars(found: dict[str, Any]) -> list[Bar]:

@@ -1,4 +1,7 @@
-"""Triton: log-sum-exp of the chosen rows, then their probabilities, a tile of keys at a time."""
+"""Triton: log-sum-exp of the chosen rows, split over the keys, then their probabilities, a tile of keys at a time.
+
+A tile holds some queries with all the heads that share a key head, so that a key is read once for its group.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,28 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune_kernels.dispatch import launcher
+from tokenprune_kernels.fused.operands import operand
 
-QUERIES, KEYS = 16, 64  # rows and columns of a tile
+ROWS, KEYS = 16, 64  # the fewest rows, and the columns, of a tile
+SPLIT = 512  # keys that one program sums
 
 
 @triton.jit
-def _query(query, rows, head, m, strides, at, e, WIDTH: tl.constexpr):
-    """The chosen queries of a head, float32 [QUERIES, WIDTH]; zeros outside."""
+def _queries(query, rows, own, at, heads, m, strides, e, WIDTH: tl.constexpr):
+    """The chosen queries `at` in these heads, [ROWS, WIDTH] as they are stored; zeros outside."""
     lane = tl.arange(0, WIDTH)
     row = tl.load(rows + at, mask=at < m, other=0)
-    place = head * strides[1] + row[:, None] * strides[2] + lane[None, :] * strides[3]
-    return tl.load(query + place, mask=(at < m)[:, None] & (lane < e)[None, :], other=0.0).to(tl.float32)
+    place = heads.to(tl.int64)[:, None] * strides[1] + row[:, None] * strides[2] + lane[None, :] * strides[3]
+    return tl.load(query + place, mask=own[:, None] & (lane < e)[None, :], other=0.0)
 
 
 @triton.jit
 def _scores(q, key, head, at, visible, keys, strides, e, scaling, softcap, WIDTH: tl.constexpr):
-    """Scores [QUERIES, KEYS] of queries over the keys `at`, -inf where `visible` is False."""
+    """Scores [ROWS, KEYS] of queries over the keys `at`, -inf where `visible` is False."""
     lane = tl.arange(0, WIDTH)
-    place = head * strides[1] + at[:, None] * strides[2] + lane[None, :] * strides[3]
-    k = tl.load(key + place, mask=(at < keys)[:, None] & (lane < e)[None, :], other=0.0).to(tl.float32)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+    place = head * strides[1] + at.to(tl.int64)[:, None] * strides[2] + lane[None, :] * strides[3]
+    k = tl.load(key + place, mask=(at < keys)[:, None] & (lane < e)[None, :], other=0.0)
+    scores = tl.dot(operand(q), tl.trans(operand(k)), input_precision="ieee") * scaling
     if softcap is not None:
         bent = tl.exp(-2 * tl.abs(scores / softcap))  # tanh without overflow
         scores = softcap * tl.where(scores < 0, -1.0, 1.0) * (1 - bent) / (1 + bent)
@@ -40,7 +45,8 @@ def _log_sums(
     key,
     rows,
     visible,
-    sums,
+    largest_of,
+    total_of,
     query_strides,
     key_strides,
     heads,
@@ -51,27 +57,34 @@ def _log_sums(
     scaling,
     softcap,
     QUERIES: tl.constexpr,
+    GROUP: tl.constexpr,
     KEYS: tl.constexpr,
+    SPLIT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
-    own = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    q = _query(query + batch * query_strides[0], rows + batch * m, head, m, query_strides, own, e, WIDTH)
-    largest = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    for first in range(0, keys, KEYS):
-        at = first + tl.arange(0, KEYS)
-        inside = (own < m)[:, None] & (at < keys)[None, :]
-        seen = tl.load(visible + (batch * m + own[:, None]) * keys + at[None, :], mask=inside, other=0) != 0
-        place = at.to(tl.int64)
-        base = key + batch * key_strides[0]
-        s = _scores(q, base, head // group, place, seen, keys, key_strides, e, scaling, softcap, WIDTH)
+    key_heads = heads // group
+    batch, head = (tl.program_id(0) // key_heads).to(tl.int64), tl.program_id(0) % key_heads
+    line = tl.arange(0, QUERIES * GROUP)
+    at, member = tl.program_id(1) * QUERIES + line // GROUP, line % GROUP
+    own = (at < m) & (member < group)
+    mine = head * group + member
+    q = _queries(query + batch * query_strides[0], rows + batch * m, own, at, mine, m, query_strides, e, WIDTH)
+    key += batch * key_strides[0]
+    largest = tl.full([QUERIES * GROUP], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES * GROUP], tl.float32)
+    start = tl.program_id(2) * SPLIT
+    for first in range(start, tl.minimum(start + SPLIT, keys), KEYS):
+        column = first + tl.arange(0, KEYS)
+        inside = own[:, None] & (column < keys)[None, :]
+        seen = tl.load(visible + (batch * m + at[:, None]) * keys + column[None, :], mask=inside, other=0) != 0
+        s = _scores(q, key, head, column, seen, keys, key_strides, e, scaling, softcap, WIDTH)
         higher = tl.maximum(largest, tl.max(s, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(largest - safe) + tl.sum(tl.exp(s - safe[:, None]), 1)
         largest = higher
-    result = tl.where(total > 0, largest + tl.log(total), float("-inf"))
-    tl.store(sums + tl.program_id(0).to(tl.int64) * m + own, result, mask=own < m)
+    place = ((batch * heads + mine) * m + at) * tl.num_programs(2) + tl.program_id(2)
+    tl.store(largest_of + place, largest, mask=own)
+    tl.store(total_of + place, total, mask=own)
 
 
 @triton.jit
@@ -80,7 +93,8 @@ def _paid(
     key,
     rows,
     visible,
-    sums,
+    largest_of,
+    total_of,
     out,
     query_strides,
     key_strides,
@@ -89,32 +103,47 @@ def _paid(
     m,
     keys,
     e,
+    splits,
     scaling,
     softcap,
     MEAN: tl.constexpr,
     QUERIES: tl.constexpr,
+    GROUP: tl.constexpr,
     KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64)
-    own = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    at = tl.program_id(2) * KEYS + tl.arange(0, KEYS)
-    inside = (own < m)[:, None] & (at < keys)[None, :]
-    place = at.to(tl.int64)
-    seen = tl.load(visible + (batch * m + own[:, None]) * keys + at[None, :], mask=inside, other=0) != 0
+    line = tl.arange(0, QUERIES * GROUP)
+    at, member = tl.program_id(1) * QUERIES + line // GROUP, line % GROUP
+    own = (at < m) & (member < group)
+    column = tl.program_id(2) * KEYS + tl.arange(0, KEYS)
+    inside = own[:, None] & (column < keys)[None, :]
+    seen = tl.load(visible + (batch * m + at[:, None]) * keys + column[None, :], mask=inside, other=0) != 0
+    part = tl.arange(0, SPLITS)
     mean = tl.zeros([QUERIES, KEYS], tl.float32)
-    for head in range(heads):
-        q = _query(query + batch * query_strides[0], rows + batch * m, head, m, query_strides, own, e, WIDTH)
+    for head in range(heads // group):
+        mine = head * group + member
+        line_at = (batch * heads + mine) * m + at
+        there = own[:, None] & (part < splits)[None, :]
+        largest = tl.load(largest_of + line_at[:, None] * splits + part[None, :], mask=there, other=float("-inf"))
+        total = tl.load(total_of + line_at[:, None] * splits + part[None, :], mask=there, other=0.0)
+        highest = tl.max(largest, 1)
+        safe = tl.where(highest == float("-inf"), 0.0, highest)
+        log_sum = highest + tl.log(tl.sum(total * tl.exp(largest - safe[:, None]), 1))
+        q = _queries(query + batch * query_strides[0], rows + batch * m, own, at, mine, m, query_strides, e, WIDTH)
         base = key + batch * key_strides[0]
-        s = _scores(q, base, head // group, place, seen, keys, key_strides, e, scaling, softcap, WIDTH)
-        top = tl.load(sums + (batch * heads + head) * m + own, mask=own < m, other=0.0)
-        p = tl.exp(s - top[:, None])
+        s = _scores(q, base, head, column, seen, keys, key_strides, e, scaling, softcap, WIDTH)
+        p = tl.exp(s - log_sum[:, None])  # NaN where a query sees nothing
         if MEAN:
-            mean += p
+            p = tl.where(own[:, None], p, 0.0)
+            mean += tl.sum(tl.reshape(p, [QUERIES, GROUP, KEYS]), 1)
         else:
-            tl.store(out + ((batch * heads + head) * m + own[:, None]) * keys + place[None, :], p, mask=inside)
+            tl.store(out + line_at[:, None] * keys + column[None, :], p, mask=inside)
     if MEAN:
-        tl.store(out + (batch * m + own[:, None]) * keys + place[None, :], mean / heads, mask=inside)
+        row = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+        place = (batch * m + row[:, None]) * keys + column[None, :]
+        tl.store(out + place, mean / heads, mask=(row < m)[:, None] & (column < keys)[None, :])
 
 
 @launcher
@@ -122,19 +151,37 @@ def row_attention(
     query: Tensor, key: Tensor, rows: Tensor, visible: Tensor, scaling: float, softcap: float, mean: bool
 ) -> Tensor:
     """See `tokenprune_kernels.attention.row_attention`; two launches."""
+    if query.dtype != key.dtype or query.dtype == torch.float64:
+        query, key = query.float(), key.float()
     batch, heads, _, e = query.shape
     group, m, keys = heads // key.shape[1], rows.shape[1], key.shape[2]
-    sums = query.new_empty(batch, heads, m, dtype=torch.float32)
     shape = (batch, m, keys) if mean else (batch, heads, m, keys)
     out = query.new_empty(shape, dtype=torch.float32)
     if out.numel() == 0:
         return out
-    seen = visible.contiguous().view(torch.uint8)
-    sizes = (heads, group, m, keys, e, scaling, softcap or None)
+    splits = triton.cdiv(keys, SPLIT)
+    largest, total = query.new_empty(2, batch, heads, m, splits, dtype=torch.float32).unbind(0)
+    rows, seen = rows.contiguous(), visible.contiguous().view(torch.uint8)
     strides = (tuple(query.stride()), tuple(key.stride()))
-    tile = {"QUERIES": QUERIES, "KEYS": KEYS, "WIDTH": max(triton.next_power_of_2(e), 16)}
-    grid = (batch, triton.cdiv(m, QUERIES), triton.cdiv(keys, KEYS))
-    rows = rows.contiguous()
-    _log_sums[(batch * heads, grid[1])](query, key, rows, seen, sums, *strides, *sizes, **tile)
-    _paid[grid](query, key, rows, seen, sums, out, *strides, *sizes, MEAN=mean, **tile)
+    together = triton.next_power_of_2(group)
+    tile = {"QUERIES": max(1, ROWS // together), "GROUP": together, "KEYS": KEYS}
+    tile["WIDTH"] = max(triton.next_power_of_2(e), 16)
+    tiles = triton.cdiv(m, tile["QUERIES"])
+    shared = (query, key, rows, seen, largest, total)
+    sizes = (heads, group, m, keys, e)
+    _log_sums[(batch * heads // group, tiles, splits)](
+        *shared, *strides, *sizes, scaling, softcap or None, SPLIT=SPLIT, **tile
+    )
+    _paid[(batch, tiles, triton.cdiv(keys, KEYS))](
+        *shared,
+        out,
+        *strides,
+        *sizes,
+        splits,
+        scaling,
+        softcap or None,
+        MEAN=mean,
+        SPLITS=triton.next_power_of_2(splits),
+        **tile,
+    )
     return out

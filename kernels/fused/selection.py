@@ -1,4 +1,4 @@
-"""Triton: top-k by radix search, and rows closed up by one pass over the mask."""
+"""Triton: top-k by radix search, and rows closed up over what was removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenprune_kernels.dispatch import launcher
 
 BITS = {torch.bool: 1, torch.uint8: 8, torch.int64: 64, torch.float64: 64}  # others: 32, as float32 or int32
-ROWS, CHUNK = 8, 512  # of `_compact`: rows and words of a tile
+CHUNK = 512  # words of a row that one program of `_gather_rows` moves
 
 
 @triton.jit
@@ -93,69 +93,59 @@ def top_k(scores: Tensor, k: int, counts: Tensor | None = None) -> Tensor:
 
 
 @triton.jit
-def _compact(
-    keep,
-    take,
-    sources,
-    targets,
-    batch_strides,
-    row_strides,
-    words,
-    length,
-    width,
-    ROWS: tl.constexpr,
-    SCAN: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    first = tl.program_id(1) * ROWS
+def _places(keep, take, length, width, SCAN: tl.constexpr):
+    """Where the rows of one row of the batch come from: what stays at the right, the last removed ones before it."""
+    row = tl.program_id(0).to(tl.int64)
     keep += row * length
-    before, total = 0, 0
+    take += row * width
+    total = 0
+    for start in range(0, length, SCAN):
+        at = start + tl.arange(0, SCAN)
+        total += tl.sum((tl.load(keep + at, mask=at < length, other=0) != 0).to(tl.int32))
+    before = 0
     for start in range(0, length, SCAN):
         at = start + tl.arange(0, SCAN)
         alive = (tl.load(keep + at, mask=at < length, other=0) != 0).to(tl.int32)
-        before += tl.sum(tl.where(at < first, alive, 0))
-        total += tl.sum(alive)
-    at = first + tl.arange(0, ROWS)
-    inside = at < length
-    alive = (tl.load(keep + at, mask=inside, other=0) != 0).to(tl.int32)
-    kept = before + tl.cumsum(alive) - alive
-    place = tl.where(alive > 0, width - total + kept, at - kept - (length - width))
-    inside = inside & (place >= 0)
-    target = row * width + place
-    if part == 0:
-        tl.store(take + target, at.to(tl.int64), mask=inside)
+        kept = before + tl.cumsum(alive) - alive
+        place = tl.where(alive > 0, width - total + kept, at - kept - (length - width))
+        tl.store(take + place, at.to(tl.int64), mask=(at < length) & (place >= 0))
+        before += tl.sum(alive)
+
+
+@triton.jit
+def _gather_rows(take, sources, targets, batch_strides, row_strides, words, width, CHUNK: tl.constexpr):
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    batch, place = row // width, tl.load(take + row)
     column = part * CHUNK + tl.arange(0, CHUNK)
     for i in tl.static_range(len(sources)):
         if part * CHUNK < words[i]:
-            here = inside[:, None] & (column < words[i])[None, :]
-            source = sources[i] + row * batch_strides[i] + at.to(tl.int64)[:, None] * row_strides[i] + column[None, :]
-            tl.store(targets[i] + target[:, None] * words[i] + column[None, :], tl.load(source, mask=here), mask=here)
+            here = column < words[i]
+            source = sources[i] + batch * batch_strides[i] + place * row_strides[i] + column
+            tl.store(targets[i] + row * words[i] + column, tl.load(source, mask=here), mask=here)
 
 
 @launcher
 def compact(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
-    """See `tokenprune_kernels.selection.compact`; one launch for all tensors, which are moved as whole words."""
+    """See `tokenprune_kernels.selection.compact`; two launches for all tensors, which are moved as whole words."""
     keep = keep.contiguous()
     batch, length = keep.shape
     take = keep.new_empty(batch, width, dtype=torch.long)
     found = [x.new_empty(batch, width, *x.shape[2:]) for x in tensors]
+    if not (batch and length and width):
+        return [take, *found]
+    _places[(batch,)](keep.view(torch.uint8), take, length, width, SCAN=min(triton.next_power_of_2(length), 2048))
     pairs = [as_words(x, y) for x, y in zip(tensors, found, strict=True)]
     sources = tuple(source for source, _ in pairs)
-    chunks = max([triton.cdiv(source.shape[2], CHUNK) for source in sources], default=1)
-    if batch and length and width:
-        _compact[(batch, triton.cdiv(length, ROWS), chunks)](
-            keep.view(torch.uint8),
+    chunks = max([triton.cdiv(source.shape[2], CHUNK) for source in sources], default=0)
+    if chunks:
+        _gather_rows[(batch * width, chunks)](
             take,
             sources,
             tuple(target for _, target in pairs),
             tuple(x.stride(0) if x.shape[0] == batch and batch > 1 else 0 for x in sources),
             tuple(x.stride(1) for x in sources),
             tuple(x.shape[2] for x in sources),
-            length,
             width,
-            ROWS=ROWS,
-            SCAN=min(triton.next_power_of_2(length), 2048),
             CHUNK=CHUNK,
         )
     return [take, *found]

@@ -20,13 +20,13 @@ from tokenprune.attach.masks import Kind, attention_mask
 from tokenprune.attach.rows import Rows
 from tokenprune.attach.signals import Heard, Signals
 from tokenprune.attach.watch import Stopwatch
+from tokenprune.core.merging import weighted_sums
 from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows, handed
 from tokenprune.core.trace import Ranking
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
-from tokenprune_kernels.density import mix
 from tokenprune_kernels.selection import compact as compact_rows
 
 if TYPE_CHECKING:
@@ -235,14 +235,14 @@ class Forward:
         for one in merges:
             weights = one.weights.to(hidden.device)
             if one.features is None:
-                mixed, place = mix(weights, hidden[one.row, one.sources]), one.kept
+                mixed, place = weighted_sums(weights, hidden[one.row, one.sources]), one.kept
             else:
                 mixtures = ((weights != 0).sum(-1) != 1) | (weights.sum(-1) != 1)
                 mixed, place = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
             hidden[one.row, place] = mixed.to(hidden.dtype)
             for plane in planes.values():
                 order = self.deepstack.order[one.row, self.rows.prompt_columns()[one.row]].to(plane.device)
-                mixed = mix(weights.to(plane.device), plane[order[one.sources]])
+                mixed = weighted_sums(weights.to(plane.device), plane[order[one.sources]])
                 plane[order[one.kept]] = mixed.to(plane.dtype)
         if planes:
             self.deepstack = DeepStack(planes, self.deepstack.order)

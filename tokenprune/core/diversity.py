@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tokenprune.core.trace import note_order
 from tokenprune_kernels import greedy as kernels
+from tokenprune_kernels.distance import cosine_distance, products, unit_rows
 
-__all__ = ["cosine_distance", "greedy_dpp", "max_min", "max_sum", "nearest", "unit_rows"]
-BLOCK = 512  # rows of a block of a symmetric product
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """Rows of x [..., d] at length 1, one precision above the input's so that near-duplicates keep their order."""
-    x = x.double() if x.dtype == torch.float32 else x.float() if x.dtype != torch.float64 else x
-    return functional.normalize(x, dim=-1)
-
-
-def cosine_distance(x: Tensor) -> Tensor:
-    """1 - cosine between the rows of x [S, n, d]; [S, n, n], of the precision of `unit_rows`."""
-    return products(unit_rows(x)).neg_().add_(1)  # in place: at 6,272 tokens a copy is 315 MB
-
-
-def products(x: Tensor) -> Tensor:
-    """x @ x.mT of x [S, n, d]; on a CPU, where that saves time, the lower half is copied from the upper."""
-    spans, n, _ = x.shape
-    if x.is_cuda or n <= 2 * BLOCK:
-        return x @ x.mT
-    whole = x.new_empty(spans, n, n)
-    for first in range(0, n, BLOCK):
-        last = first + BLOCK
-        torch.matmul(x[:, first:last], x[:, first:].mT, out=whole[:, first:last, first:])
-        whole[:, last:, first:last] = whole[:, first:last, last:].mT
-    return whole
+__all__ = ["cosine_distance", "greedy_dpp", "max_min", "max_sum", "nearest", "products", "unit_rows"]
 
 
 def max_min(distance: Tensor, k: int, start: Tensor | None = None, seeds: Tensor | None = None) -> Tensor:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenprune.core.selection import Selection, handed, one_hot, ranked, ranks, top_k
 from tokenprune_kernels.density import peak_scores
+
+DENSE = 16  # with more than one weight in so many, a plain product is faster than sums of rows
 
 
 @dataclass
@@ -138,3 +141,22 @@ def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tenso
     index = ranked(stays)[:, : n - merged].sort(dim=-1).values
     place = stays.cumsum(1) - 1
     return index, averaged(index, place.gather(1, belongs), sizes)
+
+
+def assign(x: Tensor, targets: Tensor) -> Tensor:
+    """int64 [S, m]: for every row of x [S, m, d] the row of `targets` [S, c, d] with the largest product; the first of
+    equals."""
+    return (x @ targets.mT).argmax(-1)
+
+
+def weighted_sums(weights: Tensor, x: Tensor) -> Tensor:
+    """Mixtures weights @ x of rows, float32 [k, d]. weights: float32 [k, n], mostly zeros, which cost nothing on a CPU
+    (on a GPU looking for them would make the host wait); x: [n, d] of any float type."""
+    if x.is_cuda:
+        return weights @ x.float()
+    rows, sources = weights.nonzero(as_tuple=True)
+    if len(rows) > weights.numel() / DENSE:
+        return weights @ x.float()
+    counts = torch.bincount(rows, minlength=len(weights))
+    bags = {"offsets": counts.cumsum(0) - counts, "per_sample_weights": weights[rows, sources]}
+    return functional.embedding_bag(sources, x.float(), mode="sum", **bags)

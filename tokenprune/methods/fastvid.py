@@ -11,11 +11,11 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
-from tokenprune.core.merging import Survivors, distances, mixtures, stacked
+from tokenprune.core.merging import Survivors, assign, distances, mixtures, stacked
 from tokenprune.core.selection import Selection, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
-from tokenprune_kernels.density import assign, peak_scores
+from tokenprune_kernels.density import peak_scores
 
 NEIGHBOURS = 4
 ALIKE = 0.95  # frames of a scene that are more alike than this share one budget (Qwen)
