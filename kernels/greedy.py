@@ -35,7 +35,7 @@ def greedy(distance: Tensor, k: int, start: Tensor, sums: bool, seeds: Tensor | 
     for _ in range(k):
         score = start if held is None else held
         picks.append(score.masked_fill(chosen, float("-inf")).argmax(-1))
-        chosen[each, picks[-1]] = True
+        chosen.scatter_(1, picks[-1][:, None], True)
         row = distance[each, picks[-1]]
         held = row if held is None else join(held, row, out=held)
     return torch.stack(picks, dim=-1) if picks else distance.new_empty(spans, 0, dtype=torch.long)
@@ -70,7 +70,7 @@ def greedy_dpp(kernel: Tensor, k: int, fallback: Tensor, epsilon: float = 1e-9) 
         spent = best <= least
         pick = torch.where(spent, fallback.masked_fill(chosen, float("-inf")).argmax(-1), pick)
         picks.append(pick)
-        chosen[each, pick] = True
+        chosen.scatter_(1, pick[:, None], True)
         past = rows[each, :step, pick]
         rest = kernel[each, pick] - (past[:, None] @ rows[:, :step]).squeeze(1)
         row = rest / gain[each, pick].clamp(min=torch.finfo(gain.dtype).tiny).sqrt()[:, None]
