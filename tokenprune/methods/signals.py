@@ -50,7 +50,7 @@ SIGNALS = {
     "saliency_first": Signal("[n]", "the same at the first encoder layer", vision=True),
     "vision_features": Signal("[n, c]", "encoder features before the projector", token_axis=-2, vision=True),
     "vision_keys": Signal("[n, e]", "encoder keys, head mean", token_axis=-2, vision=True),
-    "entropy": Signal("[n]", "entropy of the grey values of the token's pixels, in nats", vision=True),
+    "entropy": Signal("[n]", "entropy of the grey values of the token's pixels, in bits", vision=True),
     "frame_features": Signal("[t, g]", "a descriptor of each frame: the mean of its features", token_axis=None),
     "attention_row": Signal(
         "[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1", asks=True, heard=True
