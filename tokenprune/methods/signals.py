@@ -36,6 +36,7 @@ class Need:
     saliency: `cls` (attention of the CLS row), `received` (mean over all queries), `joint` (CLS row of the last layer
     with the heads' products summed before the softmax, PruMerge), `global@T` (paid by the queries that receive more
     than T times the mean, VFlowOpt). saliency_first: `cls`, `received`. vision_keys: `` (the saliency layer), `last`.
+    features: `` (of the tokens that are left), `whole` (of all that there were at first).
     attention_row: `` (layer k-1), `next` (layer k, ahead of it), `content` (layer k-1 without RoPE, softmax over the
     visual keys alone). hidden, text_hidden: ``, `normed` (after the model's final norm).
     """
