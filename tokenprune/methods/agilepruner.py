@@ -135,7 +135,7 @@ class AgileRatio(Method):
         (low, high), (simple, complex_) = self.eranks, self.shares
         part = ((effective_rank(view["vision_features"]) - low) / (high - low)).clamp(0, 1)
         k, found = self.budget(view), []
-        for i, share in enumerate((simple + (complex_ - simple) * part).tolist()):
+        for i, share in enumerate((simple * (1 - part) + complex_ * part).tolist()):
             own = {name: signal[i : i + 1] for name, signal in view.signals.items()}
             tokens = None if view.tokens is None else view.tokens[i : i + 1]
             found.append(self.method(k, share).select(replace(view, spans=1, signals=own, tokens=tokens)))

@@ -26,7 +26,8 @@ class LVLMCSP(Method):
     the layers, prune before half of them (`keep`).
 
     Only the abstract and a review were at hand, and no code; neither layers nor the number of representatives were
-    found: those are ours. The paper's random choice is `random` here, its segment-first choice needs a detector and is left out.
+    found: those are ours. The paper's random choice is `random` here, its segment-first choice needs a detector and is
+    left out.
     """
 
     name: ClassVar[str] = "lvlm_csp"

@@ -24,14 +24,15 @@ STAGES = {  # of 32 layers, at 192 tokens
 class SparseVLM(Method):
     """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417) and SparseVLM+.
 
-    Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of
-    V E^T (no scaling), mean over all visual tokens there were at first, strictly above the average text token. The score of a token is what the
-    raters pay to it in the layer before the stage, mean over heads and raters. `version="1.5"`: the best tokens stay;
-    of the dropped ones the int(recycle * dropped) + 1 best are clustered (density peaks) into a tenth as many, plus 1,
-    and each cluster's mean goes on at the place of its centre. `version="2"` (SparseVLM+): attention is divided by what
-    rotation alone does to all-ones vectors, the `heads` heads with most of the raters' attention count (14, whatever
-    the model has, as in the code), and nothing is recycled. By name it stands after layers 2, 6 and 15 of 32 with the
-    published budgets 300, 200, 110 (version 2: 118) of 576, scaled so that the first stage keeps `keep`.
+    Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of V
+    E^T (no scaling), mean over all visual tokens there were at first, strictly above the average text token. The score
+    of a token is what the raters pay to it in the layer before the stage, mean over heads and raters. `version="1.5"`:
+    the best tokens stay; of the dropped ones the int(recycle * dropped) + 1 best are clustered (density peaks) into a
+    tenth as many, plus 1, and each cluster's mean goes on at the place of its centre. `version="2"` (SparseVLM+):
+    attention is divided by what rotation alone does to all-ones vectors, the `heads` heads with most of the raters'
+    attention count (14, whatever the model has, as in the code), and nothing is recycled. By name it stands after
+    layers 2, 6 and 15 of 32 with the published budgets 300, 200, 110 (version 2: 118) of 576, scaled so that the first
+    stage keeps `keep`.
 
     With `budget_of="total"` merged tokens count in `keep`; with `budget_of="published"` they come on top. The published
     code's tables know a few budgets only, its v1.5 renumbers positions (`positions="compact"`), and its noise on ties

@@ -21,8 +21,8 @@ class STAR(Method):
     half of the layers, each keeping sqrt(keep), so that `keep` is what is left at the end.
 
     Only a review that quotes the formulas was at hand, and no code. As printed, both means run along the softmax axis
-    and are constant; received attention is the usable reading. The split of the budget and the layer are ours. The paper also counts the answer's tokens, which do not exist yet at
-    prefill.
+    and are constant; received attention is the usable reading. The split of the budget and the layer are ours. The
+    paper also counts the answer's tokens, which do not exist yet at prefill.
     """
 
     name: ClassVar[str] = "star"
