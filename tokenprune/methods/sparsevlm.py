@@ -35,8 +35,10 @@ class SparseVLM(Method):
     stage keeps `keep`.
 
     With `budget_of="total"` merged tokens count in `keep`; with `budget_of="published"` they come on top. The published
-    code's tables know a few budgets only, its v1.5 renumbers positions (`positions="compact"`), and its noise on ties
-    is left out. The paper sums clusters and assigns by cosine; we follow the code (mean, Euclidean).
+    code's tables know a few budgets only, its v1.5 puts merged tokens behind the kept ones and renumbers positions
+    (`positions="compact"`), its noise on ties is left out, and where no text token is above the average (a prompt with
+    one word of text), which ends in NaN there, all of them rate. The paper sums clusters and assigns by cosine; we
+    follow the code (mean, Euclidean).
     """
 
     name: ClassVar[str] = "sparsevlm"
