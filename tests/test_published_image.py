@@ -48,9 +48,7 @@ def rows(chosen):
 def efficientvla(attention, features, k, key=4, alpha=0.5):
     attention, features = attention.double(), features.double()
     heads, words, n = attention.shape
-    relevance = [
-        sum(float(attention[:, t, j].sum()) / heads for t in range(words)) for j in range(n)
-    ]  # heads averaged, words added up
+    relevance = [sum(float(attention[:, t, j].sum()) / heads for t in range(words)) for j in range(n)]
     keys = best(relevance, min(key, k))
     task = best(relevance, math.floor(alpha * (k - len(keys))), [j for j in range(n) if j not in keys])
     left = [j for j in range(n) if j not in keys and j not in task]
@@ -61,14 +59,14 @@ def efficientvla(attention, features, k, key=4, alpha=0.5):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("words", [1, 5])
 def test_efficientvla(dtype, words):
-    attention, features = paid(3, 4, words, 40, dtype=dtype), made(3, 40, 6, dtype=dtype)
-    for k in (1, 3, 4, 5, 9, 12, 39, 40):
+    attention, features = paid(2, 3, words, 24, dtype=dtype), made(2, 24, 6, dtype=dtype)
+    for k in (1, 4, 5, 10, 24):
         chosen = select("efficientvla", keep=k, text_attention=attention, features=features)
         assert rows(chosen) == [efficientvla(*span, k) for span in zip(attention, features, strict=True)]
     given = {"text_attention": attention, "features": features}
     for options in ({"key": 8}, {"alpha": 0.0}, {"alpha": 1.0}, {"key": 7, "alpha": 0.3}):
-        found = rows(select("efficientvla", keep=19, **options, **given))
-        assert found == [efficientvla(*span, 19, **options) for span in zip(attention, features, strict=True)]
+        found = rows(select("efficientvla", keep=15, **options, **given))
+        assert found == [efficientvla(*span, 15, **options) for span in zip(attention, features, strict=True)]
 
 
 def test_efficientvla_sums_over_the_words_and_compares_with_key_tokens_alone():
@@ -89,9 +87,8 @@ def test_efficientvla_ties_go_to_the_lowest_index():
 
 
 def todre(features, attention, k, nearest=False):
-    features = features.double()
-    n = len(features)
-    distance = [[1 - cosine(features[i], features[j]) for j in range(n)] for i in range(n)]
+    unit = features.double() / features.double().norm(dim=-1, keepdim=True)
+    n, distance = len(features), (1 - unit @ unit.T).tolist()
     chosen = best(attention.double(), 1)
     while len(chosen) < k:
         reach = {j: (min if nearest else sum)(distance[j][i] for i in chosen) for j in range(n) if j not in chosen}
@@ -102,8 +99,8 @@ def todre(features, attention, k, nearest=False):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("objective", ["maxsum", "maxmin"])
 def test_todre(dtype, objective):
-    features, attention = made(2, 30, 8, dtype=dtype), paid(2, 30, dtype=dtype)
-    for k in (1, 2, 11, 30):
+    features, attention = made(2, 20, 8, dtype=dtype), paid(2, 20, dtype=dtype)
+    for k in (1, 2, 9, 20):
         found = rows(select("todre", keep=k, objective=objective, features=features, saliency=attention))
         assert found == [todre(x, a, k, objective == "maxmin") for x, a in zip(features, attention, strict=True)]
     assert select("todre", keep=5, features=features, saliency=attention).index.equal(
@@ -250,10 +247,10 @@ def agilepruner(attention, features, k, average, tau_max):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agilepruner(dtype):
-    attention, features = paid(2, 40, dtype=dtype), made(2, 40, 6)
+    attention, features = paid(2, 24, dtype=dtype), made(2, 24, 6)
     features[1] = features[1, :1] + 0.2 * features[1]  # a simple picture beside a complex one
     features = features.to(dtype)
-    for k in (1, 7, 25, 40):
+    for k in (1, 7, 16, 24):
         options = {"erank_average": 4.0, "tau_max": 0.5}
         found = rows(select("agilepruner", keep=k, saliency=attention, vision_features=features, **options))
         spans = zip(attention, features, strict=True)
@@ -351,7 +348,7 @@ def hired(saliency, first, sizes, crop_of, keep, alpha):
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 0.9])
 def test_hired(dtype, alpha):
     grids = [(1, 7, 7)] * 4
-    for seed in range(6):
+    for seed in range(3):
         saliency, first = paid(196, seed=seed, dtype=dtype), paid(196, seed=seed + 50, dtype=dtype)
         for keep in (0.07, 0.2, 0.5, 0.9):
             given = {"keep": keep, "alpha": alpha, "grid": grids, "saliency": saliency, "saliency_first": first}
