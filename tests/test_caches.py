@@ -188,7 +188,7 @@ def test_refuses_to_crop_into_the_prompt(tiny_models):
             cache.crop(3)
 
 
-@pytest.mark.parametrize("plan", ["tome", "sparsevlm", "lvlm_csp", "todre"])
+@pytest.mark.parametrize("plan", ["tome", "sparsevlm", "lvlm_csp", "todre-received"])
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_static_cache_with_merged_and_waiting_tokens(name, tiny_models, plan):
     """The same logits as with a cache that grows."""

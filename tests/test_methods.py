@@ -169,10 +169,10 @@ def test_coarse_to_fine_looks_into_the_tile_with_most_votes():
 
 
 def test_todre_drops_all_once_nothing_is_paid():
-    row = torch.full((2, 10), 0.02)
-    assert len(select("todre", phase="migration", keep=0, attention_row=row).index) == 10
-    assert len(select("todre", phase="migration", keep=0, share=0.3, attention_row=row).index) == 0
-    assert len(select("todre", phase="migration", keep=3, share=0.3, attention_row=row).index) == 3
+    paid = torch.full((2, 3, 10), 0.02)
+    assert len(select("todre", phase="migration", keep=0, text_attention=paid).index) == 10
+    assert len(select("todre", phase="migration", keep=0, share=0.3, text_attention=paid).index) == 0
+    assert len(select("todre", phase="migration", keep=3, share=0.3, text_attention=paid).index) == 3
 
 
 def test_max_sum_and_seeds_equal_their_plain_reference():

@@ -16,6 +16,7 @@ from .errors import TokenpruneError as TokenpruneError
 from .errors import Unsupported as Unsupported
 from .methods.adaptinfer import AdaptInfer as AdaptInfer
 from .methods.agilepruner import AgilePruner as AgilePruner
+from .methods.agilepruner import AgileRatio as AgileRatio
 from .methods.cdpruner import CDPruner as CDPruner
 from .methods.coarse_to_fine import CoarseToFine as CoarseToFine
 from .methods.dart import DART as DART

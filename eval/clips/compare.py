@@ -31,6 +31,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fastvid": [{"variant": "onevision"}, {"variant": "qwen"}],
     "quota": [{"score": "text"}],
     "random": [{"seed": 0}, {"seed": 1}],
+    "todre": [{"source": "received"}],  # the model's encoder has no CLS token
 }
 
 

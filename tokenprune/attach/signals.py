@@ -190,6 +190,8 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
     if name == "frame_features":
         return torch.stack([_frame_means(forward, u) for u in units])
     if name == "features":
+        if need.variant == "whole":
+            return signals.embeds[rows[:, None], handed([_all_columns(forward, u) for u in units], rows.device)]
         return signals.embeds[rows[:, None], forward.rows.prompt_columns()[rows[:, None], columns]]
     if name == "attention_row":
         source = heard.content if need.variant == "content" else heard.row
@@ -214,6 +216,11 @@ def stacked(need: Need, forward: Forward, i: int, units: list[Unit], hidden: Ten
     if name == "rope_weight":
         return torch.stack([_rope_weight(forward, i, u, hidden) for u in units])
     return None
+
+
+def _all_columns(forward: Forward, unit: Unit) -> list[int]:
+    """The prompt columns of all tokens of a unit, those that are gone by now counted."""
+    return [column for i in unit.spans for column in forward.spans[i].columns]
 
 
 def _frame_means(forward: Forward, unit: Unit) -> Tensor:

@@ -45,7 +45,7 @@ class Stream:
     thins the frames that are there.
 
     model, processor: of a supported family with chat template; frames enter the prompt as images. method: one that
-    reads features alone and does not merge (`evs`, `vidcom2`, `dycoke`, `divprune`, `todre`, `uniform`, `random`, ...),
+    reads features alone and does not merge (`evs`, `vidcom2`, `dycoke`, `divprune`, `uniform`, `random`, ...),
     since rows of a cache can only be taken out. recent: newest frames that are never thinned. slack: part of the budget
     that a thinning frees beyond need, so that not every frame causes one.
 
@@ -77,7 +77,7 @@ class Stream:
         if other or method.decodes:
             raise BadInput(
                 f"{method.name} reads {', '.join(other) or 'decoding steps'}; a stream thins by features alone. Take "
-                "evs, vidcom2, dycoke, divprune, todre, uniform or random."
+                "evs, vidcom2, dycoke, divprune, uniform or random."
             )
         self.model, self.processor, self.method = unwrapped(model), processor, method
         self.family = family_of(self.model)
@@ -312,7 +312,7 @@ def _check_plain(method: Method) -> None:
     if replace(method, keep=3).select(view).weights is not None:
         raise BadInput(
             f"{method.name} merges tokens, and rows of a cache can only be taken out. Take evs, vidcom2, dycoke, "
-            "divprune, todre, uniform or random."
+            "divprune, uniform or random."
         )
 
 

@@ -20,11 +20,12 @@ STAGES = ((1, 133 / 576), (10, 27 / 576), (20, 3 / 576))  # of 32 layers, at 64 
 class AdaptInfer(Method):
     """AdaptInfer (arXiv 2508.06084): dynamic text guidance.
 
-    At a pruning layer, for each head: S = A + A^T - diag(A) of the text's attention to itself, blended with its mean
-    (`blend` = 1: not at all); the weight of a text token is the sum of its column of S; the score of a visual token is
-    the weighted sum of what the text pays to it, summed over heads. The layer runs in full and its output is pruned, so
-    a stage stands before the layer after it. By name it stands after layers 1, 10 and 20 of 32 (at equal depth in other
-    models) with the published 64-token budgets 133, 27 and 3 of 576 scaled so that the first stage keeps `keep`.
+    At a pruning layer, for each head: S = A + A^T - diag(A) of the text's attention to itself, blended with the mean of
+    S over all heads, rows and columns (`blend` = 1: not at all); the weight of a text token is the sum of its column of
+    S; the score of a visual token is the weighted sum of what the text pays to it, summed over heads. The layer runs in
+    full and its output is pruned, so a stage stands before the layer after it. By name it stands after layers 1, 10 and
+    20 of 32 (at equal depth in other models) with the published 64-token budgets 133, 27 and 3 of 576 scaled so that
+    the first stage keeps `keep`.
 
     The published tables count the pruning layer as already pruned and never keep all tokens; the report counts what
     ran. `search_layers` finds the layers for another model.
@@ -58,7 +59,7 @@ class AdaptInfer(Method):
     def select(self, view: View) -> Selection:
         own = view["text_self_attention"].float()
         symmetric = own + own.mT - torch.diag_embed(own.diagonal(dim1=-2, dim2=-1))
-        mean = symmetric.mean((-2, -1), keepdim=True)
+        mean = symmetric.mean((-3, -2, -1), keepdim=True)
         weight = (self.blend * symmetric + (1 - self.blend) * mean).sum(-2)
         scores = torch.einsum("shm,shmn->sn", weight, view["text_attention"].float())
         return Selection(top_k(scores, self.budget(view)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
-from tokenprune.core.selection import Selection, gather_rows, ranked
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option, options_of, within
+from tokenprune.methods.registry import method_class
 from tokenprune.methods.signals import Need
 
 
@@ -33,8 +35,9 @@ class AgilePruner(Method):
     the effective rank of the encoder features: simple pictures give small margins and follow attention, complex ones
     spread out. Where the candidates run out, the most attended of the others fill up.
 
-    No code was published. Our reading: i counts kept tokens from 1, `erank_average` is 106 (the paper's value for POPE;
-    it gives 78 for OCR pictures), `tau_max` is 0.5, and the filling up.
+    No code was published; the rule is that of the project's page. Our reading: i counts kept tokens from 1,
+    `erank_average` is 106 (the paper's value for POPE; it gives 78 for OCR pictures), `tau_max` is 0.5, and the filling
+    up. The paper's ratio for other methods that join attention and diversity is `agile_ratio`.
     """
 
     name: ClassVar[str] = "agilepruner"
@@ -71,3 +74,73 @@ class AgilePruner(Method):
             free &= (row >= (step * i).clamp(max=self.tau_max)) & ~chosen
         kept = ranked(chosen.long())[:, :k]
         return Selection(order.gather(1, kept).sort(dim=-1).values)
+
+
+@dataclass(frozen=True)
+class AgileRatio(Method):
+    """AgilePruner's ratio for other methods that choose one part by attention and the other for diversity.
+
+    The share of the budget that goes by attention falls with the effective rank of a picture's encoder features, on a
+    line through (`eranks[0]`, `shares[0]`) and (`eranks[1]`, `shares[1]`), and is constant outside of them: simple
+    pictures follow attention, complex ones spread out. `base` is any method that has the two parts (`vispruner`,
+    `visionzip`, `efficientvla`), with its own defaults otherwise.
+
+    The paper applies this to BAT, VisPruner and a mixture of FasterVLM and DivPrune, without code. Our reading: the
+    line's ends, which are its mean effective ranks for OCR pictures and POPE, and shares around VisPruner's 0.5.
+    """
+
+    name: ClassVar[str] = "agile_ratio"
+    paper: ClassVar[str] = "arXiv 2603.01236"
+    year: ClassVar[int] = 2026
+    kind: ClassVar[str] = "attention, diversity"
+    waits: ClassVar[str] = "how the budget is split follows from the effective rank of each picture"
+
+    keep: Keep = keep_option(0.222)
+    base: str = option("vispruner", "the method whose budget is split")
+    shares: tuple[float, ...] = option((0.75, 0.25), "share by attention of a simple and of a complex picture")
+    eranks: tuple[float, ...] = option((78.0, 106.0), "effective rank of a simple and of a complex picture")
+    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shares", "eranks"):
+            if len(getattr(self, name)) != 2:
+                raise BadInput(f"{name}={getattr(self, name)!r} of agile_ratio must be two numbers.")
+        for share in self.shares:
+            within(self.name, "shares", share, 0.0, 1.0)
+        if not self.eranks[0] < self.eranks[1]:
+            raise BadInput(f"eranks={self.eranks!r} of agile_ratio must rise: a simple picture, then a complex one.")
+        method_class(self.base)().with_attention_share(0.5)
+
+    def method(self, keep: Keep, share: float) -> Method:
+        """The base method at one budget and one share."""
+        base = method_class(self.base)
+        chosen = {"source": self.source} if "source" in {f.name for f in options_of(base)} else {}
+        return base(keep=keep, **chosen).with_attention_share(share)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        own = self.method(self.keep, 0.5).needs
+        features = Need("vision_features")
+        return own if features in own else (*own, features)
+
+    @property
+    def merges_in(self) -> str:
+        return self.method(self.keep, 0.5).merges_in
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(method_class(self.base).default_at, self)]
+
+    def select(self, view: View) -> Selection:
+        (low, high), (simple, complex_) = self.eranks, self.shares
+        part = ((effective_rank(view["vision_features"]) - low) / (high - low)).clamp(0, 1)
+        k, found = self.budget(view), []
+        for i, share in enumerate((simple * (1 - part) + complex_ * part).tolist()):
+            own = {name: signal[i : i + 1] for name, signal in view.signals.items()}
+            tokens = None if view.tokens is None else view.tokens[i : i + 1]
+            found.append(self.method(k, share).select(replace(view, spans=1, signals=own, tokens=tokens)))
+        weights = None
+        if any(one.weights is not None for one in found):
+            given = (one_hot(one.index, view.count) if one.weights is None else one.weights for one in found)
+            weights = torch.cat(list(given))
+        return Selection(torch.cat([one.index for one in found]), weights)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed
-from tokenprune.errors import BadInput, MissingSignal, unknown
+from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.signals import SIGNALS, Need
 
 Grid = tuple[int, int, int]
@@ -166,6 +166,13 @@ class Method(ABC):
     def recalls(self) -> bool:
         """Whether tokens that the stage before set aside come back before this one chooses."""
         return False
+
+    def with_attention_share(self, share: float) -> Method:
+        """The same method with this share of its budget chosen by attention, for methods that have two parts."""
+        raise Unsupported(
+            f"{self.name} does not choose one part of its tokens by attention and the other for diversity. "
+            "vispruner, visionzip and efficientvla do."
+        )
 
     def schedule(self, layers: int) -> list[tuple[int | tuple[str, int], Method]]:
         """Where the paper puts it in a model of so many decoder layers: (layer, method) for each stage. A

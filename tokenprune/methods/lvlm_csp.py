@@ -17,7 +17,7 @@ PHASES = ("cluster", "scatter", "prune")
 
 @dataclass(frozen=True)
 class LVLMCSP(Method):
-    """LVLM_CSP (Chen et al., arXiv 2504.10854): clustering, scattering, pruning.
+    """Our reading of LVLM_CSP (Chen et al., arXiv 2504.10854): clustering, scattering, pruning.
 
     `phase="cluster"`: only `keep` representatives go through the layers that follow, the others wait as they are:
     token i * floor(n / N) for the i-th of N (`choice="uniform"`), or the best attended by the encoder (`"saliency"`).
@@ -25,8 +25,9 @@ class LVLMCSP(Method):
     LISA) attends to most stay. By name: cluster before the LLM (`clusters` of the tokens), scatter before a quarter of
     the layers, prune before half of them (`keep`).
 
-    No code was published, and neither layers nor the number of representatives were found: those are ours. The paper's
-    random choice is `random` here, its segment-first choice needs a detector and is left out.
+    Only the abstract and a review were at hand, and no code; neither layers nor the number of representatives were
+    found: those are ours. The paper's random choice is `random` here, its segment-first choice needs a detector and is
+    left out.
     """
 
     name: ClassVar[str] = "lvlm_csp"

@@ -36,6 +36,7 @@ class Need:
     saliency: `cls` (attention of the CLS row), `received` (mean over all queries), `joint` (CLS row of the last layer
     with the heads' products summed before the softmax, PruMerge), `global@T` (paid by the queries that receive more
     than T times the mean, VFlowOpt). saliency_first: `cls`, `received`. vision_keys: `` (the saliency layer), `last`.
+    features: `` (of the tokens that are left), `whole` (of all that there were at first).
     attention_row: `` (layer k-1), `next` (layer k, ahead of it), `content` (layer k-1 without RoPE, softmax over the
     visual keys alone). hidden, text_hidden: ``, `normed` (after the model's final norm).
     """
@@ -50,7 +51,7 @@ SIGNALS = {
     "saliency_first": Signal("[n]", "the same at the first encoder layer", vision=True),
     "vision_features": Signal("[n, c]", "encoder features before the projector", token_axis=-2, vision=True),
     "vision_keys": Signal("[n, e]", "encoder keys, head mean", token_axis=-2, vision=True),
-    "entropy": Signal("[n]", "entropy of the grey values of the token's pixels, in nats", vision=True),
+    "entropy": Signal("[n]", "entropy of the grey values of the token's pixels, in bits", vision=True),
     "frame_features": Signal("[t, g]", "a descriptor of each frame: the mean of its features", token_axis=None),
     "attention_row": Signal(
         "[H, n]", "last prompt token to visual tokens, softmax over its causal row, layer k-1", asks=True, heard=True

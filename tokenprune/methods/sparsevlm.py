@@ -14,25 +14,31 @@ from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, r
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.signals import Need
 
-STAGES = ((3, 300 / 576), (7, 200 / 576), (16, 110 / 576))  # of 32 layers, at 192 tokens
+STAGES = {  # of 32 layers, at 192 tokens
+    "1.5": ((3, 300 / 576), (7, 200 / 576), (16, 110 / 576)),
+    "2": ((3, 300 / 576), (7, 200 / 576), (16, 118 / 576)),
+}
 
 
 @dataclass(frozen=True)
 class SparseVLM(Method):
     """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417) and SparseVLM+.
 
-    Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of
-    V E^T (no scaling), mean over visual tokens, strictly above the average text token. The score of a token is what the
-    raters pay to it in the layer before the stage, mean over heads and raters. `version="1.5"`: the best tokens stay;
-    of the dropped ones the int(recycle * dropped) + 1 best are clustered (density peaks) into a tenth as many, plus 1,
-    and each cluster's mean goes on at the place of its centre. `version="2"` (SparseVLM+): attention is divided by what
-    rotation alone does to all-ones vectors, the half of the heads with most of the raters' attention counts, and
-    nothing is recycled. By name it stands after layers 2, 6 and 15 of 32 with the published budgets 300, 200, 110 of
-    576, scaled so that the first stage keeps `keep`.
+    Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of V
+    E^T (no scaling), mean over all visual tokens there were at first, strictly above the average text token. The score
+    of a token is what the raters pay to it in the layer before the stage, mean over heads and raters. `version="1.5"`:
+    the best tokens stay; of the dropped ones the int(recycle * dropped) + 1 best are clustered (density peaks) into a
+    tenth as many, plus 1, and each cluster's mean goes on at the place of its centre. `version="2"` (SparseVLM+):
+    attention is divided by what rotation alone does to all-ones vectors, the `heads` heads with most of the raters'
+    attention count (14, whatever the model has, as in the code), and nothing is recycled. By name it stands after
+    layers 2, 6 and 15 of 32 with the published budgets 300, 200, 110 (version 2: 118) of 576, scaled so that the first
+    stage keeps `keep`.
 
     With `budget_of="total"` merged tokens count in `keep`; with `budget_of="published"` they come on top. The published
-    code's tables know a few budgets only, its v1.5 renumbers positions (`positions="compact"`), and its noise on ties
-    is left out. The paper sums clusters and assigns by cosine; we follow the code (mean, Euclidean).
+    code's tables know a few budgets only, its v1.5 puts merged tokens behind the kept ones and renumbers positions
+    (`positions="compact"`), its noise on ties is left out, and where no text token is above the average (a prompt with
+    one word of text), which ends in NaN there, all of them rate. The paper sums clusters and assigns by cosine; we
+    follow the code (mean, Euclidean).
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -43,6 +49,7 @@ class SparseVLM(Method):
 
     keep: Keep = keep_option(300 / 576, "what survives the first stage: a fraction of the tokens, or a number")
     version: str = option("1.5", "1.5 (with recycling) or 2 (SparseVLM+)", choices=("1.5", "2"))
+    heads: int = option(14, "heads that count in version 2: those that the raters' attention is largest in")
     recycle: float = option(0.3, "share of the dropped tokens that are recycled; 0: none")
     budget_of: str = option(
         "total", "whether merged tokens count in keep (total) or not (published)", ("total", "published")
@@ -51,17 +58,19 @@ class SparseVLM(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self.name, "recycle", self.recycle, 0.0, 1.0)
+        within(self.name, "heads", self.heads, 1)
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        common = (Need("features"), Need("text_embeddings"), Need("text_attention"))
+        common = (Need("features", "whole"), Need("text_embeddings"), Need("text_attention"))
         return (*common, Need("hidden")) if self.version == "1.5" else (*common, Need("rope_weight"))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
         if isinstance(self.keep, int):
             return [(min(3, layers - 1), self)]
-        places = [max(i + 1, round(at * layers / 32)) for i, (at, _) in enumerate(STAGES)]
-        shares = scaled(self.keep, tuple(share for _, share in STAGES))
+        stages = STAGES[self.version]
+        places = [max(i + 1, round(at * layers / 32)) for i, (at, _) in enumerate(stages)]
+        shares = scaled(self.keep, tuple(share for _, share in stages))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def select(self, view: View) -> Selection:
@@ -102,5 +111,5 @@ class SparseVLM(Method):
         if self.version == "1.5":
             return (paid.mean(1) * raters[..., None]).sum(1) / raters.sum(-1, keepdim=True)
         paid = paid / view["rope_weight"].float()[:, None] * raters[:, None, :, None]
-        heads = ranks(paid.sum((-2, -1))) < max(1, paid.shape[1] // 2)
+        heads = ranks(paid.sum((-2, -1))) < self.heads
         return (paid * heads[..., None, None]).sum((1, 2)) / (heads.sum(-1) * raters.sum(-1))[:, None]

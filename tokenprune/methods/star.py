@@ -13,16 +13,16 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class STAR(Method):
-    """STAR (Guo et al., arXiv 2505.12359): stage-wise attention-guided reduction.
+    """Our reading of STAR (Guo et al., arXiv 2505.12359): stage-wise attention-guided reduction.
 
     `phase="visual"`, before the LLM: A = softmax(V V^T / sqrt(d)) of the projected tokens, score = attention received,
     the mean over the rows. `phase="text"`, before layer K: C = softmax over the visual tokens of T V^T / sqrt(d) of
     hidden states, score = the mean over the text tokens T after the image. By name both run: before the LLM and before
     half of the layers, each keeping sqrt(keep), so that `keep` is what is left at the end.
 
-    As printed, both means run along the softmax axis and are constant; received attention is the usable reading. The
-    split of the budget and the layer are ours. The paper also counts the answer's tokens, which do not exist yet at
-    prefill.
+    Only a review that quotes the formulas was at hand, and no code. As printed, both means run along the softmax axis
+    and are constant; received attention is the usable reading. The split of the budget and the layer are ours. The
+    paper also counts the answer's tokens, which do not exist yet at prefill.
     """
 
     name: ClassVar[str] = "star"

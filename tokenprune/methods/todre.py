@@ -14,48 +14,62 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class ToDRE(Method):
-    """ToDRE (Li et al., arXiv 2505.18757).
+    """ToDRE (Li et al., arXiv 2505.18757), version 2 of the paper; version 1 with `objective="maxmin"`.
 
-    `phase="diversity"`, after the encoder: greedy k-center (`objective="maxmin"`, version 1 of the paper) or greedy
-    max-sum (`"maxsum"`, version 2) on cosine distances of the projected tokens. `phase="migration"`, late in the LLM:
-    once the visual tokens together get less than `share` of what the last prompt token pays, their information has
-    moved to the text, and only `keep` of them stay, the best attended (0: none); else all stay. By name it stands
-    before the LLM, and with keep=0 before three quarters of the layers.
+    `phase="diversity"`, after the encoder: greedy max-sum on cosine distances of the projected tokens
+    (`objective="maxsum"`), or greedy k-center (`"maxmin"`). The first token is the one that the CLS row attends to
+    most, of a video the one of all its frames. k counts the base image and the tiles of a picture together. Encoders
+    without CLS: version 2 starts at random; here `source="received"` starts at the token that the encoder's patches
+    attend to most, `source="features"` at the one farthest from all others, which no attention is needed for.
 
-    No code was published: the first token (the one farthest from all others), the distance, the layer and the
-    threshold of the second phase are our reading.
+    `phase="migration"`, late in the LLM: once the text tokens after the image pay less than `share` of their attention
+    to the visual tokens (mean over heads and text tokens), the information has moved to the text, and only `keep` of
+    them stay, the best attended (0, as published: none); else all stay. The paper asks the same of what visual tokens
+    pay to the text; under causal attention they pay nothing to text after them, so that never decides. By name it
+    stands before the LLM, and with keep=0 before seven eighths of the layers.
+
+    No code was published; this follows the paper's text. `share` is ours.
     """
 
     name: ClassVar[str] = "todre"
     paper: ClassVar[str] = "arXiv 2505.18757"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity, staged"
+    scope: ClassVar[str] = "item"
     waits: ClassVar[str] = "whether the visual tokens go follows from the attention that they get"
 
     keep: Keep = keep_option(0.1)
     objective: str = option(
-        "maxmin", "what is maximised: distance to the nearest, or to all chosen", ("maxmin", "maxsum")
+        "maxsum", "what is maximised: distance to all chosen (version 2), or to the nearest", ("maxsum", "maxmin")
     )
     phase: str = option(
         "diversity", "diversity: choose; migration: drop all once hardly attended to", ("diversity", "migration")
     )
     share: float = option(0.1, "migration: attention share of the visual tokens below which they go")
+    source: str = option(
+        "cls",
+        "which token is first: best attended by cls, best received, or farthest from all (features)",
+        ("cls", "received", "features"),
+    )
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Need("features"),) if self.phase == "diversity" else (Need("attention_row"),)
+        if self.phase == "migration":
+            return (Need("text_attention"),)
+        first = () if self.source == "features" else (Need("saliency", self.source),)
+        return (Need("features"), *first)
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        late = max(1, 7 * layers // 8)
         if self.phase == "migration":
-            return [(max(1, 3 * layers // 4), self)]
-        late = replace(self, phase="migration", keep=1.0 if self.keep == 1.0 else 0)
-        return [(0, self), (max(1, 3 * layers // 4), late)]
+            return [(late, self)]
+        return [(0, self), (late, replace(self, phase="migration", keep=1.0 if self.keep == 1.0 else 0))]
 
     def select(self, view: View) -> Selection:
         if self.phase == "migration":
-            paid = view["attention_row"].float().mean(-2)
+            paid = view["text_attention"].float().mean((1, 2))
             return Selection.of((paid.sum(-1, keepdim=True) >= self.share) | (ranks(paid) < self.budget(view)))
         distance = cosine_distance(view["features"])
-        start = distance.sum(-1)
+        start = distance.sum(-1) if self.source == "features" else view["saliency"].float()
         greedy = max_min if self.objective == "maxmin" else max_sum
         return Selection(greedy(distance, self.budget(view), start).sort(dim=-1).values)

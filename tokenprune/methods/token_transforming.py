@@ -14,13 +14,14 @@ from tokenprune.methods.signals import Need
 
 @dataclass(frozen=True)
 class TokenTransforming(Method):
-    """Token Transforming (Zeng et al., arXiv 2506.05709): many-to-many compression.
+    """Our reading of Token Transforming (Zeng et al., arXiv 2506.05709): many-to-many compression.
 
     Y = M X: the k most attended tokens of the encoder stay, and row i of the row-stochastic M is the softmax over all
     tokens of cosine / temperature, cosines between kept token i and every token. Pruning is the special case of one-hot
     rows, merging that of averages.
 
-    The matrix's exact form in the paper was not found; the softmax and its temperature are our reading.
+    Only the abstract was at hand, and the repository holds no code: the choice of the tokens, the softmax and its
+    temperature are ours, and so is the place, before the LLM (the paper's is inside vision transformers).
     """
 
     name: ClassVar[str] = "token_transforming"

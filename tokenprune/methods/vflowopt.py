@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
-from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.core.selection import Selection, marked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.signals import Need
 
@@ -20,16 +20,20 @@ class VFlowOpt(Method):
     """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211).
 
     Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
-    it, plus `entropy_weight` times the softmax of the entropies of the patches' grey values. `phase="recycle"`, before
-    the LLM: the most important tokens stay; the others are grouped by cells of `cell` x `cell` tokens of their grid (a
-    real number), and each cell's importance-weighted mean goes on at the place of its most important member.
-    `phase="drop"`, inside the LLM: the same importance, nothing recycled. By name: recycle before the LLM keeping
-    `keep`, then drop before a third and two thirds of the layers (9, 18 of 28), keeping `later` of what is left.
-    Defaults are the published settings for 10 %; the recipes hold those for 25 and 50 %.
+    it, plus `entropy_weight` times the softmax, over the base image or the tiles, of the entropies (in bits) of the
+    patches' grey values. `phase="recycle"`, before the LLM: the most important tokens stay; the others are grouped by
+    cells of `cell` x `cell` tokens of their grid (a real number), and each cell's importance-weighted mean goes on at
+    the place of its most important member. `phase="drop"`, inside the LLM: the same importance, nothing recycled. By
+    name: recycle before the LLM keeping `keep`, then drop before a third and two thirds of the layers (9, 18 of 28),
+    keeping `later` of what is left. Defaults are the published settings for 10 %; the recipes hold those for 25 and
+    50 %.
 
-    Kept and recycled tokens together are exactly `keep`; the published count varies with the number of cells in use.
-    Where no query passes the threshold, all of them count. Importance is read in the layer whose output becomes the
-    features (the code: layer 25 of SigLIP's 27). The search for the settings is not part of the method.
+    The published code recycles in pictures with tiles alone (`recycle_in="tiled"`; by default in all), and there
+    keeps k - int(n / cell**2) tokens as they are and one for every cell in use (`budget_of="published"`); by default
+    kept and recycled tokens together are exactly `keep`. Its rows of tiles end with a separator that counts in n and
+    always stays, and its entropies are taken of each tile, of pixels cast to bytes, which wraps below 0. Where no query
+    passes the threshold, all of them count. Importance is read in the layer whose output becomes the features (the
+    code: layer 25 of SigLIP's 27). The search for the settings is not part of the method.
     """
 
     name: ClassVar[str] = "vflowopt"
@@ -44,6 +48,10 @@ class VFlowOpt(Method):
     threshold: float = option(39.26, "how many times the mean attention makes a query global")
     entropy_weight: float = option(0.0, "weight of the entropy of the pixels")
     cell: float = option(17.39, "side of a recycling cell in tokens")
+    recycle_in: str = option("all", "pictures whose tokens are recycled: all, or those with tiles", ("all", "tiled"))
+    budget_of: str = option(
+        "total", "whether keep counts the cells in use (total) or an expected number of them", ("total", "published")
+    )
     later: tuple[float, ...] = option((1.0, 0.6011), "what survives the later stages of what is left")
 
     def __post_init__(self) -> None:
@@ -64,30 +72,40 @@ class VFlowOpt(Method):
 
     def select(self, view: View) -> Selection:
         importance, k, n = self._importance(view), self.budget(view), view.count
-        if self.phase == "drop" or k in (0, n):
+        plain = self.phase == "drop" or (self.recycle_in == "tiled" and len(view.grids) < 2)
+        if plain or k in (0, n):
             return Selection(top_k(importance, k))
         rank = ranks(importance)
         cell = self._cells(view)
         cells = int(cell.max()) + 1
-        kept = rank < max(k - cells, 0)
+        published = self.budget_of == "published"
+        kept = rank < max(k - (int(n / self.cell**2) if published else cells), 0)
         first = torch.full((view.spans, cells), n, device=rank.device)
         first = first.scatter_reduce(1, cell, torch.where(kept, n, rank), "amin")
         stands = rank == first.gather(1, cell)  # the best of its cell stands for it
-        index = top_k((kept | stands) * n - rank, k)
-        chosen = torch.zeros_like(kept).scatter(1, index, True)
-        own = torch.where(stands.gather(1, index), cell.gather(1, index), cells)
-        place = torch.arange(k, device=rank.device).expand(view.spans, -1)
+        stay = kept | stands
+        chosen = Selection.of(stay) if published else Selection(top_k(stay * n - rank, k))
+        index, there = chosen.index, chosen.valid
+        taken = marked(index, n) if there is None else stay
+        stand = stands.gather(1, index) if there is None else stands.gather(1, index) & there
+        own = torch.where(stand, cell.gather(1, index), cells)
+        place = torch.arange(index.shape[1], device=rank.device).expand(view.spans, -1)
         place = torch.full((view.spans, cells + 1), -1, device=rank.device).scatter(1, own, place)
-        group = torch.where(chosen & ~stands, -1, place.gather(1, cell))
-        return Selection(index, averaged(index, group, importance.clamp(min=1e-12)))
+        group = torch.where(taken & ~stands, -1, place.gather(1, cell))
+        return replace(chosen, weights=averaged(index, group, importance.clamp(min=1e-12)))
 
     def _importance(self, view: View) -> Tensor:
         importance = view["saliency"].float()
-        return (
-            importance + self.entropy_weight * view["entropy"].float().softmax(-1)
-            if self.entropy_weight
-            else importance
+        if not self.entropy_weight:
+            return importance
+        entropy = view["entropy"].float()
+        if len(view.grids) < 2:
+            return importance + self.entropy_weight * entropy.softmax(-1)
+        part = view.cells(self.name)[0]
+        spread = torch.stack(
+            [entropy.masked_fill(part != i, float("-inf")).softmax(-1).nan_to_num() for i in range(len(view.grids))]
         )
+        return importance + self.entropy_weight * spread.sum(0)
 
     def _cells(self, view: View) -> Tensor:
         """int64 [S, n]: number of each token's cell, counted over all parts and frames."""

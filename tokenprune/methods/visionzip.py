@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -50,6 +50,9 @@ class VisionZip(Method):
     def needs(self) -> tuple[Need, ...]:
         before = (Need("vision_features"),) if self.merge_in == "encoder" else ()
         return (Need("saliency", self.source), Need("vision_keys"), *before)
+
+    def with_attention_share(self, share: float) -> VisionZip:
+        return replace(self, contextual=1 - share)
 
     @property
     def merges_in(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -43,6 +43,9 @@ class VisPruner(Method):
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("saliency", self.source), Need("vision_features"))
+
+    def with_attention_share(self, share: float) -> VisPruner:
+        return replace(self, important=share)
 
     def select(self, view: View) -> Selection:
         k = self.budget(view)
