@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -224,9 +226,7 @@ def framefusion(h, where, cost, layers, similar, least, paid):
             h, where, pruning = h[kept], [where[i] for i in kept], False
         elif merging:
             order = sorted(range(n), key=lambda i: where[i])  # by place, then time
-            likeness = {
-                i: cosine(h[i], h[b]) for b, i in zip(order, order[1:], strict=False) if where[i][0] == where[b][0]
-            }
+            likeness = {i: cosine(h[i], h[b]) for b, i in pairwise(order) if where[i][0] == where[b][0]}
             gone = [i for i, value in likeness.items() if value >= similar]
             if len(gone) / n < u:
                 sparsity.append(len(gone) / n)
