@@ -241,11 +241,12 @@ def holitom(x, attended, keep, threshold, beta, clustered):
     return kept
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_holitom(kind):
+def test_holitom(kind, dtype):
     for t, n in SIZES:
         clips = [clip(kind, t, n, seed=8), clip("scenes", t, n, seed=9)]
-        x, rows = tensors(clips)
+        x, rows = tensors(clips, dtype)
         saliency = [attention(t, n, 1), attention(t, n, 2)]
         signals = {"features": x, "saliency": torch.tensor(np.stack(saliency)).flatten(1), "grid": (t, 1, n)}
         for keep, clustered in ((0.2, 0.0), (0.45, 0.5)):

@@ -134,11 +134,12 @@ def prunevid(x, threshold):
     return kept
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_prunevid(kind):
+def test_prunevid(kind, dtype):
     """From 15 tokens on they are clustered."""
-    for t, n in [(8, 18), (12, 34), (5, 15), (2, 16), (1, 20)]:
-        x, rows = batch(kind, t, n)
+    for t, n in [(8, 18), (10, 31), (5, 15), (2, 16), (1, 20)]:
+        x, rows = batch(kind, t, n, dtype)
         means = torch.tensor(np.stack([one.mean(1) for one in rows]))
         found = select("prunevid", threshold=0.7, features=x, frame_features=means, grid=(t, 1, n))
         same(found, [prunevid(one, 0.7) for one in rows], x)
@@ -321,8 +322,9 @@ def quota(x, scores, k, side, version):
     return np.concatenate(found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("version", ["bilinear", "mean"])
-def test_quota(version):
+def test_quota(version, dtype):
     """Squares and squares with one row more, frames that get nothing, two frames, one."""
     draw = np.random.default_rng(5)
     for t, k, scores in [
@@ -333,7 +335,7 @@ def test_quota(version):
         (1, 20, np.array([0.3])),
         (4, 60, np.array([0.9, 0.3, 0.25, 0.1])) if version == "mean" else (3, 50, np.array([0.5, 0.5, 0.4])),
     ]:
-        x, rows = batch("random", t, 25)
+        x, rows = batch("random", t, 25, dtype)
         given = torch.tensor(np.stack([scores, scores[::-1].copy()]))
         signals = {"features": x, "frame_scores": given, "grid": (t, 5, 5), "resize": version, "keep": k}
         found = select("quota", fill="none", **signals)

@@ -32,8 +32,9 @@ class FlashVID(Method):
     mean of its roots. `phase="inner"`: the most attended tokens by the last prompt token. By name: `expansion` times
     `keep` before the LLM, then `inner` of it before 20 of 28 layers, which is `keep` on average over the layers.
 
-    `weighting="event"` (the second version, the published one for LLaVA) multiplies a candidate's attention by its
-    relevance, the mean of its products with the mean tokens of the frames of its scene. Below 0 it counts as 0: the
+    Published are `weighting="event"` for LLaVA, and for Qwen-VL `weighting="attention"` with 4 scenes (in Qwen3-VL the
+    inner phase keeps 0.1 before 28 of 36 layers). `event`, the second version, multiplies a candidate's attention by
+    its relevance, the mean of its products with the mean tokens of the frames of its scene. Below 0 it counts as 0: the
     published code never gets to such a candidate, but repeats a token. It sums a tree's tokens and divides by the
     root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`). In a scene of one
     frame it clusters every token, kept ones too, and can emit a token twice; here kept ones are out of it. Every count

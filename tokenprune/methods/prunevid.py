@@ -65,7 +65,7 @@ class PruneVid(Method):
         return (Need("text_attention"),) if self.phase == "question" else (Need("features"), Need("frame_features"))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        late = min(max(1, round(11 * layers / 32)), layers - 1)
+        late = max(1, round(11 * layers / 32))
         if self.phase == "question":
             return [(late, self)]
         if isinstance(self.keep, int):
