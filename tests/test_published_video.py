@@ -269,3 +269,13 @@ def test_holitom_inside_the_llm():
         index, values = chosen(found, i, hidden)
         assert index.tolist() == kept
         np.testing.assert_allclose(values, after[kept], atol=1e-6)
+
+
+def test_a_number_of_tokens_is_not_lost_to_rounding():
+    """49 * (1 / 49) is less than 1: a token of each frame all the same, and no second one."""
+    x, _ = tensors([clip("random", 3, 49, seed=12)])
+    signals = {"features": x[0], "saliency": torch.tensor(attention(3, 49)).flatten(), "grid": (3, 7, 7)}
+    described = {"frame_features": x[0].view(3, 49, -1).mean(1), "scenes": 3}
+    for k in (3, 87, 93):
+        assert len(select("holitom", keep=k, fill="none", **signals).index) == k
+        assert len(select("fastvid", keep=k, fill="none", **described, **signals).index) == k

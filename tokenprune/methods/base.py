@@ -183,6 +183,11 @@ class Method(ABC):
         given = isinstance(self.keep, float) and self.of == "current"
         return self.keep if given else self.budget(view) / view.count
 
+    @property
+    def slack(self) -> float:
+        """How far off a whole number k / n may come out; 0 where `keep` is a fraction, which rounds as given."""
+        return 0.0 if isinstance(self.keep, float) and self.of == "current" else 1e-9
+
     @abstractmethod
     def select(self, view: View) -> Selection:
         """Choose `budget(view)` tokens of each span."""

@@ -98,7 +98,7 @@ class FastVID(Method):
         """What stays of one span: x [T, N, d], attention and present [T, N], scene [T], similarity [T - 1]."""
         size = x.shape[1]
         there = present.sum(-1).tolist()
-        budget = [int(count * keep) for count in there]
+        budget = [int(count * keep + self.slack) for count in there]
         alike = (similarity >= ALIKE).tolist()
         runs = stretches(scene)
         salient, context = [], []

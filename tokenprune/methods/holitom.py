@@ -105,7 +105,7 @@ class HoliTom(Method):
                 self._peaks(stays, mean, places, range(first * size, last * size, size), count)
             for frame in range(first, last):
                 own = (present[frame] & ~static).nonzero().flatten()
-                count = min(math.ceil(len(own) * ratio), len(own))
+                count = min(math.ceil(len(own) * ratio - self.slack), len(own))
                 attended = round(count * (1 - self.clustered))
                 order = ranked(attention[frame, own])
                 stays.keep(frame * size + own[order[:attended]])
