@@ -191,8 +191,10 @@ def test_predecessors_skip_what_is_gone():
 
 def test_quota():
     assert squarest(16, 14, 14) == (4, 4)
-    assert squarest(20, 14, 14) == (4, 5)
-    assert squarest(12, 2, 9) == (2, 6)
+    assert squarest(20, 14, 14) == (5, 4)
+    assert squarest(24, 14, 14) == (5, 4)
+    assert squarest(12, 2, 9) == (2, 3)
+    assert squarest(400, 14, 14) == (14, 14)
     assert squarest(0, 3, 3) == (0, 0)
     x = made(4 * 16, 8)
     scores = torch.tensor([0.0, 1.0, 0.0, 1.0])
@@ -210,10 +212,11 @@ def test_quota():
 def test_streamvln_keeps_the_latest():
     voxels = torch.tensor([1, 2, 3, 1, 2, 9, 1, -1, 9])
     given = {"voxels": voxels, "grid": (3, 1, 3)}
-    assert select("streamvln", **given).index.tolist() == [2, 4, 6, 7, 8]
-    assert select("streamvln", stride=1, **given).index.tolist() == list(range(9))
-    assert select("streamvln", least=0.5, **given).index.tolist() == [6, 7, 8]
-    assert select("streamvln", keep=2, **given).index.tolist() == [6, 7]
+    assert select("streamvln", **given).index.tolist() == [2, 4, 6, 8]
+    assert select("streamvln", unplaced="keep", **given).index.tolist() == [2, 4, 6, 7, 8]
+    assert select("streamvln", stride=1, **given).index.tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert select("streamvln", least=0.5, **given).index.tolist() == [6, 8]
+    assert select("streamvln", keep=2, **given).index.tolist() == [6, 8]
     with pytest.raises(BadInput, match="whole numbers"):
         select("streamvln", voxels=voxels / 2, grid=(3, 1, 3))
 

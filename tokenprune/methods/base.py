@@ -185,6 +185,16 @@ class Method(ABC):
             return n_keep(self.keep, view.count, self.rounding)
         return min(n_keep(self.keep, view.total or view.count, self.rounding), view.count)
 
+    def share(self, view: View) -> float:
+        """The budget as a fraction of the tokens that are left: `keep` itself, not yet rounded to tokens, or its k."""
+        given = isinstance(self.keep, float) and self.of == "current"
+        return self.keep if given else self.budget(view) / view.count
+
+    @property
+    def slack(self) -> float:
+        """How far off a whole number k / n may come out; 0 where `keep` is a fraction, which rounds as given."""
+        return 0.0 if isinstance(self.keep, float) and self.of == "current" else 1e-9
+
     @abstractmethod
     def select(self, view: View) -> Selection:
         """Choose `budget(view)` tokens of each span."""

@@ -85,16 +85,17 @@ class HoliTom(Method):
         still = (same_place_cosine(x) > self.threshold) & together
         found = []
         for i, present in enumerate(frames.present):
-            stays = self._span(x[i], attention[i], present, still[i], k)
+            stays = self._span(x[i], attention[i], present, still[i], self.share(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
         return stacked(found)
 
-    def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, k: int) -> Survivors:
+    def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, keep: float) -> Survivors:
         size = x.shape[1]
         stays = Survivors(present.numel(), x.device)
         windows, saved = best_windows(still)
-        ratio = min(1.0, k / max(int(present.sum()) - saved, 1))
+        there = int(present.sum())
+        ratio = min(1.0, keep / (max(there - saved, 1) / there))
         for first, last in windows:
             static = still[first : last - 1].all(0) if last - first > 1 else torch.zeros_like(present[0])
             count = round(int(static.sum()) * ratio)
@@ -104,7 +105,7 @@ class HoliTom(Method):
                 self._peaks(stays, mean, places, range(first * size, last * size, size), count)
             for frame in range(first, last):
                 own = (present[frame] & ~static).nonzero().flatten()
-                count = math.ceil(len(own) * ratio - 1e-9)
+                count = min(math.ceil(len(own) * ratio - self.slack), len(own))
                 attended = round(count * (1 - self.clustered))
                 order = ranked(attention[frame, own])
                 stays.keep(frame * size + own[order[:attended]])

@@ -27,8 +27,9 @@ class LlavaScissor(Method):
     end every token joins the most similar one of those: (mean + sum of the tokens) / (their number + 1).
 
     The published code has no budget; with `keep` the threshold is found by halving, and the tokens least like their
-    own mean fill up to k. It samples nodes where a frame has more than about 400 ln n; here components are exact. They
-    are found on the host.
+    own mean fill up to k. It samples nodes where a frame has more than about 400 ln n, and loses members of a
+    component that its union-find holds more than one link from the root; here components are exact. They are found on
+    the host.
     """
 
     name: ClassVar[str] = "llava_scissor"

@@ -20,12 +20,12 @@ class StreamVLN(Method):
     """StreamVLN's voxel pruning (Wei et al., 2025, arXiv 2507.05240).
 
     Every token has a voxel: a number that the user computes from depth and pose and brings with `run.give(voxels=...)`
-    (int [n] for each video; negative: none, the token stands alone). Within `stride` frames counted from the first (0:
-    the whole video) only the latest token of a voxel stays, of one frame the first in the prompt. A frame that keeps
-    less than `least` of its tokens is dropped.
+    (int [n] for each video; negative: none). Within `stride` frames counted from the first (0: the whole video) only
+    the latest token of a voxel stays, of one frame the first in the prompt. A frame that keeps less than `least` of its
+    tokens is dropped. A token without a voxel is dropped, or stands alone (`unplaced="keep"`, which is ours).
 
-    The published code holds no voxels; this is the paper's rule as far as known. With `keep`, the latest of these stay,
-    and where there are fewer, the latest of the others.
+    The published code holds no voxels; this is the paper's rule as far as known, which says neither `stride` nor
+    `least`. With `keep`, which is ours, the latest of these stay, and where there are fewer, the latest of the others.
     """
 
     name: ClassVar[str] = "streamvln"
@@ -37,6 +37,7 @@ class StreamVLN(Method):
     keep: Keep | None = keep_option(None, "what survives; none: one token of every voxel")
     stride: int = option(0, "frames after which a voxel is seen anew; 0: never")
     least: float = option(0.0, "share of its tokens that a frame must keep")
+    unplaced: str = option("drop", "what becomes of tokens without a voxel: drop or keep", ("drop", "keep"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,4 +73,4 @@ class StreamVLN(Method):
         place = torch.arange(n, device=voxels.device)
         recency = frame * n + (n - 1 - place)
         best = torch.full((n,), -1, device=voxels.device).scatter_reduce(0, group, recency, "amax")
-        return (recency == best[group]) | (voxels < 0)
+        return torch.where(voxels < 0, self.unplaced == "keep", recency == best[group])

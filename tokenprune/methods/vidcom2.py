@@ -48,8 +48,7 @@ class VidCom2(Method):
         if k in (0, view.count):
             return view.first(k)
         video, frame = usualness(view["features"], frames)
-        exact = isinstance(self.keep, float) and self.of == "current"
-        wanted = shares(video, frames, self.keep if exact else k / view.count) * frames.present.sum(-1)
+        wanted = shares(video, frames, self.share(view)) * frames.present.sum(-1)
         counts = wanted.round().clamp(min=1).minimum(frames.present.sum(-1))
         unusual = (-(video + frame)).masked_fill(~frames.present, float("-inf"))
         rank = ranks(unusual)
