@@ -25,8 +25,8 @@ from transformers.video_utils import VideoMetadata
 from tokenprune import scenes
 from tokenprune.errors import BadInput
 from tokenprune.families.registry import family_of
-from tokenprune.frames import FrameProcessor
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
+from tokenprune.media.qwen import FrameProcessor
 
 
 @dataclass

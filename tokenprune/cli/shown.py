@@ -21,8 +21,8 @@ def check_shown(image: Path | None, video: Path | None, frames: int | None, prom
 
 def load_shown(image: Path | None, video: Path | None, frames: int | None, progress: bool) -> tuple[Any, str]:
     """The picture or clip (default: the bundled scene), and the bundled model that is made for it."""
-    from tokenprune.images import load_image
-    from tokenprune.video import load_video
+    from tokenprune.media.pictures import load_image
+    from tokenprune.media.video import load_video
 
     if video is None:
         return load_image(image or scenes.IMAGE), "scenes"

@@ -16,8 +16,8 @@ from tokenprune.chat import Chat
 from tokenprune.core.trace import Ranking
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
+from tokenprune.media.clip import Clip
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
-from tokenprune.video import Clip
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.images import load_image
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
-from tokenprune.video import Clip, load_video
+from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import load_image
+from tokenprune.media.video import load_video
 
 GENERATE = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")
 # Keys of task files that are handled here, or that steer the preprocessing of one other model.

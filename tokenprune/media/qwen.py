@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tokenprune.errors import BadInput
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
 
 SERVED = ("qwen2_vl", "qwen2_5_vl")
 
