@@ -45,6 +45,11 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadInput(f"{path} is damaged or cut short ({error}). Give a complete image file.") from error
 
 
+def picture(given: str | Path | Image.Image) -> Image.Image:
+    """A file by `load_image`, or an open picture `as_shown`."""
+    return as_shown(given) if isinstance(given, Image.Image) else load_image(given)
+
+
 def as_shown(image: Image.Image) -> Image.Image:
     """A picture as 8-bit RGB, the way up that its EXIF orientation says.
 
@@ -75,8 +80,8 @@ def _check(path: Path, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if math.prod(image.size) > max_pixels:
         raise BadInput(
-            f"{path} is too large: {width} x {height} pixels, over the limit of {max_pixels}. Scale it down first, or give "
-            "a higher max_pixels."
+            f"{path} is too large: {width} x {height} pixels, over the limit of {max_pixels}. Scale it down first, or "
+            "give a higher max_pixels."
         )
     frames = getattr(image, "n_frames", 1)
     # Phones write MPO: a JPEG followed by depth or brightness, which is not another moment.
