@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from tokenprune.errors import BadInput
-from tokenprune.media.timeline import Opened, Timeline, upright
+from tokenprune.media.timeline import Opened, Timeline, Turn
 
 READERS = ("av", "decord")
 SIDE = 32  # of the thumbnails in which two readers are compared
 ALIKE = 8.0  # of 255: the most that a pixel of the thumbnails may differ
 
 
+Fit = Callable[[tuple[int, int]], tuple[int, int]]
+
+
 class Misplaced(Exception):
     """The frames that come out are not those of the timeline."""
 
 
-def read_av(opened: Opened, timeline: Timeline, picks: list[int]) -> Iterator[np.ndarray]:
+def read_av(opened: Opened, timeline: Timeline, picks: list[int], fit: Fit) -> Iterator[np.ndarray]:
     """Frames by PyAV, ascending `picks` of the timeline, as uint8 [H, W, 3], upright.
+
+    fit: gives the (width, height) that a frame of a (width, height) is scaled to while it is converted.
 
     Raises `Misplaced` where frames do not come out under the time stamps that they should have.
     """
     forward = _Forward(opened, timeline)
+    turns: dict[int, Turn] = {}
     for pick in picks:
         frame = forward.to(pick)
-        yield upright(frame.to_ndarray(format="rgb24"), frame)
+        if frame.rotation not in turns:  # looked at once: a frame whose side data were seen is freed late
+            turns[frame.rotation] = Turn.of(frame)
+        turn = turns[frame.rotation]
+        width, height = turn.size(*fit(turn.size(frame.width, frame.height)))
+        yield turn.apply(_scaled(frame, width, height))
+
+
+def _scaled(frame: Any, width: int, height: int) -> np.ndarray:
+    return frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
 
 
 class _Forward:
@@ -93,12 +107,13 @@ class _Forward:
         return None
 
 
-def read_decord(opened: Opened, timeline: Timeline, picks: list[int]) -> Iterator[np.ndarray]:
+def read_decord(opened: Opened, timeline: Timeline, picks: list[int], fit: Fit) -> Iterator[np.ndarray]:
     """Frames by decord, as `read_av` gives them.
 
     decord does not tell the time of what it decoded, so each frame is held against PyAV's. Raises `BadInput` where they
     differ: decord 0.6 jumps wrongly in MPEG-TS and WMV, counts the frames that an edit list hides, and knows no AV1.
     """
+    import av
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -109,11 +124,13 @@ def read_decord(opened: Opened, timeline: Timeline, picks: list[int]) -> Iterato
         raise BadInput(refused.format("it cannot open it")) from error
     if len(video) != len(timeline.times):
         raise BadInput(refused.format(f"it counts {len(video)} frames, and there are {len(timeline.times)}"))
-    for pick, expected in zip(picks, read_av(opened, timeline, picks), strict=True):
+    for pick, expected in zip(picks, read_av(opened, timeline, picks, fit), strict=True):
         try:
             found = video[pick].asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
             raise BadInput(refused.format(f"it cannot decode frame {pick}")) from error
+        if found.shape[2] == 3:
+            found = _scaled(av.VideoFrame.from_ndarray(found, format="rgb24"), *fit(found.shape[1::-1]))
         if found.shape != expected.shape or difference(found, expected) > ALIKE:
             raise BadInput(refused.format(f"frame {pick} is another picture"))
         yield found

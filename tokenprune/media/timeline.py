@@ -184,15 +184,31 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """Pixels [H, W, 3] as they are to be shown: turned and mirrored by the display matrix of their frame."""
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return pixels
-    # Point (x, y) is shown at (a x + c y, b x + d y): ISO/IEC 14496-12, 6.2.2.
-    a, b, _, c, d = struct.unpack("=9i", bytes(data))[:5]
-    across, down = (c, b) if a == d == 0 else (a, d)
-    if not across or not down or (a == d == 0) == (b == c == 0):
-        raise BadInput("The video is to be shown askew, which is not supported. Write it anew, upright.")
-    shown = pixels.swapaxes(0, 1) if a == d == 0 else pixels
-    return shown[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1]
+@dataclass(frozen=True)
+class Turn:
+    """How decoded pixels are to be laid to be upright: rows and columns swapped, then mirrored."""
+
+    swapped: bool = False
+    across: int = 1
+    down: int = 1
+
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """By a frame's display matrix: (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12, 6.2.2."""
+        data = frame.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return cls()
+        a, b, _, c, d = struct.unpack("=9i", bytes(data))[:5]
+        if (a == d == 0) == (b == c == 0):
+            raise BadInput("The video is to be shown askew, which is not supported. Write it anew, upright.")
+        across, down = (c, b) if a == d == 0 else (a, d)
+        return cls(a == d == 0, 1 if across > 0 else -1, 1 if down > 0 else -1)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) of the upright picture, and of the decoded one from that of the upright."""
+        return (height, width) if self.swapped else (width, height)
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """Upright pixels of [H, W, 3]."""
+        shown = pixels.swapaxes(0, 1) if self.swapped else pixels
+        return shown[:: self.down, :: self.across]

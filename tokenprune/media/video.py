@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,25 +76,36 @@ def _clip(
     max_pixels: int,
 ) -> Clip:
     picks = sample(timeline.times, frames, fps)
-    decoded = (read_decord if reader == "decord" else read_av)(opened, timeline, picks)
+    fit = _Fit(opened.path, len(picks), max_pixels)
+    decoded = (read_decord if reader == "decord" else read_av)(opened, timeline, picks, fit)
     if progress and len(picks) >= LONG:
         decoded = track(decoded, description="decoding", total=len(picks), transient=True)
-    sizes: list[tuple[int, int]] = []
-    pictures = list(_pictures(decoded, opened.path, len(picks), max_pixels, sizes))
+    pictures = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in decoded]
     seconds = [float(timeline.times[i]) for i in picks]
-    return Clip(pictures, seconds, len(timeline.times), picks, reader or "av", sizes[0])
+    return Clip(pictures, seconds, len(timeline.times), picks, reader or "av", fit.first)
 
 
-def _pictures(
-    decoded: Iterator[np.ndarray], path: Path, count: int, max_pixels: int, sizes: list[tuple[int, int]]
-) -> Iterator[Image.Image]:
-    """Decoded frames as pictures of one size, that of the first as far as all of them fit; `sizes` are as decoded."""
-    for pixels in decoded:
-        sizes.append(pixels.shape[1::-1])
-        _check_size(path, sizes[-1], max_pixels)
-        size = _fitting(path, sizes[0], count, max_pixels)
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        yield picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+class _Fit:
+    """The size of the first frame, less where `count` of them have more than `max_pixels`; the others get it too."""
+
+    def __init__(self, path: Path, count: int, max_pixels: int) -> None:
+        self.path, self.count, self.max_pixels = path, count, max_pixels
+        self.first: tuple[int, int] | None = None
+
+    def __call__(self, size: tuple[int, int]) -> tuple[int, int]:
+        _check_size(self.path, size, self.max_pixels)
+        self.first = self.first or size
+        area = math.prod(self.first)
+        share = self.max_pixels / (self.count * area)
+        if share >= 1:
+            return self.first
+        if share * area < LEAST:
+            raise BadInput(
+                f"{self.count} frames of {self.path} do not fit into {self.max_pixels} pixels at a size that shows "
+                "anything. Ask for fewer with frames= or fps=, or give a higher max_pixels."
+            )
+        width, height = (max(1, math.floor(side * math.sqrt(share))) for side in self.first)
+        return width, height
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
@@ -105,17 +115,3 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
             f"{path} has frames of {width} x {height} pixels, over the limit of {max_pixels}. Scale it down first, or "
             "give a higher max_pixels."
         )
-
-
-def _fitting(path: Path, size: tuple[int, int], count: int, max_pixels: int) -> tuple[int, int]:
-    """The size at which `count` frames keep within `max_pixels`."""
-    share = max_pixels / (count * math.prod(size))
-    if share >= 1:
-        return size
-    if share * math.prod(size) < LEAST:
-        raise BadInput(
-            f"{count} frames of {path} do not fit into {max_pixels} pixels at a size that shows anything. Ask for "
-            "fewer with frames= or fps=, or give a higher max_pixels."
-        )
-    width, height = (max(1, math.floor(side * math.sqrt(share))) for side in size)
-    return width, height
