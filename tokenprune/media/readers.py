@@ -113,7 +113,6 @@ def read_decord(opened: Opened, timeline: Timeline, picks: list[int], fit: Fit) 
     decord does not tell the time of what it decoded, so each frame is held against PyAV's. Raises `BadInput` where they
     differ: decord 0.6 jumps wrongly in MPEG-TS and WMV, counts the frames that an edit list hides, and knows no AV1.
     """
-    import av
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -129,8 +128,6 @@ def read_decord(opened: Opened, timeline: Timeline, picks: list[int], fit: Fit) 
             found = video[pick].asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
             raise BadInput(refused.format(f"it cannot decode frame {pick}")) from error
-        if found.shape[2] == 3:
-            found = _scaled(av.VideoFrame.from_ndarray(found, format="rgb24"), *fit(found.shape[1::-1]))
         if found.shape != expected.shape or difference(found, expected) > ALIKE:
             raise BadInput(refused.format(f"frame {pick} is another picture"))
         yield found

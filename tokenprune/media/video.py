@@ -76,6 +76,11 @@ def _clip(
     max_pixels: int,
 ) -> Clip:
     picks = sample(timeline.times, frames, fps)
+    if reader == "decord" and len(picks) * opened.width * opened.height > max_pixels:
+        raise BadInput(
+            f"{len(picks)} frames of {opened.path} have more than max_pixels={max_pixels}, and decord, which holds "
+            "many at their full size, is not used to scale them down. Leave reader= out, or give a higher max_pixels."
+        )
     fit = _Fit(opened.path, len(picks), max_pixels)
     decoded = (read_decord if reader == "decord" else read_av)(opened, timeline, picks, fit)
     if progress and len(picks) >= LONG:
