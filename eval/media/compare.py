@@ -71,13 +71,12 @@ def page(table: dict[str, Any]) -> str:
         if "refused" in answer:
             found = re.search(r"\((.*?)\)", answer["refused"])
             return "refused" + (f": {found[1]}" if found else "")
-        PAGE.write_text(page(table))
-    wrong = [name for name, value in answer.items() if value == "wrong"]
+            wrong = [name for name, value in answer.items() if value == "wrong"]
         return f"**wrong**: {', '.join(wrong)}" if wrong else "right"
 
     head = (
-        "# Which videos are read\n\nWritten by `python -m eval.media.compare`. Clips of frames that carry their own number, "
-        f"written by PyAV; {PICKS} frames of each\nare read. Right: their order, numbers, times and rotation are.\n\n"
+        "# Which videos are read\n\nWritten by `python -m eval.media.compare`. Clips of frames that carry their own number,\n"
+        f"written by PyAV; {PICKS} frames of each are read. Right: their order, numbers, times and rotation are.\n\n"
         "| container, codec | " + " | ".join(("default", *READERS)) + " |\n|---|" + "---|" * (1 + len(READERS)) + "\n"
     )
     return head + "".join(f"| {name} | {' | '.join(map(cell, own.values()))} |\n" for name, own in table.items())
@@ -90,6 +89,7 @@ def main() -> None:
             own = {reader or "default": judged(path, reader, first, total, rate) for reader in (None, *READERS)}
             table[name] = own
     RESULT.write_text(json.dumps(table, indent=1) + "\n")
+    PAGE.write_text(page(table))
     wrong = [name for name, own in table.items() if any("wrong" in answer.values() for answer in own.values())]
     print(f"{len(table)} clips, wrong: {wrong or 'none'}")
 
