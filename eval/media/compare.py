@@ -24,7 +24,7 @@ PAGE = ROOT / "tokenprune" / "docs" / "media.md"
 PICKS = 8
 
 
-def expected(total: int, rate: int) -> list[int]:
+def expected(total: int) -> list[int]:
     """Numbers of the frames nearest to PICKS moments spread evenly; halves go to the earlier frame."""
     return [int(np.ceil(x - 0.5)) for x in np.linspace(0, total - 1, PICKS)]
 
@@ -36,7 +36,7 @@ def judged(path: Path, reader: str | None, first: int, total: int, rate: int) ->
     except BadInput as error:
         return {"refused": str(error).replace(str(path), path.name)}
     numbers, turns = zip(*(read(np.asarray(frame)) for frame in clip.frames), strict=True)
-    wanted = expected(total, rate)
+    wanted = expected(total)
     spans = np.diff(clip.seconds) - np.diff(wanted) / rate
     found = {
         "order": None not in numbers and list(numbers) == sorted(numbers),
@@ -66,28 +66,30 @@ def cases(folder: Path) -> list[tuple[str, Path, int, int, int]]:
 
 def page(table: dict[str, Any]) -> str:
     """The table as Markdown: one row for each clip, one column for each reader."""
+    lines = [
+        "# Which videos are read\n",
+        "Written by `python -m eval.media.compare`. Clips of frames that carry their own number, written by PyAV;",
+        f"{PICKS} frames of each are read. Right: their order, numbers, times and rotation are.\n",
+        f"| container, codec | {' | '.join(('default', *READERS))} |",
+        "|---" * (2 + len(READERS)) + "|",
+    ]
+    lines += [f"| {name} | {' | '.join(map(_cell, own.values()))} |" for name, own in table.items()]
+    return "\n".join(lines) + "\n"
 
-    def cell(answer: dict[str, Any]) -> str:
-        if "refused" in answer:
-            found = re.search(r"\((.*?)\)", answer["refused"])
-            return "refused" + (f": {found[1]}" if found else "")
-            wrong = [name for name, value in answer.items() if value == "wrong"]
-        return f"**wrong**: {', '.join(wrong)}" if wrong else "right"
 
-    head = (
-        "# Which videos are read\n\nWritten by `python -m eval.media.compare`. Clips of frames that carry their own number,\n"
-        f"written by PyAV; {PICKS} frames of each are read. Right: their order, numbers, times and rotation are.\n\n"
-        "| container, codec | " + " | ".join(("default", *READERS)) + " |\n|---|" + "---|" * (1 + len(READERS)) + "\n"
-    )
-    return head + "".join(f"| {name} | {' | '.join(map(cell, own.values()))} |\n" for name, own in table.items())
+def _cell(answer: dict[str, Any]) -> str:
+    if "refused" in answer:
+        found = re.search(r"\((.*?)\)", answer["refused"])
+        return "refused" + (f": {found[1]}" if found else "")
+    wrong = [name for name, value in answer.items() if value == "wrong"]
+    return f"**wrong**: {', '.join(wrong)}" if wrong else "right"
 
 
 def main() -> None:
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, path, first, total, rate in cases(Path(folder)):
-            own = {reader or "default": judged(path, reader, first, total, rate) for reader in (None, *READERS)}
-            table[name] = own
+            table[name] = {reader or "default": judged(path, reader, first, total, rate) for reader in (None, *READERS)}
     RESULT.write_text(json.dumps(table, indent=1) + "\n")
     PAGE.write_text(page(table))
     wrong = [name for name, own in table.items() if any("wrong" in answer.values() for answer in own.values())]

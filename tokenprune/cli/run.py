@@ -56,8 +56,10 @@ def run(
 
     Further options of the method (see `tokenprune list`) follow as --name value, for example --strategy row.
     """
-    if video is None and (frames, fps, reader) != (None, None, None):
-        raise BadInput("--frames, --fps and --reader go with --video FILE.")
+    if video is None and (frames is not None or fps is not None):
+        raise BadInput("--frames and --fps go with --video FILE.")
+    if video is None and reader is not None:
+        raise BadInput("--reader goes with --video FILE.")
     if video is not None and (image is not None or save is not None):
         raise BadInput("--video goes without --image, and without --save: an overlay is drawn for pictures.")
     options = asked(context.args, method, keep, at=at, positions=positions, scope=scope)

@@ -20,8 +20,10 @@ def check_shown(
     """Raise `BadInput` for options that do not go together, before anything is loaded."""
     if image is not None and video is not None:
         raise BadInput("Give --image or --video, not both.")
-    if video is None and (frames, reader) != (None, None):
-        raise BadInput("--frames and --reader go with --video FILE.")
+    if video is None and frames is not None:
+        raise BadInput("--frames goes with --video FILE.")
+    if video is None and reader is not None:
+        raise BadInput("--reader goes with --video FILE.")
     if (image is not None or video is not None) and prompt is None:
         raise BadInput(f"--{'video' if image is None else 'image'} needs --prompt TEXT: what do you want to know?")
 
