@@ -199,11 +199,12 @@ class Stream:
                     memory.unread = (Unread(token, NONE, turn),)
                     break
                 logits = self._read_text(memory, [token], turn)
+            answer = self.processor.decode(said, skip_special_tokens=True).strip()
             memory.unread += self._tokens(self.template.end, turn=turn)
             memory.asked += 1
             if turn - memory.first >= self.remember:
                 memory.leave(memory.visual, memory.asked - self.remember, self._turning)
-        return self.processor.decode(said, skip_special_tokens=True).strip()
+        return answer
 
     def _open(self) -> Memory:
         memory = self._memory
