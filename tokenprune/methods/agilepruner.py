@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
 from tokenprune.core.selection import Selection, gather_rows, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 
@@ -41,6 +42,15 @@ class AgilePruner(Method):
     paper: ClassVar[str] = "arXiv 2603.01236"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin(
+        "paper", note="through its project page, cvsp-lab/AgilePruner at 3df95a34, which holds no code"
+    )
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "candidates that run out are filled up by attention",
+            "the budget is kept exactly; nothing is published on it",
+        ),
+    )
 
     keep: Keep = keep_option(0.111)
     erank_average: float = option(106.0, "effective rank of an average picture")

@@ -13,6 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 GROUP = 4
@@ -37,6 +38,20 @@ class DyCoke(Method):
     paper: ClassVar[str] = "arXiv 2411.15024"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    origin: ClassVar[Origin] = Origin("code", "KD-TAO/DyCoke", "dd746349")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the third frame of the last group is thinned as the others are",
+            "the code's loop ends one group early",
+            {"last": "whole"},
+        ),
+        Difference(
+            "frames beyond whole groups are treated as a shorter group",
+            "the code deletes the last of an odd number and fails on four or fewer",
+        ),
+        Difference("tokens come in the order of the prompt", "the code emits those of a frame by rising similarity"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.472)
     last: str = option(

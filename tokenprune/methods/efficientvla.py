@@ -11,6 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Origin
 from tokenprune.methods.signals import Need
 
 
@@ -30,6 +31,7 @@ class EfficientVLA(Method):
     paper: ClassVar[str] = "arXiv 2506.10100"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin("paper", note="no code was published")
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.22)

@@ -11,25 +11,31 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 
 @dataclass(frozen=True)
 class FoPru(Method):
-    """FoPru (Jiang et al., arXiv 2411.14164): focal pruning before the LLM, survivors in raster order.
+    """Our reading of FoPru (Jiang et al., arXiv 2411.14164): focal pruning before the LLM, survivors in raster order.
 
     Significance of a token: the attention it receives in the penultimate layer of the vision encoder, mean over heads
     and queries (`source="received"`), or the CLS token's attention to it (`source="cls"`). `strategy="rank"` keeps the
     k most significant tokens. `strategy="row"` ranks the rows of the grid by their mean and keeps whole rows; where k
     is not a multiple of the row length, the next row gives its most significant tokens, so that exactly k stay.
 
-    No code was published; the formula of the significance and the fill-up of the row strategy are our reading.
+    Only the abstract and its readers' summaries were at hand, and no code: the formula of the significance, the layer
+    and the fill-up of the row strategy are ours.
     """
 
     name: ClassVar[str] = "fopru"
     paper: ClassVar[str] = "arXiv 2411.14164"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the row strategy fills up to k", "whole rows seldom are the budget"),
+    )
 
     keep: Keep = keep_option(0.25)
     strategy: str = option("rank", "rank: best tokens; row: best rows of the grid", choices=("rank", "row"))

@@ -10,6 +10,7 @@ import torch
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 PHASES = ("cluster", "scatter", "prune")
@@ -17,7 +18,7 @@ PHASES = ("cluster", "scatter", "prune")
 
 @dataclass(frozen=True)
 class LVLMCSP(Method):
-    """LVLM_CSP (Chen et al., arXiv 2504.10854): clustering, scattering, pruning.
+    """Our reading of LVLM_CSP (Chen et al., arXiv 2504.10854): clustering, scattering, pruning.
 
     `phase="cluster"`: only `keep` representatives go through the layers that follow, the others wait as they are:
     token i * floor(n / N) for the i-th of N (`choice="uniform"`), or the best attended by the encoder (`"saliency"`).
@@ -25,14 +26,20 @@ class LVLMCSP(Method):
     LISA) attends to most stay. By name: cluster before the LLM (`clusters` of the tokens), scatter before a quarter of
     the layers, prune before half of them (`keep`).
 
-    No code was published, and neither layers nor the number of representatives were found: those are ours. The paper's
-    random choice is `random` here, its segment-first choice needs a detector and is left out.
+    Only the abstract and a review were at hand, and no code; neither layers nor the number of representatives were
+    found: those are ours. The paper's random choice is `random` here, its segment-first choice needs a detector and is
+    left out.
     """
 
     name: ClassVar[str] = "lvlm_csp"
     paper: ClassVar[str] = "arXiv 2504.10854"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, staged"
+    origin: ClassVar[Origin] = Origin("abstract", note="no code was published")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("layers and the number of representatives", "neither was found: ours"),
+        Difference("no choice by the segment that comes first", "it needs a detector"),
+    )
     default_at: ClassVar[int] = 0
 
     keep: Keep = keep_option(0.1)

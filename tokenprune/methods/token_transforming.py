@@ -9,24 +9,30 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 
 @dataclass(frozen=True)
 class TokenTransforming(Method):
-    """Token Transforming (Zeng et al., arXiv 2506.05709): many-to-many compression.
+    """Our reading of Token Transforming (Zeng et al., arXiv 2506.05709): many-to-many compression.
 
     Y = M X: the k most attended tokens of the encoder stay, and row i of the row-stochastic M is the softmax over all
     tokens of cosine / temperature, cosines between kept token i and every token. Pruning is the special case of one-hot
     rows, merging that of averages.
 
-    The matrix's exact form in the paper was not found; the softmax and its temperature are our reading.
+    Only the abstract was at hand, and the repository holds no code: the choice of the tokens, the softmax and its
+    temperature are ours, and so is the place, before the LLM (the paper's is inside vision transformers).
     """
 
     name: ClassVar[str] = "token_transforming"
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, merging"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the form of the matrix and its temperature", "neither was found: ours"),
+    )
 
     temperature: float = option(0.05, "how far the mixture spreads; towards 0 it is pruning")
     source: str = option("received", "whose attention counts: cls or received", choices=("cls", "received"))
