@@ -6,7 +6,7 @@ the method files (`origin`, `differences`) and the tests. What holds a method is
 - that reads vectors of `tests/golden/`, which are what the published code gave for some inputs, or
 - in `tests/test_golden*.py` or `tests/test_published*.py`: an independent computation of the published rule.
 
-`test_fastv`, `test_fastv_of_...` hold `fastv`; a test that is parametrized by names of methods holds all of these.
+`test_fastv`, `test_fastv_of_...` hold `fastv`; else a test holds the methods by whose names it is parametrized.
 `tests/conftest.py` fails such a test where the method does not run in it.
 """
 
@@ -57,13 +57,12 @@ def strings(*nodes: ast.AST) -> set[str]:
 
 
 def held_by(test: ast.FunctionDef) -> tuple[str, ...]:
-    """The methods that a test holds: those that it is parametrized by, else the one that its name begins with."""
-    given = strings(*test.decorator_list) & set(all_methods())
-    if given:
-        return tuple(sorted(given))
+    """The methods that a test holds: the one that its name begins with, else those that it is parametrized by."""
     name = test.name.removeprefix("test_") + "_"
     own = [method for method in all_methods() if name.startswith((f"{method}_", f"{method}s_"))]
-    return tuple(sorted(own, key=len)[-1:])
+    if own:
+        return (max(own, key=len),)
+    return tuple(sorted(strings(*test.decorator_list) & set(all_methods())))
 
 
 def own_methods() -> dict[str, type[Method]]:

@@ -64,7 +64,7 @@ def find(words: str) -> list[type[Method]]:
     key = _letters(words)
     names = {cls: [_letters(name) for name in _names(cls)] for cls in known}
     alike = [cls for cls in known if key and any(key in name for name in names[cls])]
-    return sorted(alike, key=lambda cls: key not in names[cls])
+    return sorted(alike, key=lambda cls: names[cls].index(key) if key in names[cls] else len(names[cls]))
 
 
 def elsewhere(words: str) -> list[str]:
