@@ -43,7 +43,7 @@ class AgilePruner(Method):
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "attention, diversity"
     origin: ClassVar[Origin] = Origin(
-        "paper", note="through its project page, cvsp-lab/AgilePruner at 3df95a34, which holds no code"
+        "paper", note="as its project page gives it; cvsp-lab/AgilePruner at 3df95a34 holds no code"
     )
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

@@ -41,7 +41,9 @@ class FrameFusion(Method):
     kind: ClassVar[str] = "video, merging, staged"
     origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
     differences: ClassVar[tuple[Difference, ...]] = (
-        Difference("only tokens of one place merge", "the code merges others where much has to go"),
+        Difference(
+            "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
+        ),
         Difference(
             "it ends after `places` layers",
             "the code goes on through all layers and counts 28 of them whatever the model",

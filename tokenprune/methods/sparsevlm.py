@@ -43,6 +43,10 @@ class SparseVLM(Method):
     origin: ClassVar[Origin] = Origin("code", "Gumpest/SparseVLMs", "26a5f488")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("merged tokens count in the budget", "so that keep is what survives", {"budget_of": "published"}),
+        Difference(
+            "merged tokens stand at their centres' places",
+            "the code puts them behind the kept ones, which loses places",
+        ),
         Difference("any budget", "the code's tables know a few"),
         Difference("ties go to the lowest index", "the code draws noise for its clusters"),
         Difference(

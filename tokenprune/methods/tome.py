@@ -32,7 +32,7 @@ class ToMe(Method):
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(
             "projected tokens are merged before the language model",
-            "the paper merges keys' neighbours inside the encoder, layer by layer",
+            "the paper merges inside the encoder, layer by layer, on the keys and with proportional attention",
         ),
     )
 
