@@ -80,6 +80,7 @@ docs: $(VENV)/.dev
 	  tokenprune.integrations.lmms_eval.model
 
 readme: $(VENV)/.dev
+	$(BIN)/python -m eval.faithfulness
 	$(BIN)/python -m eval.readme
 
 $(VENV)/bin/python:

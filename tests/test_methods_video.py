@@ -202,7 +202,7 @@ def test_quota():
         chosen = select("quota", keep=8, resize=resize, features=x, frame_scores=scores, grid=(4, 4, 4))
         assert (chosen.index // 16).bincount(minlength=4).tolist() == [0, 4, 0, 4]
     torch.testing.assert_close(chosen.apply(x)[0], x[[16, 17, 20, 21]].mean(0))
-    with pytest.raises(BadInput, match="one number >= 0 for each of 4 frames"):
+    with pytest.raises(BadInput, match="The signals are of 3 frames, the grid of 4"):
         select("quota", keep=8, features=x, frame_scores=torch.ones(3), grid=(4, 4, 4))
     left = {"features": x[:40], "frame_scores": scores, "tokens": torch.arange(40), "total": 64}
     with pytest.raises(BadInput, match="Make it the first stage"):

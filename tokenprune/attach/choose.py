@@ -14,6 +14,7 @@ from tokenprune.core import trace
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View
+from tokenprune.methods.signals import SIGNALS, common_sizes
 from tokenprune.methods.stage import Stage
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Chosen:
 def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
     """Run the method on every unit. Units of one shape are selected from together."""
     groups: dict[tuple, list[Unit]] = defaultdict(list)
+    own = (need.signal for need in stage.method.needs if SIGNALS[need.signal].given)
+    given = ((name, value) for name in own for value in forward.signals.given.get(name, []))
+    common_sizes(given, stacked=False, apart=("n", "t", "q"))
     pieces = forward.signals.given.get("clip_text", [])
     passed = [forward.rows_before(i) for i in range(stage.at)]
     for unit in _units(stage, forward):

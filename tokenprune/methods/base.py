@@ -14,6 +14,7 @@ from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import SIGNALS, Need
 
 Grid = tuple[int, int, int]
@@ -111,6 +112,8 @@ class Method(ABC):
     paper: ClassVar[str]
     year: ClassVar[int]
     kind: ClassVar[str]
+    origin: ClassVar[Origin] = Origin("unstated")  # what it is held to; methods of this package state it
+    differences: ClassVar[tuple[Difference, ...]] = ()  # where it departs from that on purpose
     default_at: ClassVar[int] = 0
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`

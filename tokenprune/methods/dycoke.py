@@ -13,6 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 GROUP = 4
@@ -40,6 +41,23 @@ class DyCoke(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
     adaptive: ClassVar[bool] = True
+    origin: ClassVar[Origin] = Origin("code", "KD-TAO/DyCoke", "dd746349")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "keep is what survives", "the code prunes a share of the compared frames: `changed`", {"keep": None}
+        ),
+        Difference(
+            "the third frame of the last group is thinned as the others are",
+            "the code's loop ends one group early",
+            {"last": "whole"},
+        ),
+        Difference(
+            "frames beyond whole groups are treated as a shorter group",
+            "the code deletes the last of an odd number and fails on four or fewer",
+        ),
+        Difference("tokens come in the order of the prompt", "the code emits those of a frame by rising similarity"),
+        RENUMBERED,
+    )
 
     keep: Keep | None = keep_option(0.472, "what survives; none: first frames, and `changed` of the others")
     changed: float = option(0.3, "share of its tokens that a compared frame keeps, where keep does not say")

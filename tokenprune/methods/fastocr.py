@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.methods.base import Method, keep_option, option
 from tokenprune.methods.decoding import DecodingMethod
+from tokenprune.methods.origin import Difference, Origin
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class FastOCR(DecodingMethod):
     paper: ClassVar[str] = "arXiv 2605.17447"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "decoding, OCR"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "which layers are focal", "the abstract does not say: evenly spread, the first at a fifth of the depth"
+        ),
+    )
     default_start: ClassVar[int] = 6
     reuses: ClassVar[bool] = True
 

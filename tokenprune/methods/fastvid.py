@@ -13,6 +13,7 @@ from tokenprune.core.frames import same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, assign, distances, mixtures, stacked
 from tokenprune.core.selection import Selection, handed, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 from tokenprune_kernels.density import peak_scores
 
@@ -52,6 +53,23 @@ class FastVID(Method):
     paper: ClassVar[str] = "arXiv 2503.11187"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    origin: ClassVar[Origin] = Origin("code", "LunarShen/FastVID", "a40a109c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the remainder of all shares goes to the most attended tokens",
+            "the budget is kept exactly; the code leaves it unspent",
+            {"fill": "none"},
+        ),
+        Difference("ties go to the lowest index", "the code draws noise, so that two runs differ"),
+        Difference(
+            "frames are described by their mean features",
+            "the encoder's pooling head is not in these checkpoints; bring `frame_features`",
+        ),
+        Difference(
+            "newlines of LLaVA-Video are no visual tokens",
+            "the code keeps those of every row that it keeps a token of, beyond the budget",
+        ),
+    )
     waits: ClassVar[str] = "how many scenes and anchors there are follows from the features"
 
     keep: Keep = keep_option(0.1)

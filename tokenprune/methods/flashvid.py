@@ -15,6 +15,7 @@ from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stret
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 NEIGHBOURS = 7
@@ -45,6 +46,21 @@ class FlashVID(Method):
     paper: ClassVar[str] = "arXiv 2602.08024"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "Fanziyang-v/FlashVID", "1d37422c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("a relevance below 0 counts as 0", "the code never gets to such a candidate, but repeats a token"),
+        Difference(
+            "a tree of tokens becomes its mean",
+            "the code divides by the root's direct children, which is no mean in deeper trees",
+            {"trees": "published"},
+        ),
+        Difference(
+            "tokens above the budget are taken off by attention",
+            "the budget is kept exactly; the code rounds every share up",
+            {"fill": "none"},
+        ),
+        Difference("in a scene of one frame kept tokens are not clustered", "the code can emit a token twice"),
+    )
     waits: ClassVar[str] = "how many scenes and trees there are follows from the features"
 
     keep: Keep = keep_option(0.1)

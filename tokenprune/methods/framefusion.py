@@ -14,6 +14,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection, places, ranked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 
@@ -38,6 +39,16 @@ class FrameFusion(Method):
     paper: ClassVar[str] = "arXiv 2501.01986"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
+        ),
+        Difference(
+            "it ends after `places` layers",
+            "the code goes on through all layers and counts 28 of them whatever the model",
+        ),
+    )
     waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")

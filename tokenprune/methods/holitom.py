@@ -15,6 +15,7 @@ from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 NEIGHBOURS = 7
@@ -41,6 +42,19 @@ class HoliTom(Method):
     paper: ClassVar[str] = "arXiv 2505.21334"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "cokeshao/HoliTom", "e9b2972f")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "what is over the budget or missing is settled by attention",
+            "the budget is kept exactly; the code rounds per window and frame",
+            {"fill": "none"},
+        ),
+        Difference("tokens come in the order of the prompt", "the code puts static tokens first, which loses time"),
+        Difference(
+            "similarities for folding are of the tokens before any folding", "so that all can be folded at once"
+        ),
+        RENUMBERED,
+    )
     waits: ClassVar[str] = "which places stand still, and how long, follows from the features"
 
     keep: Keep = keep_option(0.15)

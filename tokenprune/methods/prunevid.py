@@ -15,6 +15,7 @@ from tokenprune.core.frames import Frames, same_place_cosine, stretches
 from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 NEIGHBOURS = 7
@@ -44,6 +45,21 @@ class PruneVid(Method):
     paper: ClassVar[str] = "arXiv 2412.16117"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "video, merging, text-guided, staged"
+    origin: ClassVar[Origin] = Origin("code", "Visual-AI/PruneVid", "b12600c6")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the most attended tokens left fill up to k", "the budget is kept exactly", {"fill": "none"}),
+        Difference("frames alone in their window have no static places", "the code divides 0 by 0"),
+        Difference("ties go to the lowest index", "the code draws noise, so that two runs differ"),
+        Difference(
+            "the second phase does not count the static tokens of a window apart",
+            "a stage between layers cannot tell them from others",
+        ),
+        Difference(
+            "a mean stands at its place in the first frame of its window",
+            "the code puts static tokens first, which loses time",
+        ),
+        RENUMBERED,
+    )
     adaptive: ClassVar[bool] = True
     waits: ClassVar[str] = "how many scenes and still places there are follows from the features"
 

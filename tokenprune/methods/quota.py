@@ -16,6 +16,7 @@ from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 
@@ -40,6 +41,16 @@ class QuoTA(Method):
     paper: ClassVar[str] = "arXiv 2503.08689"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, text-guided, merging"
+    origin: ClassVar[Origin] = Origin("code", "MAC-AutoML/QuoTA", "ec194d7c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("what the maps leave unspent goes to other tokens", "the budget is kept exactly", {"fill": "none"}),
+        Difference("scores of frames are brought", "the code asks a second model for them"),
+        Difference(
+            "a map does not grow beyond what the model makes of a frame",
+            "the code resizes the encoder's map, which is larger",
+        ),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.25)
     score: str = option("given", "what frames are weighed by: given or text", ("given", "text"))

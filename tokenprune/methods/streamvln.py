@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.signals import Need
 
 
@@ -32,6 +33,13 @@ class StreamVLN(Method):
     paper: ClassVar[str] = "arXiv 2507.05240"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, geometry"
+    origin: ClassVar[Origin] = Origin("paper", note="OpenRobotLab/StreamVLN at f442c20f holds no code for voxels")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("`stride` and `least`", "the paper gives neither number; by default neither does anything"),
+        Difference(
+            "with keep the latest tokens stay", "the paper has no budget; keep=none leaves it so, which is the default"
+        ),
+    )
     adaptive: ClassVar[bool] = True
 
     keep: Keep | None = keep_option(None, "what survives; none: one token of every voxel")

@@ -12,6 +12,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, frame_means
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.methods.signals import Need
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -35,6 +36,14 @@ class VidCom2(Method):
     paper: ClassVar[str] = "arXiv 2505.14454"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    origin: ClassVar[Origin] = Origin("code", "xuyang-liu16/VidCom2", "944a17d1")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("frames' counts add up to the budget", "the code's do not", {"fill": "none"}),
+        Difference(
+            "rows keep their separators where they are", "the code puts the newlines of a frame behind its tokens"
+        ),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.25)
     fill: str = option("score", "how the budget is met exactly: score or none", ("score", "none"))
