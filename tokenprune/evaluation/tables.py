@@ -12,6 +12,7 @@ from tokenprune.errors import BadInput
 from tokenprune.evaluation.cells import Cell, Result
 from tokenprune.evaluation.grid import Benchmark, Task
 from tokenprune.integrations.lmms_eval.settings import NONE
+from tokenprune.markdown import table
 
 MISSING = "-"
 
@@ -26,18 +27,17 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table under its title."""
-        head = [f"| {' | '.join(self.columns)} |", f"| :--- |{' ---: |' * (len(self.columns) - 1)}"]
-        body = [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join([f"**{self.title}**", "", *head, *body])
+        title = " ".join(self.title.split())
+        return f"**{title}**\n\n{table(self.columns, self.rows)}"
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=escape(self.title))
+        shown = RichTable(title=escape(self.title))
         for i, column in enumerate(self.columns):
-            table.add_column(escape(column), justify="right" if i else "left")
+            shown.add_column(escape(column), justify="right" if i else "left")
         for row in self.rows:
-            table.add_row(*map(escape, row))
-        return table
+            shown.add_row(*map(escape, row))
+        return shown
 
 
 def main_score(result: Result) -> str:
