@@ -24,7 +24,7 @@ class Task(BaseModel):
 
     task: str
     metrics: list[str] = Field(min_length=1)
-    scale: float = 1.0
+    scale: float = Field(default=1.0, strict=True)
 
 
 class Setting(BaseModel):
@@ -47,7 +47,7 @@ class Benchmark(BaseModel):
     pretrained: str
     model: str = HARNESS
     arguments: dict[str, Any] = {}
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, strict=True)
     tasks: dict[str, Task] = Field(min_length=1)
     settings: list[Setting] = Field(min_length=1)
 
@@ -114,7 +114,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
 
 
 def _checked(data: dict[str, Any], title: str) -> Benchmark:
-    found = Benchmark(**data)
+    found = Benchmark.model_validate(data)
     for row in found.settings:
         Pruning.of(row.method, row.options)
         for task in row.published:
