@@ -55,12 +55,12 @@ class Benchmark(BaseModel):
         """Every row on every task of the table, the unpruned rows first."""
         rows = sorted(self.settings, key=lambda row: row.method != NONE)
         return [
-            Cell(
+            Cell.of(
+                row.method,
+                row.options,
                 label=row.label,
                 task=task.task,
                 pretrained=self.pretrained,
-                method=row.method,
-                options=row.options,
                 model=self.model,
                 arguments=self.arguments,
                 batch_size=self.batch_size,
@@ -93,11 +93,9 @@ def grid(
             prunings |= {f"{method} {keep}": (method, {"keep": keep} | where) for keep in keeps}
         else:
             prunings[method] = (method, where)
-    for method, options in prunings.values():
-        Pruning.of(method, options)
     shared = dict(pretrained=pretrained, model=model, arguments=arguments or {}, batch_size=batch_size, limit=limit)
     return [
-        Cell(label=label, task=task, method=method, options=options, **shared)
+        Cell.of(method, options, label=label, task=task, **shared)
         for task in dict.fromkeys(tasks)
         for label, (method, options) in prunings.items()
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.models import list_available_models
+from lmms_eval.models import get_model, list_available_models
 from lmms_eval.tasks import TaskManager
 
 from tokenprune import scenes
@@ -69,9 +69,12 @@ def task_manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
 def evaluate(cell: Cell, folder: Path, tasks: TaskManager, device: str | None) -> None:
     """Run one cell and keep what came of it."""
     began = time.perf_counter()
+    given = {"batch_size": cell.batch_size, "max_batch_size": None, "device": device}
+    model = get_model(cell.model).create_from_arg_string(arguments(cell), given)
+    if model.pruning.says() != cell.plan:
+        raise BadInput(f"{cell.method} was edited after the grid had begun. Start the command again.")
     found = simple_evaluate(
-        model=cell.model,
-        model_args=arguments(cell),
+        model=model,
         tasks=[cell.task],
         batch_size=cell.batch_size,
         device=device,
