@@ -139,12 +139,11 @@ def test_wrong_grids(command, packed_tasks, tmp_path, arguments, message):
     assert message in " ".join(err.split())
 
 
-def test_what_is_not_installed_is_named(command, monkeypatch):
-    for program, extra in (("evaluate", "lmms-eval"), ("demo", "demo")):
-        monkeypatch.setattr(sys.modules[f"tokenprune.cli.{program}"], "find_spec", lambda name: None)
-        code, _, err = command("eval" if program == "evaluate" else program)
-        assert code == 2
-        assert f"pip install 'tokenprune[{extra}]'" in " ".join(err.split())
+def test_what_the_demo_needs_is_named(command, monkeypatch):
+    monkeypatch.setattr(sys.modules["tokenprune.cli.demo"], "find_spec", lambda name: None)
+    code, _, err = command("demo")
+    assert code == 2
+    assert "pip install 'tokenprune[demo]'" in " ".join(err.split())
 
 
 def test_wrong_results(command, tmp_path):
