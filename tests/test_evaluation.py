@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -285,27 +283,3 @@ def test_the_page_sorts(tmp_path):
         assert labels() == ["a", "<b>", "none"]
         shot(driver, "results")
         assert complaints(driver) == []
-
-
-def answers(folder, result):
-    """Documents with their answers and what was kept, in order."""
-    lines = _samples(folder / f"{result.cell.name}.json").read_text().splitlines()
-    return sorted((s["doc_id"], s["answer"], s["kept_tokens"]) for s in map(json.loads, lines))
-
-
-@pytest.mark.nightly
-def test_several_ranks_answer_like_one(command, packed_tasks, tmp_path):
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tokenprune.cli"]
-    asked = ["eval", "--model", "scenes", "--tasks", "scenes", "--methods", "uniform", "--keep", "0.25", "--limit", "5"]
-    where = ["--include-path", packed_tasks, "--device", "cpu", "--out"]
-    own = {"MASTER_PORT": str(28500 + os.getpid() % 1000), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
-    started = [*program, *asked, *where, tmp_path / "two"]
-    done = subprocess.run(started, env=os.environ | own, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    code, _, err = command(*asked, *where, tmp_path / "one")
-    assert code == 0, err
-    found = [read_all(tmp_path / name) for name in ("one", "two")]
-    for one, two in zip(*found, strict=True):
-        assert (one.cell, one.scores, one.questions) == (two.cell, two.scores, two.questions)
-        assert two.cost.measured == 5
-        assert answers(tmp_path / "one", one) == answers(tmp_path / "two", two)
