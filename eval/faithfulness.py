@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import results
+from tokenprune.markdown import table
 from tokenprune.methods.base import Method
 from tokenprune.methods.registry import all_methods
 
@@ -107,8 +108,7 @@ def page(entries: dict[str, Any]) -> str:
             ]
         )
     head = ["method", "paper", "held to", "by", "differs on purpose: why (published behaviour)"]
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, [":---"] * len(head), *rows)]
-    return "\n".join(["# What methods are held to", "", intro(entries), "", *lines, ""])
+    return "\n".join(["# What methods are held to", "", intro(entries), "", table(head, rows, rest=":---"), ""])
 
 
 def intro(entries: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from tokenprune.methods.registry import method_class
 torch.set_num_threads(1)
 SHARED = {
     "the demo's server": ("test_demo",),
-    "packed tasks": ("test_docs", "test_evaluation", "test_lmms_eval"),
+    "packed tasks": ("test_cells", "test_docs", "test_evaluation", "test_lmms_eval", "test_needs", "test_resume"),
     "installed packages": ("test_plugin",),
 }
 # How long an example takes says nothing on a machine that others use too.

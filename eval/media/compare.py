@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.media import clips
 from eval.media.numbered import read
-from tokenprune import BadInput, load_video
+from tokenprune import BadInput, load_video, markdown
 from tokenprune.media.readers import READERS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,10 +70,12 @@ def page(table: dict[str, Any]) -> str:
         "# Which videos are read\n",
         "Written by `python -m eval.media.compare`. Clips of frames that carry their own number, written by PyAV;",
         f"{PICKS} frames of each are read. Right: their order, numbers, times and rotation are.\n",
-        f"| container, codec | {' | '.join(('default', *READERS))} |",
-        "|---" * (2 + len(READERS)) + "|",
+        markdown.table(
+            ["container, codec", "default", *READERS],
+            [[name, *map(_cell, own.values())] for name, own in table.items()],
+            rest="---",
+        ),
     ]
-    lines += [f"| {name} | {' | '.join(map(_cell, own.values()))} |" for name, own in table.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -225,15 +225,18 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {cls.name}", name, known)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if hints[name] is int and not (number and isinstance(value, int)):
-            raise BadInput(f"{name}={value!r} of {cls.name} must be a whole number.")
-        if hints[name] is float and not number:
-            raise BadInput(f"{name}={value!r} of {cls.name} must be a number.")
-        if hints[name] is bool and not isinstance(value, bool):
-            raise BadInput(f"{name}={value!r} of {cls.name} must be true or false.")
-        if get_origin(hints[name]) is tuple and not isinstance(value, tuple):
+        listed = get_origin(hints[name]) is tuple
+        if listed and not isinstance(value, tuple):
             raise BadInput(f"{name}={value!r} of {cls.name} must be a list of values.")
+        kind = get_args(hints[name])[0] if listed else hints[name]
+        for one in value if listed else (value,):
+            number = isinstance(one, (int, float)) and not isinstance(one, bool)
+            if kind is int and not (number and isinstance(one, int)):
+                raise BadInput(f"{name}={one!r} of {cls.name} must be a whole number.")
+            if kind is float and not number:
+                raise BadInput(f"{name}={one!r} of {cls.name} must be a number.")
+            if kind is bool and not isinstance(one, bool):
+                raise BadInput(f"{name}={one!r} of {cls.name} must be true or false.")
     return cls(**options)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput, Unsupported
+from tokenprune.integrations.lmms_eval.cache import key_responses
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
 from tokenprune.media.clip import Clip
@@ -29,6 +30,8 @@ GENERATE = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_
 OTHERS = ("until", "image_aspect_ratio", "modality", "max_tokens", "llava", "neo_ov")
 LONGEST = 1024
 Settings = tuple[tuple[str, Any], ...]
+
+key_responses()
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +46,7 @@ class Tokenprune(lmms):
     Arguments of `--model_args`: pretrained, method (a method's name, a recipe's name or file; `none` is the unpruned
     baseline), what else `tokenprune.prune` takes (keep, at, positions, turns, scope, and the method's options), and of
     the model dtype, revision, attn_implementation, trust_remote_code, min_pixels, max_pixels, max_num_frames or fps,
-    system_prompt. All of them are part of lmms-eval's cache key.
+    system_prompt. All of them are part of lmms-eval's cache key, and so is what a recipe says.
     """
 
     is_simple = False
