@@ -68,7 +68,7 @@ def kind_of(path: str | Path) -> Kind:
         raise BadInput(f"{path} is {still} picture, which cannot be read here. Save it as JPEG or PNG.")
     if found is None and PICTURES.match(head):
         found = "image"  # a damaged one: who loads it says so
-    if found is None and _has_streams(path, head):
+    if found is None and _has_streams(path):
         found = "video"
     if found is None:
         raise BadInput(f"{path} is neither a picture nor a video that can be read. Give a PNG, JPEG, MP4 or similar.")
@@ -106,14 +106,15 @@ def _by_pillow(path: Path) -> Kind | None:
     return "video" if moves else "image"
 
 
-def _has_streams(path: Path, head: bytes) -> bool:
+def _has_streams(path: Path) -> bool:
     """Whether PyAV finds sound or moving pictures in a file of a rarer format."""
-    if head.isascii() and b"\0" not in head or not find_spec("av"):
-        return False  # text: a playlist or a session description would make FFmpeg open what it names
+    if not find_spec("av"):
+        return False
     import av
 
+    alone = {"protocol_whitelist": "none"}  # a playlist or session description must not make FFmpeg open what it names
     try:
-        with path.open("rb") as file, av.open(file) as container:  # the file itself: a name would sway FFmpeg too
+        with path.open("rb") as file, av.open(file, options=alone) as container:  # not by name, which would sway it
             kinds = {stream.type for stream in container.streams}
             return not container.format.name.endswith("_pipe") and bool(kinds & {"video", "audio"})
     except (av.FFmpegError, ValueError):
