@@ -89,7 +89,9 @@ def test_a_prompt_of_more_positions_than_the_model_has():
     frame = chat.inputs(picture, "red")["input_ids"].shape[1] - 1
     most = chat.model.config.text_config.max_position_embeddings - frame
     assert chat.inputs(picture, "red " * most)["input_ids"].shape == (1, 1024)
-    with pytest.raises(BadInput, match=r"takes 1025 positions \(881 tokens of text and 144 visual ones\), but the model"):
+    with pytest.raises(
+        BadInput, match=r"takes 1025 positions \(881 tokens of text and 144 visual ones\), but the model"
+    ):
         chat.inputs(picture, "red " * (most + 1))
     with pytest.raises(BadInput, match=r"takes 1025 positions.*has 1024\. Ask a shorter question\."):
         chat.batch([turn("what is red ?", picture), turn("red " * (most + 1), picture)])

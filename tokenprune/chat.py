@@ -85,8 +85,9 @@ class Chat:
         """Model inputs of conversations side by side, padded on the left.
 
         A conversation is a list of messages {"role", "content"}; content is a list of {"type": "text", "text"},
-        {"type": "image", "image": PIL image} and {"type": "video", "video": Clip}. Raises `BadInput` for a prompt that is
-        longer than the model has positions.
+        {"type": "image", "image": PIL image} and {"type": "video", "video": Clip}.
+
+        Raises `BadInput` for a prompt that is longer than the model has positions.
         """
         images, clips = (_media(conversations, kind) for kind in ("image", "video"))
         family = family_of(self.model)
@@ -123,11 +124,11 @@ class Chat:
         if taken[row] <= limit:
             return
         visual = torch.isin(ids[row], ids.new_tensor(list(family.placeholders(self.model).values())))
-        text = int((rows[row] & ~visual).sum())
+        shown, text = int(visual.sum()), int((rows[row] & ~visual).sum())
         mend = "Ask a shorter question." if text > limit // 2 else "Show a smaller picture or fewer frames."
         raise BadInput(
-            f"The prompt takes {int(taken[row])} positions ({text} tokens of text and {int(visual.sum())} visual ones), "
-            f"but the model has {limit}. {mend}"
+            f"The prompt takes {int(taken[row])} positions ({text} tokens of text and {shown} visual ones), but the "
+            f"model has {limit}. {mend}"
         )
 
     def _text(self, conversation: list[dict[str, Any]]) -> str:

@@ -12,11 +12,10 @@ import gradio as gr
 from PIL import Image
 
 from tokenprune.attach.run import POSITIONS, language_layers
-from tokenprune.cli.list import describe, shown
+from tokenprune.catalogue import facts
 from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.errors import BadInput, TokenpruneError
-from tokenprune.methods.base import Method, options_of, places
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names
 
@@ -34,6 +33,7 @@ def build(session: Session) -> gr.Blocks:
     """The app around a session; `serve` starts it."""
     layers = len(language_layers(session.chat("image").model))
     decoding = [name for name, cls in all_methods().items() if cls.decodes]
+    first, options = describe_method("divprune", layers)
     inside = [name for name in all_methods() if name not in decoding]
     with gr.Blocks(title="tokenprune", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as app:
         gr.Markdown("# tokenprune\nThe same question with all visual tokens, and with a few of them.", elem_id="head")
@@ -44,7 +44,7 @@ def build(session: Session) -> gr.Blocks:
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
                 choices = [*inside, *decoding, *recipe_names()]
                 method = gr.Dropdown(choices, value="divprune", label="method or recipe", elem_id="method")
-                about = gr.Markdown(describe_method("divprune"), elem_id="about")
+                about = gr.Markdown(first, elem_id="about")
                 keep = gr.Slider(0.02, 1.0, value=0.25, step=0.01, label="keep", elem_id="keep")
                 with gr.Accordion("places and options", open=False):
                     at = gr.Dropdown(
@@ -58,6 +58,7 @@ def build(session: Session) -> gr.Blocks:
                     second_keep = gr.Slider(0.02, 1.0, value=0.5, step=0.01, label="keep of what the first left")
                     second_at = gr.Slider(0, layers - 1, value=layers // 2, step=1, label="before layer")
                     extra = gr.Textbox(value="", label="options, as name=value; name=value", elem_id="extra")
+                    known = gr.Markdown(options, elem_id="options")
             with gr.Column(scale=10, min_width=320, elem_id="results"):
                 with gr.Row():
                     text = dict(lines=2, max_lines=2, interactive=False, autoscroll=False, min_width=280)
@@ -77,6 +78,9 @@ def build(session: Session) -> gr.Blocks:
         def previewed(path: str | None) -> Any:
             return None if path is None else told(lambda: session.preview(path))
 
+        def described(name: str) -> tuple[str, str]:
+            return describe_method(name, layers)
+
         def written(*values: Any) -> str:
             try:
                 return plan(*values).line
@@ -90,7 +94,7 @@ def build(session: Session) -> gr.Blocks:
                 yield found.dense, found.pruned, seen, last(found.stages), last(found.scores), figures_of(found.rows)
 
         file.change(previewed, file, picture, api_visibility="private")
-        method.change(describe_method, method, about, api_visibility="private", show_progress="hidden")
+        method.change(described, method, [about, known], api_visibility="private", show_progress="hidden")
         for control in controls:
             control.change(written, controls, line, api_visibility="private", show_progress="hidden")
         app.load(written, controls, line, api_visibility="private")
@@ -127,17 +131,19 @@ def figures_of(rows: list[list[str]]) -> str:
     return f'<dl class="figures">{"".join(cards)}</dl>' if cards else ""
 
 
-def describe_method(name: str) -> str:
-    """What the registry knows of a method or a recipe, as Markdown."""
+def describe_method(name: str, layers: int) -> tuple[str, str]:
+    """What a method or a recipe is, and the options of a method that are its own, as Markdown."""
     if name not in all_methods():
         recipe = load_recipe(name)
         source = "" if recipe.published is None else f" {recipe.published.source}."
-        return f"A recipe for {recipe.model}: its stages, budgets and positions are fixed.{source}"
+        return f"A recipe for {recipe.model}: its stages, budgets and positions are fixed.{source}", ""
     cls = all_methods()[name]
-    common = {field.name for field in options_of(Method)}
-    own = [f"`{f.name}={shown(f.default)}` {f.metadata['help']}" for f in options_of(cls) if f.name not in common]
-    text = f"{cls.kind}, {cls.paper}, {describe(*places(cls))} (of 32 layers)."
-    return text + "".join(f"\n- {option}" for option in own)
+    own = [
+        f"- `{f.name}={facts.shown(f.default)}` {f.metadata['help']}"
+        for f in facts.own_options(cls)
+        if f.name != "keep"
+    ]
+    return f"{facts.summary(cls, layers)}.", "\n".join(own)
 
 
 def serve(session: Session, host: str, port: int) -> None:
