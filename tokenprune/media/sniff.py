@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from tokenprune.errors import BadInput
 
 Kind = Literal["image", "video"]
 HEAD = 2048  # bytes: four packets of a transport stream and more
+PROBED = 2**20  # bytes that FFmpeg judges a rarer format by
 TS_PACKETS = ((0, 188), (4, 192), (0, 204))  # first sync byte and distance: broadcast, Blu-ray (.m2ts), with parity
 
 # First bytes of the containers and elementary streams that hold videos. ISO files (MP4, MOV, 3GP): by their boxes.
@@ -112,9 +114,11 @@ def _has_streams(path: Path) -> bool:
         return False
     import av
 
-    alone = {"protocol_whitelist": "none"}  # a playlist or session description must not make FFmpeg open what it names
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(PROBED))  # nameless: an ending would sway FFmpeg
+    alone = {"protocol_whitelist": "none"}  # a playlist or session description must not make it open what it names
     try:
-        with path.open("rb") as file, av.open(file, options=alone) as container:  # not by name, which would sway it
+        with av.open(start, options=alone) as container:
             kinds = {stream.type for stream in container.streams}
             return not container.format.name.endswith("_pipe") and bool(kinds & {"video", "audio"})
     except (av.FFmpegError, ValueError):
