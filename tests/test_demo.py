@@ -411,7 +411,7 @@ def test_the_app_as_an_interface(address):
     client = Client(address, verbose=False)
     found = client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls(), api_name="/ask")
     assert found[:2] == ("x10 y4", "x10 y4")
-    assert Image.open(found[2]).size == Image.open(found[3][0]["image"]).size == (480, 480)
+    assert Image.open(found[2]).size == Image.open(found[3]["value"][0]["image"]).size == (480, 480)
     with pytest.raises(Exception, match="not in the list of choices"):
         client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls("/etc/x.yaml"), api_name="/ask")
 

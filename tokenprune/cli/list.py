@@ -156,6 +156,8 @@ def recipe_rows(recipe: Recipe) -> list[tuple[str, list[str]]]:
 
 def method_rows(method: type[Method]) -> list[tuple[str, list[str]]]:
     """What is known of a method."""
+    from tokenprune.catalogue.reach import reach  # families import transformers, which takes long
+
     others = facts.same_paper(method)
     signals = [f"{name} {SIGNALS[name].shape}: {SIGNALS[name].what}" for name in signals_of(method)]
     return [
@@ -168,7 +170,7 @@ def method_rows(method: type[Method]) -> list[tuple[str, list[str]]]:
         ("best for", [facts.joined(facts.best_for(method))]),
         ("waits", [f"for the device: {method.waits}"] if method.waits else []),
         ("options", [option(field) for field in options_of(method)]),
-        ("families", families(method)),
+        ("families", reach(method)),
         (
             "recipes",
             [f"{r.name}: {r.model}; {facts.published(r) or 'no figure'}" for r in facts.recipes_of(method)] or ["none"],
@@ -183,23 +185,3 @@ def option(field: Field) -> str:
     choices = field.metadata["choices"]
     limits = f"; one of {', '.join(choices)}" if choices else ""
     return f"--{field.name.replace('_', '-')} {facts.shown(field.default)}  {field.metadata['help']}{limits}"
-
-
-def families(method: type[Method]) -> list[str]:
-    """Which families run it as it is, and what keeps the others from it."""
-    from tokenprune.catalogue.reach import condition, obstacle, variants_of
-    from tokenprune.families.registry import all_families  # imports transformers, which takes long
-
-    plain = method()
-    served, notes = [], {}
-    for family in sorted(all_families().values(), key=lambda family: family.name.lower()):
-        why, given = obstacle(family, plain), condition(family, plain)
-        ways = [name for name, way in variants_of(method) if obstacle(family, way) is None]
-        if why is None:
-            served.append(family.name)
-        if why is not None:
-            notes.setdefault(why + (f" So: {', '.join(ways)}." if ways else ""), []).append(family.name)
-        elif given is not None:
-            notes.setdefault(given, []).append(family.name)
-    lines = [f"{len(served)} of {len(all_families())}: {', '.join(served)}"]
-    return lines + [f"{', '.join(names)}: {why}" for why, names in notes.items()]

@@ -99,7 +99,14 @@ def build(session: Session) -> gr.Blocks:
             control.change(written, controls, line, api_visibility="private", show_progress="hidden")
         app.load(written, controls, line, api_visibility="private")
         results = [dense, pruned, picture, stages, scores, figures]
-        pressed = gr.on([ask.click, question.submit], asked, [file, question, *controls], results, api_name="ask")
+        pressed = gr.on(
+            [ask.click, question.submit],
+            asked,
+            [file, question, *controls],
+            results,
+            api_name="ask",
+            show_progress_on=[dense, pruned],
+        )
         pressed.then(written, controls, line, api_visibility="private")
     return app.queue(max_size=QUEUE, default_concurrency_limit=1)
 
