@@ -23,7 +23,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
 
 import tokenprune
 from tests.browser import browser, complaints, needs_browser, shot
