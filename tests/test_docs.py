@@ -79,6 +79,16 @@ def test_the_notebooks_run(monkeypatch, notebook):
             exec(compile("".join(cell["source"]), notebook.name, "exec", dont_inherit=True), namespace)
 
 
+def test_examples_that_get_an_answer_hold_it_to_the_truth():
+    cells = [json.loads(path.read_text())["cells"] for path in DOCS.glob("notebooks/*.ipynb")]
+    code = ["".join(cell["source"]) for found in cells for cell in found if cell["cell_type"] == "code"]
+    code += [block for page in PAGES for block in blocks(page, "python")]
+    asking = [block for block in code if re.search(r"print\(.*\b(ask|answer|decode)\(|= .*\b(answer|decode)\(", block)]
+    assert len(asking) >= 4
+    for block in asking:
+        assert "assert " in block, block
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -103,8 +113,10 @@ def test_the_commands_of_the_pages_run(command, monkeypatch, packed_tasks, tmp_p
         if program == "tokenprune":
             if arguments[0] == "demo":
                 continue  # tests/test_demo.py
-            code, _, err = command(*arguments, *SHORTER.get(arguments[0], []))
+            code, out, err = command(*arguments, *SHORTER.get(arguments[0], []))
             assert code == 0, (words, err)
+            if arguments[0] == "run" and "--model" not in arguments:  # of the bundled models the truth is known
+                assert out.count("purple ring" if "--video" in arguments else "x10 y4") == 2, (words, out)
         elif program == "lmms-eval":
             harness.append(arguments)
         elif program == "make":

@@ -12,7 +12,9 @@ from PIL import Image
 from tests.tiny import FAMILIES
 from tests.tiny.saved import WORDS, llava
 from tokenprune import BadInput, Unsupported, prune, scenes, stream
-from tokenprune.attach.stream import Stream, rotated
+from tokenprune.attach.memory import Memory
+from tokenprune.attach.rotate import rotated
+from tokenprune.attach.stream import Stream
 from tokenprune.chat import Chat
 from tokenprune.methods.evs import EVS
 
@@ -66,10 +68,10 @@ def test_nothing_thinned_is_one_prompt(which, request):
         talk.see(frame)
     question = QUESTION if which == "talker" else "what appears first ?"
     assert talk.ask(question, 6, remember=False) == said(model, processor, frames, question, 6)
-    rows, position = len(talk.frame), talk.next
+    report = talk.report()
     talk.ask(question, 3, remember=False)
-    assert (len(talk.frame), talk.next) == (rows, position)
-    assert all(layer.keys.shape[2] == rows for layer in talk.cache.layers)
+    assert talk.report() == report
+    assert all(layer.keys.shape[2] == report.rows for layer in talk._memory.cache.layers)
 
 
 def test_it_goes_on_after_an_answer(talker):
@@ -85,7 +87,7 @@ def test_it_goes_on_after_an_answer(talker):
     reply = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
     text = processor.apply_chat_template([*user, *reply, *user], add_generation_prompt=True, tokenize=False)
     inputs = processor(images=[one, two], text=text, return_tensors="pt")
-    assert inputs["input_ids"].shape[1] + 3 == len(talk.frame)
+    assert inputs["input_ids"].shape[1] + 3 == talk.report().rows
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert processor.decode(ids[0, -4:].tolist(), skip_special_tokens=True).strip() == found
@@ -99,10 +101,11 @@ def test_the_budget_holds(talker, method):
         talk.see(frame)
         report = talk.report()
         assert report.visual_tokens <= 150
-        assert report.rows == len(talk.frame) == talk.cache.layers[0].keys.shape[2]
-        assert int((talk.frame == number - 1).sum()) >= TOKENS  # the newest is whole
+        memory = talk._memory
+        assert report.rows == len(memory.frame) == memory.cache.layers[0].keys.shape[2]
+        assert int((memory.frame == number - 1).sum()) >= TOKENS  # the newest is whole
     assert report.thinnings > 1
-    assert (report.frames, report.frames_left) == (12, len(talk.frame[talk.place >= 0].unique()))
+    assert (report.frames, report.frames_left) == (12, len(memory.frame[memory.place >= 0].unique()))
     assert talk.ask(QUESTION, 3)
 
 
@@ -122,48 +125,46 @@ def oracle(model, ids, pixels, seen):
             handle.remove()
 
 
-def test_every_later_token_sees_what_was_left(talker):
-    """Law 3 for streams: original positions against the whole sequence with a mask that grows with each thinning."""
+def test_every_later_token_sees_what_was_left(talker, monkeypatch):
+    """Law 3 for streams: original positions against the whole sequence with a mask that grows with each thinning, and
+    with each turn that is forgotten."""
     model, processor = talker
     frames = pictures(6)
-    talk = stream(model, processor, "evs", budget=100, positions="original", slack=0.0)
+    talk = stream(model, processor, "evs", budget=100, positions="original", slack=0.0, remember=1)
     columns = torch.empty(0, dtype=torch.long)  # column of the whole sequence for each row of the cache
-    seen, total, logits = [], 0, []
-    run, cut = talk._run, talk._cut
+    seen, total, logits, whole = [], 0, [], []
+    read, leave = Stream._read, Memory.leave
 
-    def note(inputs, frame):
+    def note(talk, memory, inputs, frame, turn):
         nonlocal columns, total
-        count = inputs["input_ids"].shape[1] + len(talk.unread)
-        own = torch.arange(total, total + count)
+        new = [row.token for row in memory.unread] + inputs["input_ids"][0].tolist()
+        own = torch.arange(total, total + len(new))
+        whole.extend(new)
         for column in own:
             seen.append((column, torch.cat([columns, own[own <= column]])))
-        columns, total = torch.cat([columns, own]), total + count
-        logits.append(run(inputs, frame))
+        columns, total = torch.cat([columns, own]), total + len(new)
+        logits.append(read(talk, memory, inputs, frame, turn))
         return logits[-1]
 
-    def drop(rows):
+    def drop(memory, alive, first, text_model):
         nonlocal columns
-        columns = columns[rows]
-        cut(rows)
+        columns = columns[memory.left(alive, first)]
+        leave(memory, alive, first, text_model)
 
-    talk._run, talk._cut = note, drop
-    texts = []
+    monkeypatch.setattr(Stream, "_read", note)
+    monkeypatch.setattr(Memory, "leave", drop)
     for frame in frames:
         talk.see(frame)
-    talk.ask(QUESTION, 2)
-    content = [{"type": "image"}] * 6 + [{"type": "text", "text": QUESTION}]
-    texts = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    inputs = processor(images=frames, text=texts, return_tensors="pt")
-    length = inputs["input_ids"].shape[1]
-    assert total == length + 1
-    mask = torch.zeros(length, length, dtype=torch.bool)
-    for column, others in seen[:length]:
+        talk.ask(QUESTION, 2)
+    assert talk.report().turns == 1
+    pixels = processor(images=frames, text="<image>" * 6, return_tensors="pt")["pixel_values"]
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    for column, others in seen:
         mask[column, others] = True
     assert not mask[-1].all()
-    expected = oracle(model, inputs["input_ids"], inputs["pixel_values"], mask)
-    torch.testing.assert_close(logits[-2], expected[-1], atol=1e-4, rtol=0)
+    expected = oracle(model, torch.tensor([whole]), pixels, mask)
+    torch.testing.assert_close(logits[-1], expected[-1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits[-2], expected[-2], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("which", ["talker", "qwen"])
@@ -175,12 +176,12 @@ def test_renumbering_turns_the_keys(which, request):
     for frame in pictures(4, side):
         for talk in both:
             talk.see(frame)
-    compact, original = both
+    compact, original = (talk._memory for talk in both)
     assert torch.equal(compact.frame, original.frame)
     assert compact.next < original.next
     old = original.frame < 3
     for a, b in zip(compact.cache.layers[:1], original.cache.layers[:1], strict=True):
-        turned = rotated(compact.text_model, b.keys, compact.places - original.places)
+        turned = rotated(both[0].text_model, b.keys, compact.places - original.places)
         torch.testing.assert_close(a.keys[:, :, old], turned[:, :, old], atol=1e-4, rtol=0)
     if which == "talker":
         assert compact.places[0].tolist() == list(range(len(compact.frame)))
@@ -209,7 +210,8 @@ def test_thousands_of_frames(talker, count):
         if number % 100 == 50:
             talk.ask(QUESTION, 1, remember=False)
         if number in (200, count - 1):
-            peak[number] = (talk.report().rows, talk.next, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            report = talk.report()
+            peak[number] = (report.rows, report.next_position, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     report = talk.report()
     assert report.frames == count
     assert report.thinnings > count / 4

@@ -74,19 +74,23 @@ def stream(
     budget: int = 4096,
     recent: int = 1,
     slack: float = 0.125,
+    remember: int = 8,
     positions: str = "compact",
     **options: Any,
 ) -> Stream:
     """A conversation over frames that come in one at a time: `see(frame)`, `ask(question)`, `report()`.
 
     The visual tokens in the cache stay within `budget`: before there are more, `method` (a name, options follow, or a
-    method; its own keep does not count) thins the frames that are there, all but the `recent` newest. See `Stream`.
+    method; its own keep does not count) thins the frames that are there, all but the `recent` newest. Of questions and
+    answers the newest `remember` turns stay. See `Stream`.
     """
     if isinstance(method, str):
         method = make_method(method_class(method), options)
     elif options:
         raise BadInput(f"Options ({', '.join(options)}) go with a method's name; give the others to the method itself.")
-    return Stream(model, processor, method, budget=budget, recent=recent, slack=slack, positions=positions)
+    return Stream(
+        model, processor, method, budget=budget, recent=recent, slack=slack, remember=remember, positions=positions
+    )
 
 
 def select(

@@ -573,6 +573,12 @@ class Run:
         return output
 
 
+def run_on(text_model: nn.Module) -> Run | None:
+    """The run that is attached to a text model."""
+    found = _active.get(text_model)
+    return None if found is None else found()
+
+
 def language_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a model, wrapped or not."""
     return language_model(model).layers

@@ -1,38 +1,48 @@
-"""A conversation over a stream of frames, whose visual tokens in the cache stay within a budget."""
+"""A conversation over a stream of frames, whose rows in the cache stay within a budget."""
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
+from types import TracebackType
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from tokenprune.attach import taps
 from tokenprune.attach.cache import cache_name
 from tokenprune.attach.guard import unwrapped
 from tokenprune.attach.masks import layer_kinds
-from tokenprune.attach.signals import project
-from tokenprune.core.positions import compact
+from tokenprune.attach.memory import NONE, Memory, Unread
+from tokenprune.attach.rotate import check_rotation
+from tokenprune.attach.run import run_on
+from tokenprune.attach.template import Template
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_of
 from tokenprune.methods.base import Method, View
 
 READS = ("features", "frame_features")
-TEXT = -1  # frame number of a row that belongs to no frame
-QUESTION, ANSWER = "\x01question\x01", "\x01answer\x01"
 MASKED_AHEAD = "Its images see each other in both directions, which a stream of frames cannot show it."
+# Text model -> what its streams take turns by: while one reads, it listens in on the model.
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class StreamReport:
-    """What is in memory. frames: seen so far, and of how many something is left; rows: of the cache."""
+    """What is in memory. frames: seen so far, and of how many something is left; turns: questions with their answers
+    that are remembered; rows: of the cache."""
 
     frames: int
     frames_left: int
+    turns: int
     visual_tokens: int
     rows: int
     next_position: int
@@ -42,17 +52,22 @@ class StreamReport:
 
 class Stream:
     """Frames come in one at a time, questions in between; before there are more visual tokens than `budget`, a method
-    thins the frames that are there.
+    thins the frames that are there, and of the questions with their answers the newest `remember` stay.
 
     model, processor: of a supported family with chat template; frames enter the prompt as images. method: one that
     reads features alone and does not merge (`evs`, `vidcom2`, `dycoke`, `divprune`, `uniform`, `random`, ...),
     since rows of a cache can only be taken out. recent: newest frames that are never thinned. slack: part of the budget
-    that a thinning frees beyond need, so that not every frame causes one.
+    that a thinning frees beyond need, so that not every frame causes one. remember: turns (a question and its answer)
+    that later ones can refer to; the oldest is forgotten whole.
 
     positions: `compact` renumbers what is left (cached keys are rotated to their new places), so that a stream never
-    runs out of positions; `original` keeps every position id, and ends where the model's positions do.
+    runs out of positions; `original` keeps every position id, and ends where the model's positions do. Where the model
+    has too few positions for budget and turns together, a frame makes room by thinning first and forgetting then, a
+    question by forgetting first.
 
-    A row that closes or opens a frame goes with the frame's last token. Nothing is hooked into the model.
+    What was read while something was there keeps its trace when that is gone, as in every cache that rows are taken
+    from. An error leaves the stream as it was before the call (which therefore holds both states while it runs).
+    Nothing stays hooked into the model. Streams on one model take turns, so threads may share it.
     """
 
     def __init__(
@@ -64,15 +79,16 @@ class Stream:
         budget: int = 4096,
         recent: int = 1,
         slack: float = 0.125,
+        remember: int = 8,
         positions: str = "compact",
     ) -> None:
         if positions not in ("compact", "original"):
             raise unknown("positions", positions, ("compact", "original"))
-        if budget < 1 or recent < 0 or not 0 <= slack < 1:
-            raise BadInput(
-                f"budget={budget}, recent={recent}, slack={slack}: the budget must be 1 or more, recent 0 or more, and "
-                "slack at least 0 and below 1."
-            )
+        for name, value, least in (("budget", budget, 1), ("recent", recent, 0), ("remember", remember, 0)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise BadInput(f"The {name} must be {least} or more, a whole number, not {value!r}.")
+        if not 0 <= slack < 1:
+            raise BadInput(f"The slack must be at least 0 and below 1, not {slack}.")
         other = [need.signal for need in method.needs if need.signal not in READS]
         if other or method.decodes:
             raise BadInput(
@@ -88,120 +104,181 @@ class Stream:
             raise Unsupported(f"{self.family.name} cannot follow a stream. {MASKED_AHEAD}")
         _check_plain(method)
         self.budget, self.recent, self.slack, self.positions = budget, recent, slack, positions
-        self.pieces = _pieces(processor)
+        self.remember = remember
+        self.template = Template.of(processor)
         if positions == "compact":
-            _check_rotation(self.text_model)
-        self.reset()
+            check_rotation(self.text_model)
+        with _locks_lock:
+            self._lock = _locks.setdefault(self.text_model, threading.RLock())
+        self._memory: Memory | None = self._empty()
 
     def reset(self) -> None:
         """Forget everything and start anew."""
-        device = self.model.device
-        self.cache = DynamicCache(config=self.model.config)
-        self.frame = torch.empty(0, dtype=torch.long, device=device)  # of every row, TEXT for none
-        self.place = torch.empty(0, dtype=torch.long, device=device)  # of a visual token in its frame, -1 for others
-        self.places: Tensor | None = None  # [axes, rows] position ids
-        self.features: Tensor | None = None  # [visual tokens, d]
-        self.next, self.seen, self.thinnings = 0, 0, 0
-        self.turn = "head"  # which piece of the template comes before the next frame
-        self.unread: list[int] = []  # the end of an answer that the model has not read back yet
+        with self._lock:
+            self._open()
+            self._memory = self._empty()
+
+    def close(self) -> None:
+        """Let go of the cache; nothing can be seen or asked after it. Calling it again does nothing."""
+        with self._lock:
+            self._memory = None
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens in the cache."""
-        return 0 if self.features is None else len(self.features)
+        return self._open().visual_tokens
 
     def report(self) -> StreamReport:
         """What is in memory now."""
+        memory = self._open()
         return StreamReport(
-            frames=self.seen,
-            frames_left=len(self.frame[self.place >= 0].unique()),
-            visual_tokens=self.visual_tokens,
-            rows=len(self.frame),
-            next_position=self.next,
-            thinnings=self.thinnings,
-            kv_bytes=sum(x.nbytes for layer in self.cache.layers for x in (layer.keys, layer.values)),
+            frames=memory.seen,
+            frames_left=len(memory.frame[memory.visual].unique()),
+            turns=memory.asked - memory.first,
+            visual_tokens=memory.visual_tokens,
+            rows=len(memory.frame),
+            next_position=memory.next,
+            thinnings=memory.thinnings,
+            kv_bytes=memory.kv_bytes,
         )
 
-    @torch.inference_mode()
     def see(self, frame: Image.Image) -> None:
-        """Take in one frame; older ones are thinned first where the budget asks for it."""
+        """Take in one frame; older ones are thinned first where the budget or the model's positions ask for it."""
         if not isinstance(frame, Image.Image):
             raise BadInput(f"A frame must be a PIL image, not {type(frame).__name__}.")
-        text = self.pieces[self.turn] + self.processor.image_token
-        special = {} if self.turn == "head" else {"add_special_tokens": False}
-        inputs = dict(self.processor(images=frame, text=text, return_tensors="pt", **special).to(self.model.device))
-        tokens = list(self.family.placeholders(self.model).values())
-        new = int(torch.isin(inputs["input_ids"], torch.tensor(tokens, device=self.model.device)).sum())
-        if self.visual_tokens + new > self.budget:
-            self._thin(self.budget - new)
-        self._run(inputs, self.seen)
-        self.seen += 1
-        self.turn = "between"
+        if 0 in frame.size:
+            raise BadInput(f"A frame of {frame.width} x {frame.height} pixels has nothing in it.")
+        with self._changed() as memory:
+            text = self.template.open + self.processor.image_token
+            try:
+                inputs = self.processor(images=frame, text=text, return_tensors="pt", add_special_tokens=False)
+            except ValueError as error:
+                size = f"{frame.width} x {frame.height}, mode {frame.mode}"
+                raise BadInput(f"The processor does not take a frame of {size}: {error}") from error
+            inputs = dict(inputs.to(self.model.device))
+            new = int(torch.isin(inputs["input_ids"], self._placeholders).sum())
+            positions = int(self._places(inputs).max()) + 1
+            self._make_room(memory, new, positions, f"This frame of {new} visual tokens", asks=False)
+            self._read(memory, inputs, memory.seen, NONE)
+            memory.unread = self._tokens(self.template.close, frame=memory.seen)
+            memory.seen += 1
 
-    @torch.inference_mode()
     def ask(self, question: str, max_new_tokens: int = 40, remember: bool = True) -> str:
-        """Greedy answer to a question about what was seen. remember: whether both stay in the conversation."""
-        if not self.seen:
-            raise BadInput("No frame has been seen yet. Call see(frame) first.")
-        before, state = len(self.frame), (self.next, self.turn, self.unread)
-        opening = self.pieces["text turn"] if self.turn == "turn" else self.pieces["question"]
-        text = opening + question + self.pieces["prompt"]
-        ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        logits = self._run({"input_ids": ids.to(self.model.device)}, TEXT)
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        said: list[int] = []
-        while len(said) < max_new_tokens:
-            token = int(logits.argmax())
-            if token in ends:
-                break
-            said.append(token)
-            if len(said) < max_new_tokens:
-                logits = self._run({"input_ids": torch.tensor([[token]], device=self.model.device)}, TEXT)
-        self.turn, self.unread = "turn", said[-1:] if len(said) == max_new_tokens else []
-        if not remember:
-            self._cut(torch.arange(before, device=self.model.device))
-            self.next, self.turn, self.unread = state
-        return self.processor.decode(said, skip_special_tokens=True).strip()
+        """Greedy answer to a question about what was seen. remember: whether both stay in the conversation.
 
-    def _run(self, inputs: dict[str, Tensor], frame: int) -> Tensor:
-        """Read one piece; logits [V] of its last token."""
-        ids = inputs["input_ids"]
-        if self.unread:
-            ids = torch.cat([ids.new_tensor([self.unread]), ids], dim=1)
-            self.unread = []
+        Raises `BadInput`, before the model runs, where question and answer need more positions than there can be.
+        """
+        if not isinstance(question, str) or not question.strip():
+            raise BadInput(f"The question must be words, not {question!r}.")
+        if not isinstance(max_new_tokens, Integral) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens must be 1 or more, a whole number, not {max_new_tokens!r}.")
+        if not isinstance(remember, bool):
+            raise BadInput(f"remember must be True or False here, not {remember!r}; stream(remember=) takes a number.")
+        if not self._open().seen:
+            raise BadInput("No frame has been seen yet. Call see(frame) first.")
+        with self._changed(keep=remember and self.remember > 0) as memory:
+            lead = self.template.bare if memory.ends_in_turn else self.template.lead
+            turn = memory.asked
+            tokens = [row.token for row in self._tokens(lead + question + self.template.prompt)]
+            if torch.isin(torch.tensor(tokens), self._placeholders.cpu()).any():
+                raise BadInput("The question holds the token that stands for an image. Show frames by see(frame).")
+            what = f"This question of {len(tokens)} tokens with an answer of up to {max_new_tokens}"
+            self._make_room(memory, 0, len(tokens) + max_new_tokens - 1, what, asks=True)
+            said, logits = [], self._read_text(memory, tokens, turn)
+            ends = self.model.generation_config.eos_token_id
+            ends = ends if isinstance(ends, list) else [ends]
+            while (token := int(logits.argmax())) not in ends:
+                said.append(token)
+                if len(said) == max_new_tokens:
+                    memory.unread = (Unread(token, NONE, turn),)
+                    break
+                logits = self._read_text(memory, [token], turn)
+            answer = self.processor.decode(said, skip_special_tokens=True).strip()
+            memory.unread += self._tokens(self.template.end, turn=turn)
+            memory.asked += 1
+            if turn - memory.first >= self.remember:
+                memory.leave(memory.visual, memory.asked - self.remember, self._turning)
+        return answer
+
+    def _open(self) -> Memory:
+        memory = self._memory
+        if memory is None:
+            raise BadInput("This stream is closed. Begin another with tokenprune.stream(model, processor).")
+        return memory
+
+    @contextmanager
+    def _changed(self, keep: bool = True) -> Iterator[Memory]:
+        """A copy of what is in memory, which takes its place once the block has come to its end."""
+        with self._lock, torch.inference_mode():
+            memory = self._open().copy()
+            self._refuse_pruned()
+            yield memory
+            if keep:
+                self._memory = memory
+
+    def _refuse_pruned(self) -> None:
+        run = run_on(self.text_model)
+        if run is not None and not run.is_lifted:
+            raise Unsupported(
+                "This model is pruned, and a stream thins by itself. Call remove() on the run, or leave its with "
+                "block, and go on: the stream is as it was."
+            )
+
+    @property
+    def _placeholders(self) -> Tensor:
+        """int64: the ids of visual tokens."""
+        return torch.tensor(list(self.family.placeholders(self.model).values()), device=self.model.device)
+
+    @property
+    def _turning(self) -> PreTrainedModel | None:
+        return self.text_model if self.positions == "compact" else None
+
+    def _empty(self) -> Memory:
+        opening = self.processor.tokenizer(self.template.head)["input_ids"]
+        axes = 3 if hasattr(self.family.base(self.model), "get_rope_index") else 1
+        return Memory.empty(self.model, axes, opening)
+
+    def _tokens(self, text: str, frame: int = NONE, turn: int = NONE) -> tuple[Unread, ...]:
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tuple(Unread(token, frame, turn) for token in ids)
+
+    def _read_text(self, memory: Memory, tokens: list[int], turn: int) -> Tensor:
+        return self._read(memory, {"input_ids": torch.tensor([tokens], device=self.model.device)}, NONE, turn)
+
+    def _read(self, memory: Memory, inputs: dict[str, Tensor], frame: int, turn: int) -> Tensor:
+        """Read what is unread and one piece more; logits [V] of its last token."""
+        self._refuse_pruned()
+        ids, ahead = inputs["input_ids"], memory.unread
+        ids = torch.cat([ids.new_tensor([[row.token for row in ahead]]), ids], dim=1)
+        own = ids.shape[1] - len(ahead)
         inputs = inputs | {"input_ids": ids}
         inputs.pop("attention_mask", None)
         if "mm_token_type_ids" in inputs:
-            kinds = inputs["mm_token_type_ids"]
-            inputs["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (ids.shape[1] - kinds.shape[1], 0))
-        places = self._places(inputs) + self.next
-        limit = self.text_model.config.max_position_embeddings
-        if int(places.max()) >= limit:
-            raise BadInput(
-                f"This stream needs position {int(places.max())}, and the model has {limit}. Use positions='compact', "
-                "or start anew with reset()."
-            )
-        found: list[Tensor] = []
-        handle = self.text_model.register_forward_pre_hook(
-            lambda module, args, kwargs: found.append(kwargs["inputs_embeds"]), with_kwargs=True
-        )
+            inputs["mm_token_type_ids"] = nn.functional.pad(inputs["mm_token_type_ids"], (len(ahead), 0))
+        places = self._places(inputs) + memory.next
+        thread, found = threading.get_ident(), []
+
+        def listen(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == thread:
+                found.append(kwargs["inputs_embeds"])
+
+        handle = self.text_model.register_forward_pre_hook(listen, with_kwargs=True)
         try:
             given = places[:, None] if len(places) > 1 else places
-            out = self.model(**inputs, position_ids=given, use_cache=True, **{cache_name(self.model): self.cache})
+            out = self.model(**inputs, position_ids=given, use_cache=True, **{cache_name(self.model): memory.cache})
         finally:
             handle.remove()
-        tokens = list(self.family.placeholders(self.model).values())
-        visual = torch.isin(ids[0], torch.tensor(tokens, device=ids.device)) & (frame >= 0)
-        rows = torch.full_like(ids[0], frame)
-        if frame == 0:
-            rows[: int(visual.long().argmax())] = TEXT  # the opening of the conversation stays
-        self.frame = torch.cat([self.frame, rows])
-        self.place = torch.cat([self.place, torch.where(visual, visual.long().cumsum(0) - 1, -1)])
-        self.places = places if self.places is None else torch.cat([self.places, places], dim=1)
-        own = found[0][0, visual]
-        self.features = own if self.features is None else torch.cat([self.features, own])
-        self.next = int(places.max()) + 1
+        self._refuse_pruned()  # by another thread, meanwhile
+        frames = ids.new_tensor([row.frame for row in ahead] + [frame] * own)
+        turns = ids.new_tensor([row.turn for row in ahead] + [turn] * own)
+        visual = torch.isin(ids[0], self._placeholders) & (frames == frame) & (frame != NONE)
+        memory.add(frames, turns, visual, places, found[0][0, visual])
         return out.logits[0, -1]
 
     def _places(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -215,92 +292,79 @@ class Stream:
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
         return base.get_rope_index(**{name: inputs[name] for name in names})[0][:, 0]
 
-    def _thin(self, most: int) -> None:
-        """Leave at most `most` visual tokens, and the slack less where there is that much to take."""
-        safe = self.frame >= self.seen - self.recent
-        visual = self.place >= 0
-        old = visual & ~safe
-        kept = int((visual & safe).sum())
-        if kept > most:
+    def _make_room(self, memory: Memory, new: int, positions: int, what: str, asks: bool) -> None:
+        """Thin and forget until `new` visual tokens more are within the budget, and `positions` more ids are free.
+
+        What comes in takes the place of its own kind first: a question that of turns, a frame that of frames.
+        """
+        limit = self.text_model.config.max_position_embeddings
+        visual = memory.visual
+        safe = visual & (memory.frame >= memory.seen - self.recent)
+        most = self.budget - new if new else self.budget
+        over = memory.visual_tokens > most
+        if over and int(safe.sum()) > most:
             raise BadInput(
-                f"The budget of {self.budget} visual tokens does not hold {self.recent} recent frames and a new one. "
-                "Raise it, or give a smaller recent=."
+                f"The budget of {self.budget} visual tokens does not hold {self.recent} recent frames and a new one of "
+                f"{new}. Raise it, or give a smaller recent=."
             )
-        k = max(most - int(self.budget * self.slack) - kept, 0)
-        frames, number = self.frame[old].unique(return_inverse=True)
-        size = int(self.place[visual].max()) + 1
-        features = self.features[old[visual]]
+
+        def missing(alive: Tensor, first: int) -> int:
+            return memory.end(alive, first) + positions - limit
+
+        short = memory.next + len(memory.unread) + positions - limit
+        if short > 0 and self.positions == "original":
+            raise BadInput(
+                f"This stream needs {short} positions more than the {limit} of the model. Use positions='compact', or "
+                "start anew with reset()."
+            )
+        if short > 0:
+            lacking = missing(safe, memory.asked)
+            if lacking > 0:
+                raise BadInput(
+                    f"{what} needs {positions} positions, and there is room for {positions - lacking}: the model has "
+                    f"{limit}, and the opening and the newest frames (recent={self.recent}) take the others. Make it "
+                    "shorter, or give a smaller recent=."
+                )
+            first = memory.first
+            while missing(visual if asks else safe, first) > 0 and first < memory.asked:
+                first += 1
+            if first > memory.first:
+                memory.leave(visual, first, self._turning)
+                visual, safe = memory.visual, memory.visual & (memory.frame >= memory.seen - self.recent)
+            short = missing(visual, memory.first)
+        if over or short > 0:
+            self._thin(memory, safe, most, max(short, 0), missing)
+
+    def _thin(self, memory: Memory, safe: Tensor, most: int, short: int, missing: Any) -> None:
+        """Leave at most `most` visual tokens, and the slack less where there is that much to take; fewer still while
+        positions are `missing`. safe: bool [rows], visual tokens that stay."""
+        visual = memory.visual
+        old = visual & ~safe
+        count = int(old.sum())
+        k = min(max(most - int(self.budget * self.slack) - int(safe.sum()), 0), count)
+        if short:
+            k = max(min(k, count - short), 0)
+        alive = self._chosen(memory, old, k) | safe
+        while k and (short := missing(alive, memory.first)) > 0:
+            k = max(k - max(short, k // 8), 0)
+            alive = self._chosen(memory, old, k) | safe
+        memory.leave(alive, memory.first, self._turning)
+        memory.thinnings += 1
+
+    def _chosen(self, memory: Memory, old: Tensor, k: int) -> Tensor:
+        """bool [rows]: k of the visual tokens `old`, by the method."""
+        frames, number = memory.frame[old].unique(return_inverse=True)
+        size = int(memory.place[memory.visual].max()) + 1
+        features = memory.features[old[memory.visual]]
         means = torch.zeros(len(frames), features.shape[1], device=features.device, dtype=torch.float32)
         means = means.index_add(0, number, features.float()) / number.bincount()[:, None]
         signals = {"features": features[None], "frame_features": means[None]}
-        tokens = (number * size + self.place[old])[None]
+        tokens = (number * size + memory.place[old])[None]
         view = View(len(features), 1, ((len(frames), 1, size),), signals, tokens, len(frames) * size)
-        index = replace(self.method, keep=min(k, len(features))).select(view).index[0]
-        alive = visual & safe
+        index = replace(self.method, keep=k).select(view).index[0]
+        alive = torch.zeros_like(old)
         alive[old.nonzero().flatten()[index]] = True
-        left = torch.isin(self.frame, self.frame[alive])
-        keep = alive | (~visual & (left | (self.frame == TEXT) | safe))
-        if self.positions == "compact":
-            self._renumber(keep)
-        self._cut(keep.nonzero().flatten())
-        self.thinnings += 1
-
-    def _renumber(self, keep: Tensor) -> None:
-        """Close the gaps that the rows which are about to go leave in the position ids, and turn the keys there."""
-        edges = (self.frame.diff() != 0).nonzero().flatten() + 1
-        pieces = torch.tensor_split(torch.arange(len(self.frame), device=self.frame.device), edges.cpu())
-        spans = [rows for rows in pieces if self.frame[rows[0]] != TEXT]
-        new, moved = compact(self.places, keep, spans)
-        change = torch.where(keep, new - self.places, 0)
-        for layer in self.cache.layers:
-            layer.keys = rotated(self.text_model, layer.keys, change)
-        self.places = self.places + change
-        self.next -= int(moved)
-
-    def _cut(self, rows: Tensor) -> None:
-        """Leave these rows of everything."""
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, rows], layer.values[:, :, rows]
-        visual = self.place >= 0
-        stays = torch.zeros_like(visual).index_fill(0, rows, True)
-        self.features = self.features[stays[visual]]
-        self.frame, self.place, self.places = self.frame[rows], self.place[rows], self.places[:, rows]
-
-
-def rotated(text_model: PreTrainedModel, keys: Tensor, change: Tensor) -> Tensor:
-    """Rotated keys [1, H, R, e] at positions that differ by `change` [axes, R]."""
-    given = change[:, None] if len(change) > 1 else change
-    cos, sin = (x.float()[:, None] for x in text_model.rotary_emb(keys.float(), given))
-    width = cos.shape[-1]
-    x = keys[..., :width].float()
-    first, second = x.chunk(2, dim=-1)
-    turned = x * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([turned.to(keys.dtype), keys[..., width:]], dim=-1)
-
-
-@torch.no_grad()
-def _check_rotation(text_model: PreTrainedModel) -> None:
-    """Raise `Unsupported` where turning a key to another position does not give what the model computes there."""
-    module, config = text_model.layers[0].self_attn, text_model.config
-    weight = next(module.parameters())
-    hidden = torch.randn(1, 2, config.hidden_size, generator=torch.Generator().manual_seed(0)).to(weight)
-    axes = 3 if hasattr(text_model.rotary_emb, "mrope_section") else 1
-    before = torch.tensor([[5, 900]] * axes, device=weight.device)
-    after = before - torch.tensor([[3, 700], [1, 20], [0, 650]][:axes], device=weight.device)
-    keys = []
-    taps.install()
-    try:
-        for places in (before, after):
-            rope = text_model.rotary_emb(hidden, places[:, None] if axes > 1 else places)
-            keys.append(project(module, hidden, rope)[1])
-    finally:
-        taps.uninstall()
-    turned = rotated(text_model, keys[0], after - before)
-    if turned.shape != keys[1].shape or not torch.allclose(turned, keys[1], atol=0.02 * keys[1].abs().max().item()):
-        raise Unsupported(
-            "The keys of this model cannot be turned to other positions, so its stream cannot be renumbered. Use "
-            "positions='original'."
-        )
+        return alive
 
 
 def _check_plain(method: Method) -> None:
@@ -314,35 +378,3 @@ def _check_plain(method: Method) -> None:
             f"{method.name} merges tokens, and rows of a cache can only be taken out. Take evs, vidcom2, dycoke, "
             "divprune, uniform or random."
         )
-
-
-def _pieces(processor: Any) -> dict[str, str]:
-    """The chat template's text around images, questions and answers."""
-
-    def user(*parts: str) -> dict:
-        content = [{"type": "image"} if p == "image" else {"type": "text", "text": p} for p in parts]
-        return {"role": "user", "content": content}
-
-    answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-
-    def shown(*turns: dict) -> str:
-        return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-
-    image = getattr(processor, "image_token", None)
-    if not getattr(processor, "chat_template", None) or not image:
-        raise BadInput("A stream needs a processor with a chat template and an image token.")
-    whole = shown(user("image", "image", QUESTION), answer, user("image", QUESTION))
-    plain = shown(user("image", QUESTION), answer, user(QUESTION))
-    pieces = whole.split(image)
-    if len(pieces) != 4 or whole.count(QUESTION) != 2 or whole.count(ANSWER) != 1:
-        raise Unsupported("The chat template of this processor does not show images, questions and answers one by one.")
-    head, between, middle, last = pieces
-    before, rest = middle.split(QUESTION)
-    return {
-        "head": head,
-        "between": between,
-        "question": before,
-        "prompt": last.split(QUESTION)[1],
-        "turn": rest.split(ANSWER)[1],
-        "text turn": plain.split(ANSWER)[1].split(QUESTION)[0],
-    }
