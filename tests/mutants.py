@@ -41,7 +41,7 @@ class Fault:
         path.write_text(text.replace(self.old, self.new))
 
 
-ATTACH = "tokenprune/attach"
+ATTACH = "tokenprune/engine"
 FAULTS = [
     Fault(
         "positions after an image off by one",

@@ -17,8 +17,8 @@ from eval.results import read
 from tests.draw import cases
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
-from tokenprune.attach import masks
-from tokenprune.attach.forward import Forward
+from tokenprune.engine import masks
+from tokenprune.engine.forward import Forward
 from tokenprune.checking import verify
 from tokenprune.version import TESTED_TRANSFORMERS
 

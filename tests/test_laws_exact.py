@@ -27,7 +27,7 @@ from tests.laws import (
 )
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, Random, Stage, Uniform, prune
-from tokenprune.attach import taps
+from tokenprune.signals import taps
 from tokenprune.core.budget import n_keep
 
 pytestmark = pytest.mark.laws

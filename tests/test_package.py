@@ -27,25 +27,25 @@ ALLOWED = {
     "core": {"errors", "core"},
     "methods": {"errors", "core", "methods"},
     "families": {"errors", "families"},
-    "attach": {"errors", "core", "methods", "families", "attach"},
-    "overlay": {"errors", "families", "attach"},
-    "explain": {"core", "families", "attach", "api", "chat", "html", "overlay", "video", "explain"},
+    "engine": {"errors", "core", "methods", "families", "engine"},
+    "overlay": {"errors", "families", "engine"},
+    "explain": {"core", "families", "engine", "api", "chat", "html", "overlay", "video", "explain"},
     "shelf": {"errors"},
     "recipes": {"errors", "methods", "shelf"},
-    "plan": {"errors", "methods", "attach", "recipes"},
-    "checking": {"errors", "version", "methods", "attach", "plan", "checking"},
-    "api": {"errors", "core", "methods", "attach", "checking", "plan"},
+    "plan": {"errors", "methods", "engine", "recipes"},
+    "checking": {"errors", "version", "methods", "engine", "plan", "checking"},
+    "api": {"errors", "core", "methods", "engine", "checking", "plan"},
     "demo": {
-        *("errors", "core", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
+        *("errors", "core", "methods", "engine", "recipes", "api", "scenes", "chat", "images", "video", "overlay"),
         *("explain", "cli", "demo"),
     },
-    "search": {"errors", "core", "methods", "attach", "api"},
+    "search": {"errors", "core", "methods", "engine", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
-    "bench": {"errors", "version", "families", "attach", "api", "chat", "images", "bench"},
-    "integrations": {"errors", "families", "attach", "recipes", "api", "chat", "images", "video", "integrations"},
+    "bench": {"errors", "version", "families", "engine", "api", "chat", "images", "bench"},
+    "integrations": {"errors", "families", "engine", "recipes", "api", "chat", "images", "video", "integrations"},
     "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "evaluation"},
     "cli": {
-        *("errors", "methods", "attach", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
+        *("errors", "methods", "engine", "recipes", "api", "scenes", "chat", "images", "overlay", "video", "bench"),
         *("checking", "evaluation", "explain", "demo", "cli"),
     },
 }
@@ -73,7 +73,7 @@ def test_imports_only_point_down():
             if top == "tokenprune":
                 assert rest.split(".")[0] in ALLOWED[part], f"{path.name} imports {name}"
             if top == "tokenprune_kernels":
-                assert part in ("core", "methods", "attach"), f"{path.name} imports {name}"
+                assert part in ("core", "methods", "engine"), f"{path.name} imports {name}"
             if part in ("core", "methods"):
                 assert top not in ("transformers", "PIL", "typer"), f"{path.name} imports {name}"
 

@@ -37,8 +37,8 @@ from tests.oracle import oracle_logits
 from tests.tiny import FAMILIES, Picture
 from tests.tiny.base import IMAGE, llama
 from tokenprune import BadInput, DivPrune, FastV, Random, Stage, TokenpruneError, Unsupported, prune, scenes, select
-from tokenprune.attach import taps
-from tokenprune.attach.vision import EncoderReader
+from tokenprune.signals import taps
+from tokenprune.engine.vision import EncoderReader
 from tokenprune.chat import Chat
 
 pytestmark = pytest.mark.laws

@@ -10,7 +10,7 @@ from tests.laws import BATCHES, FAMILY, by_anchor, times
 from tests.signals import listen
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, FastV, MissingSignal, Stage, prune, select
-from tokenprune.attach import run as engine
+from tokenprune.engine import run as engine
 from tokenprune.core.pixels import grey_entropy
 from tokenprune.methods.signals import Need
 

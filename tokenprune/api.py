@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run
-from tokenprune.attach.stream import Stream
+from tokenprune.engine.run import Run
+from tokenprune.engine.stream import Stream
 from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection

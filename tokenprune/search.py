@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.api import prune
-from tokenprune.attach.run import language_layers
+from tokenprune.engine.run import language_layers
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.adaptinfer import change_points

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.checking.compare import TOLERANCES, Comparison, Parting, Recorder, outcome_of
 from tokenprune.errors import BadInput
 from tokenprune.methods.stage import Stage

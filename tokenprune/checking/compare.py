@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.checking.reference import Outcome, hidden_from
 
 # Of the largest value at a place; what kernels of other shapes and orders of sums are seen to explain.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.attach.cache import CACHE_NAMES, cache_in
-from tokenprune.attach.run import Run, media_in
+from tokenprune.engine.cache import CACHE_NAMES, cache_in
+from tokenprune.engine.run import Run, media_in
 from tokenprune.checking.compare import TOLERANCES, Comparison, Recorder, outcome_of
 from tokenprune.errors import Unsupported, unknown
 from tokenprune.methods.stage import Stage

@@ -16,7 +16,7 @@ from tokenprune.cli.parse import asked
 from tokenprune.errors import BadInput
 
 if TYPE_CHECKING:
-    from tokenprune.attach.run import Run
+    from tokenprune.engine.run import Run
 
 out = Console()
 

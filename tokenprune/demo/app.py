@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from tokenprune.attach.run import POSITIONS, language_layers
+from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.cli.list import describe, shown
 from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session

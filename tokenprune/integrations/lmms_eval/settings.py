@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tokenprune.api import prune
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
 from tokenprune.recipes import named
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer
-from tokenprune.attach.choose import checked
-from tokenprune.attach.retention import Fixation, RetainedLayer
+from tokenprune.signals import taps
+from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.select import checked
+from tokenprune.engine.decode_cache import Fixation, RetainedLayer
 from tokenprune.core.selection import handed
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
@@ -21,7 +21,7 @@ from tokenprune.methods.stage import Stage
 from tokenprune_kernels.attention import row_attention
 
 if TYPE_CHECKING:
-    from tokenprune.attach.forward import Forward
+    from tokenprune.engine.forward import Forward
 
 log = logging.getLogger("tokenprune")
 

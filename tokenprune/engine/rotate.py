@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach import taps
-from tokenprune.attach.signals import project
+from tokenprune.signals import taps
+from tokenprune.engine.signals import project
 from tokenprune.errors import Unsupported
 
 

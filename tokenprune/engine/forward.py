@@ -14,12 +14,12 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
-from tokenprune.attach.cache import Incoming, PrunedLayer
-from tokenprune.attach.choose import Merge, choose
-from tokenprune.attach.masks import Kind, attention_mask
-from tokenprune.attach.rows import Rows
-from tokenprune.attach.signals import Heard, Signals
-from tokenprune.attach.watch import Stopwatch
+from tokenprune.engine.cache import Incoming, PrunedLayer
+from tokenprune.engine.select import Merge, choose
+from tokenprune.engine.masks import Kind, attention_mask
+from tokenprune.engine.rows import Rows
+from tokenprune.engine.signals import Heard, Signals
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.core.merging import weighted_sums
 from tokenprune.core.positions import compact, runs
 from tokenprune.core.selection import gather_rows, handed
@@ -30,7 +30,7 @@ from tokenprune.methods.stage import Stage
 from tokenprune_kernels.selection import compact as compact_rows
 
 if TYPE_CHECKING:
-    from tokenprune.attach.decode import Step
+    from tokenprune.engine.decode_steps import Step
 
 log = logging.getLogger("tokenprune")
 Merged = tuple[int, Tensor, Tensor, Tensor]  # batch row, prompt columns that went in, that stayed, weights

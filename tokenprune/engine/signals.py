@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
-from tokenprune.attach import taps
+from tokenprune.signals import taps
 from tokenprune.core.selection import handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.methods.signals import SIGNALS, Need
 from tokenprune_kernels.attention import row_attention, row_products
 
 if TYPE_CHECKING:
-    from tokenprune.attach.forward import Forward
+    from tokenprune.engine.forward import Forward
 
 PAID = ("text_attention", "text_self_attention")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from tokenprune.attach.cache import Incoming, PrunedLayer
+from tokenprune.engine.cache import Incoming, PrunedLayer
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.errors import Unsupported
 from tokenprune_kernels.retention import gather_cache

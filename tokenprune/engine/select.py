@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenprune.attach.signals import Unit, stacked, text_after
+from tokenprune.engine.signals import Unit, stacked, text_after
 from tokenprune.core import trace
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
@@ -17,7 +17,7 @@ from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
 
 if TYPE_CHECKING:
-    from tokenprune.attach.forward import Forward
+    from tokenprune.engine.forward import Forward
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tokenprune.attach.rotate import rotated
+from tokenprune.engine.rotate import rotated
 from tokenprune.core.positions import compact
 
 NONE = -1  # number of the frame or turn of a row that belongs to none

@@ -12,15 +12,15 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.attach.cache import PrunedLayer
-from tokenprune.attach.decode import StepReport
-from tokenprune.attach.forward import Forward, Merged
-from tokenprune.attach.watch import Stopwatch
+from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.decode_steps import StepReport
+from tokenprune.engine.forward import Forward, Merged
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.core.flops import LayerShape, field_flops, layer_flops
 from tokenprune.families.base import Span
 
 if TYPE_CHECKING:
-    from tokenprune.attach.run import Run
+    from tokenprune.engine.run import Run
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer, adopt, cache_in, cache_name, widen
-from tokenprune.attach.decode import Decoder, StepReport
-from tokenprune.attach.forward import DeepStack, Forward, Merged
-from tokenprune.attach.guard import (
+from tokenprune.signals import taps
+from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
+from tokenprune.engine.decode_steps import Decoder, StepReport
+from tokenprune.engine.forward import DeepStack, Forward, Merged
+from tokenprune.engine.refuse import (
     check_projection,
     check_stages,
     prepared_mask,
@@ -31,13 +31,13 @@ from tokenprune.attach.guard import (
     refuse_parallel,
     unwrapped,
 )
-from tokenprune.attach.masks import layer_kinds, stray_window
-from tokenprune.attach.overrides import Hook, Overrides
-from tokenprune.attach.prompt import Call
-from tokenprune.attach.report import Prefill, Report, layer_shape, measure
-from tokenprune.attach.rows import Rows
-from tokenprune.attach.signals import Signals, hear_content, listener, look_ahead
-from tokenprune.attach.vision import EncoderReader
+from tokenprune.engine.masks import layer_kinds, stray_window
+from tokenprune.engine.overrides import Hook, Overrides
+from tokenprune.engine.prompt import Call
+from tokenprune.engine.report import Prefill, Report, layer_shape, measure
+from tokenprune.engine.rows import Rows
+from tokenprune.engine.signals import Signals, hear_content, listener, look_ahead
+from tokenprune.engine.vision import EncoderReader
 from tokenprune.core.flops import LayerShape
 from tokenprune.core.selection import handed
 from tokenprune.core.trace import Ranking

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach import taps
-from tokenprune.attach.overrides import Overrides
+from tokenprune.signals import taps
+from tokenprune.engine.overrides import Overrides
 from tokenprune.core.pixels import grey_entropy
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
