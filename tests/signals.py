@@ -9,7 +9,7 @@ import torch
 
 from tokenprune import Selection, prune
 from tokenprune.methods.base import Method
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 
 def signals(n, spans=None, seed=0, frames=1):

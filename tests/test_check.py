@@ -17,9 +17,9 @@ from eval.results import read
 from tests.draw import cases
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
+from tokenprune.checking import verify
 from tokenprune.engine import masks
 from tokenprune.engine.forward import Forward
-from tokenprune.checking import verify
 from tokenprune.version import TESTED_TRANSFORMERS
 
 PADDED = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [7]]
@@ -281,7 +281,7 @@ def test_states_print_in_a_line(tiny_models):
     model, inputs = tiny_models(family), family.inputs(PADDED)
     seen = []
     with torch.no_grad(), prune(model, STAGED) as run:
-        handle = run.text_model.layers[3].register_forward_pre_hook(lambda *_: seen.append(repr(run._forward)))
+        handle = run.text_model.layers[3].register_forward_pre_hook(lambda *_: seen.append(repr(run._now.forward)))
         out = model(**inputs, use_cache=True)
         handle.remove()
         cache = next(out[name] for name in ("cache", "past_key_values") if name in out)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, option
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import tokenprune
 from tests.tiny import FAMILIES, Picture
 from tokenprune.methods.base import signals_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
 METHODS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")

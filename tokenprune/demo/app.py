@@ -7,10 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.cli.list import describe, shown
 from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
+from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.methods.base import Method, options_of, places
 from tokenprune.methods.registry import all_methods

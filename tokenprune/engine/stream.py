@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.engine.cache import cache_name
-from tokenprune.engine.refuse import unwrapped
 from tokenprune.engine.masks import layer_kinds
 from tokenprune.engine.memory import NONE, Memory, Unread
+from tokenprune.engine.refuse import unwrapped
 from tokenprune.engine.rotate import check_rotation
 from tokenprune.engine.run import run_on
 from tokenprune.engine.template import Template

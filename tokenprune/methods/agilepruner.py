@@ -14,7 +14,7 @@ from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, options_of, within
 from tokenprune.methods.registry import method_class
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 def effective_rank(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

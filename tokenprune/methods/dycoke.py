@@ -13,7 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 GROUP = 4
 NEW = -2.0  # below any cosine

@@ -11,7 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, marked, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.core.tiles import tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option, within
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

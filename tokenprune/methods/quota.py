@@ -16,7 +16,7 @@ from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, max_sum
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, keep_option, option
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

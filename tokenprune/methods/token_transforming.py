@@ -9,7 +9,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, option
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

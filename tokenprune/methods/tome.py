@@ -11,7 +11,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import bipartite
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
