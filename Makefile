@@ -63,6 +63,7 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.clips.heldout
 	$(BIN)/python -m eval.clips.compare
 	$(BIN)/python -m eval.video_cost
+	$(BIN)/python -m eval.media.compare
 
 # The speed bars. Each wants the machine for itself; the second needs a CUDA GPU.
 bench: $(VENV)/.dev
@@ -79,6 +80,7 @@ docs: $(VENV)/.dev
 	  tokenprune.integrations.lmms_eval.model
 
 readme: $(VENV)/.dev
+	$(BIN)/python -m eval.faithfulness
 	$(BIN)/python -m eval.readme
 
 $(VENV)/bin/python:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tokenprune.families.base import Family
 from tokenprune.families.registry import all_families
+from tokenprune.markdown import table
 from tokenprune.methods.base import Method, options_of
 from tokenprune.methods.registry import all_methods
 
@@ -56,18 +57,20 @@ def matrix() -> str:
             why, given = obstacle(family, method), condition(family, method)
             cells.append(f"no ({noted(why)})" if why else f"yes ({noted(given)})" if given else "yes")
         rows.setdefault(tuple(cells), []).append(f"`{name}`")
-    lines = [
-        f"| methods | {' | '.join(family.name for family in families)} |",
-        "| :--- " + "| :---: " * len(families) + "|",
+    parts = [
+        table(
+            ["methods", *(family.name for family in families)],
+            [[", ".join(names), *cells] for cells, names in rows.items()],
+            ":---:",
+        ),
+        "\n".join(f"({i}) {note}  " for i, note in enumerate(notes, 1)),
+        table(
+            ["family", "model types", "media"],
+            [[f.name, ", ".join(f"`{t}`" for t in f.model_types), ", ".join(f.media)] for f in families],
+            ":---",
+        ),
     ]
-    lines += [f"| {', '.join(names)} | {' | '.join(cells)} |" for cells, names in rows.items()]
-    lines += ["", *(f"({i}) {note}" + "  " for i, note in enumerate(notes, 1)), ""]
-    lines += ["| family | model types | media |", "| :--- | :--- | :--- |"]
-    for family in families:
-        lines.append(
-            f"| {family.name} | {', '.join(f'`{t}`' for t in family.model_types)} | {', '.join(family.media)} |"
-        )
-    return "\n".join(lines)
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

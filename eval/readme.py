@@ -11,7 +11,7 @@ from statistics import mean
 
 import tokenprune
 from eval import results, versions
-from eval.bench.page import bars, speed, table
+from eval.bench.page import bars, speed
 from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix, obstacle, variants
@@ -22,6 +22,7 @@ from tokenprune.evaluation.grid import load_benchmark
 from tokenprune.evaluation.pareto import pareto
 from tokenprune.evaluation.tables import against, overview
 from tokenprune.families.registry import all_families
+from tokenprune.markdown import table
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names

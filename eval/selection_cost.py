@@ -26,7 +26,7 @@ from tokenprune.signals.table import SIGNALS
 
 GRIDS = {576: (1, 24, 24), 2304: (1, 48, 48), 6272: (32, 14, 14)}
 KEEP, TEXT = 0.25, 32
-SIZES = {"m": TEXT, "q": 1, "H": 16, "d": 1024, "e": 64, "c": 1024, "t": 32, "g": 1024}
+SIZES = {"m": TEXT, "q": 1, "H": 16, "K": 16, "d": 1024, "e": 64, "c": 1024, "v": 64, "p": 64, "t": 32, "g": 1024}
 
 
 def llama() -> LlamaModel:

@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 import typer
 
-from eval.bench.page import table as markdown
 from eval.results import RESULTS, read
+from tokenprune import markdown
 
 ROOT = Path(__file__).parent.parent
 VENVS = Path(".venvs")
@@ -84,7 +84,7 @@ def table() -> str:
         counts = ", ".join(f"{row[name]} {name}" for name in ("passed", "failed", "skipped") if row[name])
         rows.append([*(row[k] for k in KEY), "works" if row["make_run"] else "fails", f"`{row['tests']}`", counts])
         rows[-1].append(row["date"])
-    return markdown(["Python", "torch", "transformers", "`make run`", "tests", "result", "date"], rows)
+    return markdown.table(["Python", "torch", "transformers", "`make run`", "tests", "result", "date"], rows)
 
 
 def main(

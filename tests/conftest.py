@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
+from eval.faithfulness import holdings
 from tests.draw import SEED, everything
 from tests.tiny import FAMILIES, Picture, Video
+from tokenprune.methods.registry import method_class
 
 torch.set_num_threads(1)
 SHARED = {
     "the demo's server": ("test_demo",),
-    "packed tasks": ("test_docs", "test_evaluation", "test_lmms_eval"),
+    "packed tasks": ("test_cells", "test_docs", "test_evaluation", "test_lmms_eval", "test_needs", "test_resume"),
     "installed packages": ("test_plugin",),
 }
 # How long an example takes says nothing on a machine that others use too.
@@ -59,6 +62,29 @@ def pytest_collection_modifyitems(config, items):
     late = [] if everything() else [item for item in items if item.get_closest_marker("nightly")]
     items[:] = [item for item in items if item not in late]
     config.hook.pytest_deselected(items=late)
+
+
+@pytest.fixture(autouse=True)
+def holds_what_it_says(request, monkeypatch):
+    """A test that the ledger counts for a method (`eval/faithfulness.py`) runs that method."""
+    named = held().get(f"tests/{request.node.path.name}::{getattr(request.node, 'originalname', '')}", ())
+    given = getattr(getattr(request.node, "callspec", None), "params", {}).values()
+    named = {name for name in given if isinstance(name, str)} & {*named} or {*named}
+    ran: set[str] = set()
+
+    def noting(name, select):
+        return lambda self, view: (ran.add(name), select(self, view))[1]
+
+    for name in named:
+        cls = method_class(name)
+        monkeypatch.setattr(cls, "select", noting(name, cls.select))
+    yield
+    assert ran == named, f"the ledger says that this test holds {named}, but of these it ran {ran or 'none'}"
+
+
+@functools.cache
+def held():
+    return {holding.test: holding.methods for holding in holdings()}
 
 
 @pytest.fixture(params=FAMILIES)

@@ -13,7 +13,7 @@ from tests.laws import BATCHES, check_oracle
 from tests.tiny import FAMILIES
 from tokenprune import prune, scenes, select
 from tokenprune.chat import Chat
-from tokenprune.images import load_image
+from tokenprune.media.pictures import load_image
 from tokenprune.methods.registry import all_methods
 
 NEW = {"spread": "Spread", "asked": "Asked"}

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import tests.tiny  # noqa: F401, which imports the host library
+from tokenprune.markdown import cell
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "tests" / "mutants.md"
@@ -212,8 +213,8 @@ def main() -> None:
     for fault in (fault for fault in FAULTS if asked.only in fault.name):
         for seed in asked.seeds:
             test, spent = caught_by(fault, seed)
-            case = f"| {fault.name} | `{fault.file}` | {seed}"
-            rows[case] = f"| {f'`{test}`' if test else '**nothing**'} | {spent:.0f} |"
+            case = f"| {cell(fault.name)} | `{fault.file}` | {seed}"
+            rows[case] = f"| {f'`{cell(test)}`' if test else '**nothing**'} | {spent:.0f} |"
             missed += [] if test else [(fault.name, seed)]
             print(case, rows[case], flush=True)
     TABLE.write_text(ABOUT + "".join(f"{case} {found}\n" for case, found in rows.items()))

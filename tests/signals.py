@@ -11,12 +11,14 @@ from tokenprune import Selection, prune
 from tokenprune.methods.base import Method
 from tokenprune.signals.table import SIGNALS
 
+SIZES = {"m": 4, "q": 2, "H": 3, "K": 2, "d": 8, "e": 8, "v": 5, "p": 7, "c": 6, "g": 8}
+
 
 def signals(n, spans=None, seed=0, frames=1):
     """Every signal there is, for n tokens and 4 tokens of text."""
     made = torch.Generator().manual_seed(seed)
     front = () if spans is None else (spans,)
-    sizes = {"n": n, "m": 4, "q": 2, "H": 3, "d": 8, "e": 8, "c": 6, "t": frames, "g": 8}
+    sizes = SIZES | {"n": n, "t": frames}
     found = {}
     for name, signal in SIGNALS.items():
         shape = [sizes[axis] for axis in signal.axes]

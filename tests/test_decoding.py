@@ -114,7 +114,7 @@ def test_a_second_question(tiny_models):
         assert all(layer.get_seq_length() == again.shape[1] - 4 for layer in cache.layers)
 
 
-def test_golden_dycoke():
+def test_dycoke_kv_chooses_as_published():
     """The published code counts one visual token too few, and looks at everything where a step resembles the last."""
     data = load("dycoke_decode")
     start, n, p = int(data["image_start"]), int(data["image_len"]), round(float(data["p"]), 6)

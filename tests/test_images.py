@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from tokenprune import BadInput
-from tokenprune.images import load_image
+from tokenprune.media.pictures import load_image
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from tests.fake_lmms import Batched, request
 from tokenprune import BadInput, Unsupported, scenes
 from tokenprune.chat import Chat
 from tokenprune.integrations.lmms_eval import WRAPPED
+from tokenprune.integrations.lmms_eval.cache import KEY, _keyed
 from tokenprune.integrations.lmms_eval.meter import Measured
 from tokenprune.integrations.lmms_eval.model import Tokenprune, generation
 from tokenprune.integrations.lmms_eval.settings import Pruning
@@ -174,10 +175,11 @@ def test_other_requests_are_pruned_too(ask):
 
 
 def test_the_cache_knows_the_pruning(evaluate, tmp_path):
-    """Asked again, all answers come out of the cache; with another budget none does."""
+    """Asked again, all answers come out of the cache; with another budget, or a recipe's file that says something
+    else, none does."""
     from lmms_eval.caching.response_cache import ResponseCache
 
-    def hits(keep):
+    def hits(arguments):
         seen = []
         real = ResponseCache.finalize
 
@@ -187,15 +189,45 @@ def test_the_cache_knows_the_pruning(evaluate, tmp_path):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ResponseCache, "finalize", finalize)
-            _, samples = evaluate(
-                "tokenprune", f"{MODEL},method=divprune,keep={keep}", batch=8, use_cache=str(tmp_path / "cache")
-            )
+            _, samples = evaluate("tokenprune", f"{MODEL},{arguments}", batch=8, use_cache=str(tmp_path / "cache"))
         return seen[0]["hits"], samples
 
-    first, again, other = hits(0.25), hits(0.25), hits(0.5)
+    recipe = tmp_path / "mine.yaml"
+
+    def edited(text):
+        recipe.write_text(text)
+        return hits(f"method={recipe}")
+
+    first, again, other = (hits(f"method=divprune,keep={keep}") for keep in (0.25, 0.25, 0.5))
     assert (first[0], again[0], other[0]) == (0, 16, 0)
     assert words(first[1]) == words(again[1])
     assert costs(again[1]) == [None] * 16, "what was not run was not measured"
+    written = "model: x\nstages: [{at: 0, method: divprune, keep: 0.25}]\n"
+    assert edited(written)[0] == 0
+    assert edited(f"# the same\n\n{written}")[0] == 16
+    assert edited(written.replace("0.25", "0.5"))[0] == 0
+    assert edited(written)[0] == 16, "the answers of the first are still there"
+
+
+def test_the_cache_of_other_models_is_as_ever():
+    """No more in their keys, and a cache that has no place for it is refused for ours."""
+    asked = []
+
+    class Cache:
+        def execute(self, lm, reqtype, requests):
+            asked.append(vars(self).copy())
+            return requests
+
+    run, ours, theirs = _keyed(Cache.execute), Batched(), type("Theirs", (), {})()
+    cache = Cache()
+    assert run(cache, theirs, "generate_until", [1]) == [1]
+    with pytest.raises(Unsupported, match="Leave out --use_cache"):
+        run(cache, ours, "generate_until", [1])
+    setattr(cache, KEY, "x")
+    run(cache, ours, "generate_until", [1])
+    assert asked[0] == {}
+    assert asked[1][KEY] != "x"
+    assert vars(cache) == {KEY: "x"}
 
 
 def test_settings_are_not_written_into():

@@ -38,7 +38,7 @@ def test_stages_by_name():
         "star": [0, 16],
         "flashvid": [0, 23],
         "holitom": [0, 21],
-        "prunevid": [0, 10],
+        "prunevid": [0, 11],
         "framefusion": [0, 1, 2, 3, 4, 5, 6, 7],
         "dycoke_kv": [("decode", 3)],
         "fastocr": [("decode", 6), ("decode", 14), ("decode", 23)],

@@ -191,8 +191,10 @@ def test_predecessors_skip_what_is_gone():
 
 def test_quota():
     assert squarest(16, 14, 14) == (4, 4)
-    assert squarest(20, 14, 14) == (4, 5)
-    assert squarest(12, 2, 9) == (2, 6)
+    assert squarest(20, 14, 14) == (5, 4)
+    assert squarest(24, 14, 14) == (5, 4)
+    assert squarest(12, 2, 9) == (2, 3)
+    assert squarest(400, 14, 14) == (14, 14)
     assert squarest(0, 3, 3) == (0, 0)
     x = made(4 * 16, 8)
     scores = torch.tensor([0.0, 1.0, 0.0, 1.0])
@@ -200,7 +202,7 @@ def test_quota():
         chosen = select("quota", keep=8, resize=resize, features=x, frame_scores=scores, grid=(4, 4, 4))
         assert (chosen.index // 16).bincount(minlength=4).tolist() == [0, 4, 0, 4]
     torch.testing.assert_close(chosen.apply(x)[0], x[[16, 17, 20, 21]].mean(0))
-    with pytest.raises(BadInput, match="one number >= 0 for each of 4 frames"):
+    with pytest.raises(BadInput, match="The signals are of 3 frames, the grid of 4"):
         select("quota", keep=8, features=x, frame_scores=torch.ones(3), grid=(4, 4, 4))
     left = {"features": x[:40], "frame_scores": scores, "tokens": torch.arange(40), "total": 64}
     with pytest.raises(BadInput, match="Make it the first stage"):
@@ -210,10 +212,11 @@ def test_quota():
 def test_streamvln_keeps_the_latest():
     voxels = torch.tensor([1, 2, 3, 1, 2, 9, 1, -1, 9])
     given = {"voxels": voxels, "grid": (3, 1, 3)}
-    assert select("streamvln", **given).index.tolist() == [2, 4, 6, 7, 8]
-    assert select("streamvln", stride=1, **given).index.tolist() == list(range(9))
-    assert select("streamvln", least=0.5, **given).index.tolist() == [6, 7, 8]
-    assert select("streamvln", keep=2, **given).index.tolist() == [6, 7]
+    assert select("streamvln", **given).index.tolist() == [2, 4, 6, 8]
+    assert select("streamvln", unplaced="keep", **given).index.tolist() == [2, 4, 6, 7, 8]
+    assert select("streamvln", stride=1, **given).index.tolist() == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert select("streamvln", least=0.5, **given).index.tolist() == [6, 8]
+    assert select("streamvln", keep=2, **given).index.tolist() == [6, 8]
     with pytest.raises(BadInput, match="whole numbers"):
         select("streamvln", voxels=voxels / 2, grid=(3, 1, 3))
 

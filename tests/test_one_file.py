@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.origin import Origin
 from tokenprune.signals.need import Need
 
 
@@ -27,6 +28,7 @@ class Asked(Method):
     paper: ClassVar[str] = "arXiv 0000.00001"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "text-guided"
+    origin: ClassVar[Origin] = Origin("paper")
     default_at: ClassVar[int] = 2
     waits: ClassVar[str] = "it counts what it marked"
 
@@ -43,8 +45,16 @@ class Asked(Method):
 '''
 # Tests of every method by its name, and those that go through all of them or through what follows from them.
 SELECTED = "dropped_in or spread or asked or keeps_exactly_k or name_of_a_signal or stages_by_name or schedules_keep"
-SELECTED += " or readme_is or stub_is or name_of_the_package"
-MODULES = ("dropped_in", "test_select", "test_syncs", "test_methods", "test_package", "test_explain")
+SELECTED += " or readme_is or stub_is or ledger_is or name_of_the_package"
+MODULES = (
+    "dropped_in",
+    "test_select",
+    "test_syncs",
+    "test_methods",
+    "test_package",
+    "test_explain",
+    "test_faithfulness",
+)
 
 
 def test_a_method_is_one_file(tmp_path):

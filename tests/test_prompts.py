@@ -131,7 +131,7 @@ def test_the_bundled_model_asked_before_the_picture():
 
 
 def chat_picture():
-    from tokenprune.images import load_image
+    from tokenprune.media.pictures import load_image
 
     return load_image(scenes.IMAGE)
 

@@ -18,7 +18,7 @@ from tests.oracle import oracle_logits
 from tests.tiny.llavas import TinyLlava
 from tokenprune import prune, scenes
 from tokenprune.chat import Chat
-from tokenprune.images import load_image
+from tokenprune.media.pictures import load_image
 
 pytestmark = pytest.mark.scenes
 IMAGE_TOKEN = 4

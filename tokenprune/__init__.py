@@ -24,7 +24,7 @@ _HOMES = {
     "Unsupported": ".errors",
     "check": ".checking.check",
     "load_recipe": ".recipes",
-    "load_video": ".video",
+    "load_video": ".media.video",
     "merge_pages": ".retrieval",
     "prune": ".api",
     "search_layers": ".search",

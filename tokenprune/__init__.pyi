@@ -14,6 +14,7 @@ from .errors import BadInput as BadInput
 from .errors import MissingSignal as MissingSignal
 from .errors import TokenpruneError as TokenpruneError
 from .errors import Unsupported as Unsupported
+from .media.video import load_video as load_video
 from .methods.adaptinfer import AdaptInfer as AdaptInfer
 from .methods.agilepruner import AgilePruner as AgilePruner
 from .methods.agilepruner import AgileRatio as AgileRatio
@@ -61,6 +62,5 @@ from .recipes import Recipe as Recipe
 from .recipes import load_recipe as load_recipe
 from .retrieval import merge_pages as merge_pages
 from .search import search_layers as search_layers
-from .video import load_video as load_video
 
 __version__: str

@@ -20,6 +20,7 @@ from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Grid, Method, View, make_method, options_of
 from tokenprune.methods.registry import method_class
 from tokenprune.plan import Planned, planned
+from tokenprune.signals.checks import common_sizes, one_dtype, read_signal
 from tokenprune.signals.table import SIGNALS
 
 
@@ -131,7 +132,8 @@ def _grids(grid: Grid | Sequence[Grid] | None) -> tuple[Grid, ...]:
     """The grid of each part, checked."""
     if grid is None:
         return ()
-    parts = [grid] if all(isinstance(size, Integral) for size in grid) else grid
+    found = grid if isinstance(grid, Sequence) else ()
+    parts = [found] if all(isinstance(size, Integral) for size in found) else found
     for part in parts:
         if not isinstance(part, Sequence) or len(part) != 3 or not all(isinstance(x, Integral) and x > 0 for x in part):
             raise BadInput(
@@ -145,35 +147,45 @@ def _select(
 ) -> Selection:
     if not signals:
         raise BadInput(f"No signals. {method.name} needs the number of tokens: give features=[n, d] or another signal.")
-    signals = {name: torch.as_tensor(value) for name, value in signals.items()}
-    extra_axes = {value.ndim - SIGNALS[name].ndim for name, value in signals.items()}
-    if extra_axes not in ({0}, {1}):
-        shapes = ", ".join(f"{name}{list(value.shape)}" for name, value in signals.items())
-        wanted = ", ".join(f"{name} {SIGNALS[name].shape}" for name in signals)
-        raise BadInput(f"The shapes of {shapes} do not fit: expected {wanted}, or that with [S] in front.")
-    axes = {name: SIGNALS[name].token_axis for name in signals}
-    counts = {name: signals[name].shape[axis] for name, axis in axes.items() if axis is not None}
-    if not counts:
+    signals = {name: read_signal(name, value) for name, value in signals.items()}
+    first = next(iter(signals))
+    single = signals[first].ndim <= SIGNALS[first].ndim
+    sizes = common_sizes(signals.items(), stacked=not single)
+    if "n" not in sizes:
         raise BadInput(
             f"None of {', '.join(signals)} counts the visual tokens. Give features=[n, d] or another signal."
         )
-    if len(set(counts.values())) > 1:
-        raise BadInput(f"The signals disagree on the number of tokens: {counts}.")
-    count = next(iter(counts.values()))
-    if count == 0:
-        raise BadInput("There are no tokens to choose from (n = 0).")
-    bad = [name for name, value in signals.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise BadInput(f"{bad[0]} holds NaN or infinite values.")
-    single = extra_axes == {0}
-    stacked = {name: value[None] if single else value for name, value in signals.items()}
-    spans = next(iter(stacked.values())).shape[0]
+    frames = sum(t for t, _, _ in grids)
+    if grids and sizes.get("t", frames) != frames:
+        raise BadInput(f"The signals are of {sizes['t']} frames, the grid of {frames}.")
+    count, spans = sizes["n"], sizes.get("S", 1)
+    stacked = {name: value[None] if single else value for name, value in one_dtype(signals).items()}
+    if total is not None and (isinstance(total, bool) or not isinstance(total, Integral) or total < count):
+        raise BadInput(f"total={total!r} is not the number of tokens that there were, {count} or more.")
     if tokens is not None:
-        tokens = torch.as_tensor(tokens)
-        if tokens.shape[-1] != count:
-            raise BadInput(f"tokens names {tokens.shape[-1]} tokens, but the signals have {count}.")
-        tokens = tokens.expand(spans, count)
+        most = min([total] * (total is not None) + [sum(t * h * w for t, h, w in grids)] * bool(grids), default=None)
+        tokens = _tokens_left(tokens, count, spans, most)
     result = method.select(View(count, spans, grids, stacked, tokens, total or count))
     if not single:
         return result
     return Selection(*result.span(0))
+
+
+def _tokens_left(tokens: Any, count: int, spans: int, most: int | None) -> Tensor:
+    """int64 [S, n]: which tokens of the whole span, which had `most`, are left, checked."""
+    try:
+        found = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"tokens is not a tensor, and none can be made of it: {error}") from None
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise BadInput(f"tokens must be whole numbers, not {found.dtype}.")
+    if found.ndim not in (1, 2) or found.shape[:-1].numel() not in (1, spans):
+        raise BadInput(f"tokens has shape {list(found.shape)}: expected [n], or [S, n] for {spans} spans.")
+    if found.shape[-1] != count:
+        raise BadInput(f"tokens names {found.shape[-1]} tokens, but the signals have {count}.")
+    found = found.long().expand(spans, count)
+    if found.min() < 0 or (found.diff(dim=-1) <= 0).any():
+        raise BadInput("tokens must be ascending, each of them once, and none below 0.")
+    if most is not None and found.max() >= most:
+        raise BadInput(f"tokens names token {int(found.max())}, but total and grid say that there were {most}.")
+    return found

@@ -23,10 +23,13 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 
 from tokenprune import scenes
-from tokenprune.errors import BadInput
+from tokenprune.errors import BadInput, unknown
 from tokenprune.families.registry import family_of
-from tokenprune.frames import FrameProcessor
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import picture
+from tokenprune.media.qwen import FrameProcessor
+
+PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # as the processors of Qwen call them
 
 
 @dataclass
@@ -49,8 +52,8 @@ class Chat:
         """Load from a folder or a hub id; `scenes` and `scenes-video` are the bundled models.
 
         device: default a GPU where there is one. dtype: default float32 on a CPU, the checkpoint's type on a GPU.
-        pixels: `min_pixels` and `max_pixels` of Qwen processors. options: of `from_pretrained`, such as revision,
-        attn_implementation, trust_remote_code.
+        pixels: `min_pixels` and `max_pixels` of Qwen processors, for images and frames of videos. options: of
+        `from_pretrained`, such as revision, attn_implementation, trust_remote_code.
 
         Raises `BadInput` where the model, its processor or its prompt format cannot be had.
         """
@@ -60,20 +63,22 @@ class Chat:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             dtype = "auto" if device.type == "cuda" else torch.float32
+        pixels = _checked(pixels or {})
         source = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
         try:
-            processor = _loaded(name, AutoProcessor, **source, **(pixels or {}))
+            processor = _loaded(name, AutoProcessor, **source, **pixels)
         except BadInput:
             if find_spec("torchvision") is not None or not FrameProcessor.serves(name):
                 raise
-            processor = FrameProcessor.load(name)
+            processor = FrameProcessor.load(name, pixels)
+        _check_heard(processor, pixels)
         if not getattr(processor, "chat_template", None) and not _is_plain(processor):
             raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
         model = _loaded(name, AutoModelForImageTextToText, dtype=dtype, **options)
         return cls(model.to(device).eval(), processor)
 
-    def inputs(self, shown: Image.Image | Clip, question: str) -> BatchFeature:
-        """Model inputs for one user turn with one image or one video."""
+    def inputs(self, shown: Image.Image | str | Path | Clip, question: str) -> BatchFeature:
+        """Model inputs for one user turn with one image (open or a file) or one video."""
         if not question.strip():
             raise BadInput("The prompt is empty. Ask something about what is shown.")
         kind = "video" if isinstance(shown, Clip) else "image"
@@ -84,9 +89,10 @@ class Chat:
         """Model inputs of conversations side by side, padded on the left.
 
         A conversation is a list of messages {"role", "content"}; content is a list of {"type": "text", "text"},
-        {"type": "image", "image": PIL image} and {"type": "video", "video": Clip}.
+        {"type": "image", "image": PIL image or file} and {"type": "video", "video": Clip}.
         """
         images, clips = (_media(conversations, kind) for kind in ("image", "video"))
+        images = [[picture(one) for one in row] for row in images]
         family = family_of(self.model)
         if any(clips) and "video" not in family.media:
             raise BadInput(f"A {family.name} model takes no videos. Give it an image, or another model.")
@@ -168,6 +174,30 @@ def _media(conversations: list[list[dict[str, Any]]], kind: str) -> list[list[An
         [part[kind] for message in conversation for part in message["content"] if part["type"] == kind]
         for conversation in conversations
     ]
+
+
+def _checked(pixels: dict[str, int]) -> dict[str, int]:
+    """`pixels` where they are two sensible limits."""
+    for name, value in pixels.items():
+        if name not in PIXELS:
+            raise unknown("pixels", name, PIXELS)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BadInput(f"pixels[{name!r}]={value!r} must be a whole number from 1 on.")
+    if len(pixels) == 2 and pixels["min_pixels"] > pixels["max_pixels"]:
+        raise BadInput(f"pixels={pixels} has its least above its most.")
+    return pixels
+
+
+def _check_heard(processor: Any, pixels: dict[str, int]) -> None:
+    """Refuse where one of the processors did not take `pixels` over."""
+    for part in ("image_processor", "video_processor"):
+        own = getattr(processor, part, None)
+        size = dict(getattr(own, "size", None) or {})
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
+        if "min_pixels" in pixels and None not in (least, most) and least > most:
+            raise BadInput(f"min_pixels={least} is above the max_pixels={most} of this model. Give both.")
+        if own is not None and any(size.get(PIXELS[name]) != value for name, value in pixels.items()):
+            raise BadInput(f"The {type(own).__name__} of this model does not take pixels={pixels}. Leave it out.")
 
 
 def _flat(rows: list[list[Any]]) -> list[Any]:

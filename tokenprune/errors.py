@@ -25,6 +25,7 @@ class MissingSignal(TokenpruneError):
 def unknown(kind: str, name: object, known: Iterable[str], also: Iterable[str] = ()) -> BadInput:
     """Error for an unknown name that shows the nearest one of `known` and `also`, or all that are `known`."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), [*known, *also], n=1)
+    text = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:80]}..."
+    near = difflib.get_close_matches(str(name)[:80], [*known, *also], n=1)
     mend = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known) or 'none'}."
-    return BadInput(f"Unknown {kind} {name!r}. {mend}")
+    return BadInput(f"Unknown {kind} {text}. {mend}")

@@ -21,10 +21,10 @@ class StageSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    at: Annotated[int, Field(ge=0)] | Literal["decode"]
+    at: Annotated[int, Field(ge=0, strict=True)] | Literal["decode"]
     method: str
     scope: str = ""
-    start: int | None = Field(default=None, alias="from")
+    start: int | None = Field(default=None, alias="from", strict=True)
 
     def to_stage(self) -> Stage:
         """The stage; raises `BadInput` for unknown methods and options and for values out of range."""
@@ -82,6 +82,6 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def _checked(data: dict[str, Any], title: str) -> Recipe:
-    recipe = Recipe(**data | {"name": title})
+    recipe = Recipe.model_validate(data | {"name": title})
     recipe.to_stages()
     return recipe

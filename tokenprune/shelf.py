@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
+from tokenprune import yaml_text
 from tokenprune.errors import BadInput, unknown
 
 ENDINGS = (".yaml", ".yml")
@@ -41,23 +42,32 @@ class Shelf:
         text = str(name)
         if text.endswith(ENDINGS):
             path = Path(text)
-            if not path.is_file():
+            if not os.path.exists(path):  # Path.exists() raises for names that no file can have
                 raise BadInput(f"There is no {self.kind} file {text}. {self.hint}")
-            content, title = path.read_text(), path.stem
         elif text in self.names():
-            content, title = (self.place() / f"{text}.yaml").read_text(), text
+            path = self.place() / f"{text}.yaml"
         else:
             raise unknown(self.kind, text, self.names())
         try:
-            data = yaml.safe_load(content)
+            data = yaml_text.read(path)
+            if data is None:
+                raise BadInput(f"it is empty. Give {self.holds}.")
             if not isinstance(data, dict):
-                raise BadInput(f"The {self.kind} {text} is no mapping with {self.holds}.")
-            return build(data, title)
-        except yaml.YAMLError as error:
-            raise BadInput(f"The {self.kind} {text} is no valid YAML: {error}") from error
+                raise BadInput(f"it is no mapping with {self.holds}.")
+            return build(data, path.stem)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(_shown(part) for part in first["loc"])
             raise BadInput(f"The {self.kind} {text} is wrong at {where}: {first['msg']}.") from error
         except BadInput as error:
-            raise BadInput(f"The {self.kind} {text} is wrong: {error}") from error
+            raise BadInput(f"The {self.kind} {text} is wrong: {_cut(str(error), 1000)}") from error
+
+
+def _shown(part: str | int) -> str:
+    """A name within a file, as one short word that a terminal can show."""
+    text = str(part)
+    return _cut(text if text.isprintable() else repr(text), 60)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."

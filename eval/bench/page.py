@@ -6,14 +6,9 @@ from statistics import median
 from typing import Any
 
 from eval.results import read
+from tokenprune.markdown import table
 
 SHOWN = ("divprune", "visionzip", "fastvid", "evs", "fastv", "sparsevlm")
-
-
-def table(head: list[str], rows: list[list[object]]) -> str:
-    """A Markdown table, numbers to the right."""
-    rule = [":---" if i == 0 else "---:" for i in range(len(head))]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (head, rule, *rows))
 
 
 def speed() -> str:

@@ -17,7 +17,7 @@ from transformers import BatchFeature
 from eval.clips.questions import ASK, TYPES, Question, is_right
 from eval.clips.world import FRAMES, SIZE, make_clip, rng_for
 from tokenprune.chat import Chat
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
 
 BATCH = 20
 FPS = 8.0  # of which two frames make a step of a quarter of a second

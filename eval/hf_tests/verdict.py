@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval.bench.page import table
 from eval.results import RESULTS
+from tokenprune.markdown import table
 
 LIST = Path(__file__).with_name("expected.yaml")
 RESULT = RESULTS / "hf_tests.json"

@@ -9,7 +9,7 @@ from eval.results import RESULTS
 from eval.scenes.world import make_scene, rng_for
 from tokenprune import prune, scenes
 from tokenprune.chat import Chat
-from tokenprune.images import load_image
+from tokenprune.media.pictures import load_image
 from tokenprune.overlay import draw_overlay
 
 SCENE = 39

@@ -15,7 +15,7 @@ from tokenprune.bench.compare import Pruning, compare
 from tokenprune.bench.workload import Workload, workload
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput
-from tokenprune.images import load_image
+from tokenprune.media.pictures import load_image
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -11,6 +11,7 @@ import typer
 
 from tokenprune.cli.parse import Dtype, asked
 from tokenprune.cli.shown import check_shown, load_shown
+from tokenprune.media.files import MAX_PIXELS
 
 
 def check(
@@ -18,6 +19,10 @@ def check(
     image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
     video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
+    reader: Annotated[str | None, typer.Option(help="What decodes a video: av or decord. (default: av)")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Most pixels of the picture, or of all frames together.")
+    ] = MAX_PIXELS,
     prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
     method: Annotated[str, typer.Option(help="Pruning method, recipe or YAML file.")] = "divprune",
@@ -35,7 +40,7 @@ def check(
 
     Further options of the method follow as --name value.
     """
-    check_shown(image, video, frames, prompt)
+    check_shown(image, video, frames, reader, prompt)
     options = asked(context.args, method, keep, at=at, scope=scope, positions=positions)
 
     from tokenprune import scenes
@@ -46,7 +51,7 @@ def check(
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    shown, bundled = load_shown(image, video, frames, progress=not as_json)
+    shown, bundled = load_shown(image, video, frames, reader, max_pixels, progress=not as_json)
     more = {} if attention is None else {"attn_implementation": attention}
     chat = Chat.load(model or bundled, dtype=dtype.value, **more)
     found = compared(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,13 +42,16 @@ def evaluate(
     A cell whose result is there is not run again: start the same command anew to go on after a stop. Several GPUs:
     torchrun --nproc-per-node N -m tokenprune.cli eval ...
     """
-    missing = [name for name in ("lmms_eval", "datasets", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise BadInput(f"`tokenprune eval` needs {missing[0]}. Install it: pip install 'tokenprune[lmms-eval]'.")
-    from tokenprune.evaluation.grid import grid, load_benchmark
-
     if (benchmark is None) == (tasks is None) or (benchmark is None) == (model is None):
         raise BadInput("Give --benchmark NAME, or --model MODEL and --tasks NAMES.")
+    from tokenprune.evaluation.needs import check_packages
+
+    check_packages()
+    from tokenprune.evaluation.cells import read_all
+    from tokenprune.evaluation.grid import grid, load_benchmark
+    from tokenprune.evaluation.harness import run_all
+    from tokenprune.evaluation.tables import against, overview
+
     table = None if benchmark is None else load_benchmark(benchmark)
     if table is not None:
         cells = table.cells(limit)
@@ -65,10 +67,6 @@ def evaluate(
             batch_size=batch,
             limit=limit,
         )
-
-    from tokenprune.evaluation.cells import read_all
-    from tokenprune.evaluation.harness import run_all
-    from tokenprune.evaluation.tables import against, overview
 
     first = int(os.environ.get("RANK", 0)) == 0
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from tokenprune.cli.parse import asked
 from tokenprune.cli.results import save
 from tokenprune.cli.shown import check_shown, load_shown
+from tokenprune.media.files import MAX_PIXELS
 
 out = Console()
 
@@ -21,6 +22,10 @@ def explain(
     image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
     video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
+    reader: Annotated[str | None, typer.Option(help="What decodes a video: av or decord. (default: av)")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Most pixels of the picture, or of all frames together.")
+    ] = MAX_PIXELS,
     prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
     method: Annotated[str, typer.Option(help="Pruning method, recipe or YAML file.")] = "divprune",
@@ -34,7 +39,7 @@ def explain(
 
     Further options of the method follow as --name value.
     """
-    check_shown(image, video, frames, prompt)
+    check_shown(image, video, frames, reader, prompt)
     options = asked(context.args, method, keep, at=at, positions=positions)
 
     from tokenprune import scenes
@@ -42,7 +47,7 @@ def explain(
     from tokenprune.explain.answers import explain as ask
     from tokenprune.explain.page import page as drawn
 
-    shown, bundled = load_shown(image, video, frames, progress=True)
+    shown, bundled = load_shown(image, video, frames, reader, max_pixels, progress=True)
     name = model or bundled
     found = ask(Chat.load(name), shown, prompt or scenes.QUESTION, method, options, max_new_tokens)
     out.print(f"unpruned: {escape(found.dense)}\npruned:   {escape(found.pruned)}", highlight=False)

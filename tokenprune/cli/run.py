@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tokenprune.cli.parse import asked
 from tokenprune.errors import BadInput
+from tokenprune.media.files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from tokenprune.engine.run import Run
@@ -45,6 +46,10 @@ def run(
     video: Annotated[Path | None, typer.Option(help="Video to ask about, instead of a picture.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of the video, evenly spread. (default: 32)")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second of the video, instead of --frames.")] = None,
+    reader: Annotated[str | None, typer.Option(help="What decodes a video: av or decord. (default: av)")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Most pixels of the picture, or of all frames together.")
+    ] = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Ask a question about a picture or a video, unpruned and pruned, and show what the pruning saved.
@@ -53,6 +58,8 @@ def run(
     """
     if video is None and (frames is not None or fps is not None):
         raise BadInput("--frames and --fps go with --video FILE.")
+    if video is None and reader is not None:
+        raise BadInput("--reader goes with --video FILE.")
     if video is not None and (image is not None or save is not None):
         raise BadInput("--video goes without --image, and without --save: an overlay is drawn for pictures.")
     options = asked(context.args, method, keep, at=at, positions=positions, scope=scope)
@@ -60,15 +67,17 @@ def run(
     from tokenprune import scenes
     from tokenprune.api import prune
     from tokenprune.chat import Chat
-    from tokenprune.images import load_image
+    from tokenprune.media.pictures import load_image
+    from tokenprune.media.video import load_video
     from tokenprune.overlay import draw_overlay, seen_picture
-    from tokenprune.video import load_video
 
     if (image is not None or video is not None) and prompt is None:
         given = "--image" if video is None else "--video"
         raise BadInput(f"{given} needs --prompt TEXT: what do you want to know about it?")
     picture = (
-        load_image(image or scenes.IMAGE) if video is None else load_video(video, frames, fps, progress=not as_json)
+        load_image(image or scenes.IMAGE, max_pixels)
+        if video is None
+        else load_video(video, frames, fps, reader, progress=not as_json, max_pixels=max_pixels)
     )
     question = prompt or scenes.QUESTION
     if model is None:
@@ -76,6 +85,8 @@ def run(
 
         logging.disable_progress_bar()
     if not as_json:
+        if video is not None:
+            out.print(f"[dim]{escape(str(picture))}[/dim]", highlight=False)
         bundled = "the bundled model Scenes" if video is None else "the bundled model Scenes-video"
         out.print(f"[dim]loading {escape(model or bundled)} ...[/dim]")
     chat = Chat.load(model or (scenes.MODEL if video is None else scenes.VIDEO_MODEL))
@@ -93,6 +104,8 @@ def run(
         save_picture(overlay, save)
     if as_json:
         answers = {"prompt": question, "dense": dense, "pruned": pruned}
+        if video is not None:
+            answers["video"] = str(picture)
         result = answers | {"milliseconds": timed, "report": active.report().to_dict()}
         typer.echo(json.dumps(result, indent=1))
     else:

@@ -75,6 +75,8 @@ def stretches(label: Tensor) -> list[tuple[int, int]]:
 
 
 def frame_means(x: Tensor, present: Tensor) -> Tensor:
-    """Mean over the tokens of every frame; [S, T, d] of x [S, T, N, d], zero for an empty frame."""
+    """Mean over the tokens of every frame; [S, T, d] of x [S, T, N, d], zero for an empty frame. float32 for halves,
+    whose sums do not fit."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     weight = present[..., None].to(x.dtype)
     return (x * weight).sum(2) / weight.sum(2).clamp(min=1)

@@ -18,9 +18,10 @@ from tokenprune.chat import Chat
 from tokenprune.demo.plan import Plan
 from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
-from tokenprune.images import load_image
+from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import load_image
+from tokenprune.media.video import load_video
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
-from tokenprune.video import Clip, load_video
 
 LONGEST_QUESTION = 2000
 

@@ -45,6 +45,7 @@ from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
 from tokenprune.methods.stage import DECODE, Stage
 from tokenprune.signals import taps
+from tokenprune.signals.checks import read_signal
 from tokenprune.signals.table import AHEAD, BEFORE, SIGNALS, UNROTATED, taps_for
 
 POSITIONS = ("original", "compact")
@@ -216,13 +217,14 @@ class Run:
     def give(self, **signals: Sequence[Tensor]) -> None:
         """Bring signals that no model of the family computes, for the prompts that follow (until given anew).
 
-        clip_image: one tensor [n, e] for each image, tile or video of the prompt, in reading order; clip_text: one
-        tensor [q, e] for each row of the batch.
+        clip_image: one tensor [n, p] for each image, tile or video of the prompt, in reading order; clip_text: one
+        tensor [q, p] for each row of the batch. Measures are read as float32.
         """
         for name in signals:
             if name not in SIGNALS or not SIGNALS[name].given:
                 raise unknown("signal to give", name, [n for n, s in SIGNALS.items() if s.given])
-        self._given |= {name: [torch.as_tensor(x) for x in values] for name, values in signals.items()}
+        found = {name: [read_signal(name, x) for x in values] for name, values in signals.items()}
+        self._given |= {name: [x if SIGNALS[name].numbers else x.float() for x in v] for name, v in found.items()}
 
     def trace(self) -> list[Ranking]:
         """From now on every stage of every prompt adds what it ranked by to this list (which copies it to the host)."""

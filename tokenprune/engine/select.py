@@ -14,6 +14,7 @@ from tokenprune.engine.token_state import TokenState
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.stage import Stage
+from tokenprune.signals.checks import common_sizes
 from tokenprune.signals.reading import Reading, Selectable
 from tokenprune.signals.table import SIGNALS
 
@@ -52,6 +53,9 @@ def select(
     passed: the state that each layer before this stage had. layers: of the model. rankings: gets what was ranked.
     """
     groups: dict[tuple, list[Selectable]] = defaultdict(list)
+    own = (need.signal for need in stage.method.needs if SIGNALS[need.signal].given)
+    given = ((name, value) for name in own for value in reading.given.get(name, []))
+    common_sizes(given, stacked=False, apart=("n", "t", "q"))
     pieces = reading.given.get("clip_text", [])
     for unit in _selectables(stage, state):
         picture = (unit.row, state.spans[unit.spans[0]].item) if stage.method.together else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -335,7 +335,7 @@ class Stream:
         if over or short > 0:
             self._thin(memory, safe, most, max(short, 0), missing)
 
-    def _thin(self, memory: Memory, safe: Tensor, most: int, short: int, missing: Any) -> None:
+    def _thin(self, memory: Memory, safe: Tensor, most: int, short: int, missing: Callable[[Tensor, int], int]) -> None:
         """Leave at most `most` visual tokens, and the slack less where there is that much to take; fewer still while
         positions are `missing`. safe: bool [rows], visual tokens that stay."""
         visual = memory.visual

@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenprune.bench import record
 from tokenprune.errors import BadInput
+from tokenprune.integrations.lmms_eval.settings import Pruning
 
 
 class Cell(BaseModel):
     """What is run: a model with a pruning, on a task. Two cells that are equal here would give the same answers.
 
     model: the name in lmms-eval; arguments: of that model. method: `none` is unpruned; options: of `tokenprune.prune`.
-    limit: only the first questions of the task; None for all.
+    limit: only the first questions of the task; None for all. plan, code: what method and options say, and the versions
+    of what does it (`Pruning`); empty in results that are older than the two.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,14 +34,26 @@ class Cell(BaseModel):
     arguments: dict[str, Any] = {}
     batch_size: int = 1
     limit: int | None = None
+    plan: dict[str, Any] = {}
+    code: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, method: str, options: dict[str, Any], **others: Any) -> Cell:
+        """The cell of a pruning as it is now: files are read. Raises `BadInput` for a wrong one."""
+        pruning = Pruning.of(method, options)
+        return cls(method=method, options=options, plan=pruning.says(), code=pruning.code(), **others)
+
+    @property
+    def key(self) -> str:
+        """Tells different cells apart. The label is not in it."""
+        return hashlib.sha256(self.model_dump_json(exclude={"label"}).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """A file name: readable, and different for different cells. The label is not in it."""
-        key = self.model_dump_json(exclude={"label"})
+        """A file name: readable, and different for different cells."""
         options = " ".join(f"{name}={value}" for name, value in self.options.items())
         words = re.sub(r"[^A-Za-z0-9.=-]+", "_", f"{self.task} {self.method} {options}").strip("_")
-        return f"{words[:80]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        return f"{words[:80]}_{self.key}"
 
 
 class Cost(BaseModel):

@@ -24,7 +24,7 @@ class Task(BaseModel):
 
     task: str
     metrics: list[str] = Field(min_length=1)
-    scale: float = 1.0
+    scale: float = Field(default=1.0, strict=True)
 
 
 class Setting(BaseModel):
@@ -47,7 +47,7 @@ class Benchmark(BaseModel):
     pretrained: str
     model: str = HARNESS
     arguments: dict[str, Any] = {}
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, strict=True)
     tasks: dict[str, Task] = Field(min_length=1)
     settings: list[Setting] = Field(min_length=1)
 
@@ -55,12 +55,12 @@ class Benchmark(BaseModel):
         """Every row on every task of the table, the unpruned rows first."""
         rows = sorted(self.settings, key=lambda row: row.method != NONE)
         return [
-            Cell(
+            Cell.of(
+                row.method,
+                row.options,
                 label=row.label,
                 task=task.task,
                 pretrained=self.pretrained,
-                method=row.method,
-                options=row.options,
                 model=self.model,
                 arguments=self.arguments,
                 batch_size=self.batch_size,
@@ -93,11 +93,9 @@ def grid(
             prunings |= {f"{method} {keep}": (method, {"keep": keep} | where) for keep in keeps}
         else:
             prunings[method] = (method, where)
-    for method, options in prunings.values():
-        Pruning.of(method, options)
     shared = dict(pretrained=pretrained, model=model, arguments=arguments or {}, batch_size=batch_size, limit=limit)
     return [
-        Cell(label=label, task=task, method=method, options=options, **shared)
+        Cell.of(method, options, label=label, task=task, **shared)
         for task in dict.fromkeys(tasks)
         for label, (method, options) in prunings.items()
     ]
@@ -114,7 +112,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
 
 
 def _checked(data: dict[str, Any], title: str) -> Benchmark:
-    found = Benchmark(**data)
+    found = Benchmark.model_validate(data)
     for row in found.settings:
         Pruning.of(row.method, row.options)
         for task in row.published:

@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.models import list_available_models
+from lmms_eval.models import get_model, list_available_models
 from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
 
 from tokenprune import scenes
 from tokenprune.errors import BadInput, unknown
 from tokenprune.evaluation import cells
 from tokenprune.evaluation.cells import Cell, Cost, Result
+from tokenprune.evaluation.grid import HARNESS
+from tokenprune.evaluation.needs import naming
 
 MEASURED = ("visual_tokens", "kept_tokens", "average_tokens", "prefill_ms", "kv_bytes")
 
@@ -40,10 +43,12 @@ def run_all(
             cells.read(folder / f"{cell.name}.json")
     if not missing:
         return
-    models = list_available_models(include_aliases=True)
+    models = [name for name in list_available_models(include_aliases=True) if name.partition("_")[0] == HARNESS]
     for name in dict.fromkeys(cell.model for cell in missing):
         if name not in models:
-            raise unknown("model of lmms-eval", name, models)
+            raise unknown("model of lmms-eval that tokenprune prunes", name, models)
+        with naming(f"its model {name}"):
+            get_model(name)
     tasks = task_manager([cell.task for cell in missing], include)
     for done, cell in enumerate(missing, len(wanted) - len(missing)):
         told(done, cell)
@@ -62,16 +67,37 @@ def task_manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
         found = TaskManager("ERROR", include_path=paths, include_defaults=defaults)
         strange = [name for name in names if name not in found.all_tasks]
         if not strange:
+            import_functions(found, names)
             return found
     raise unknown("task", strange[0], found.all_tasks)
+
+
+def import_functions(tasks: TaskManager, names: Sequence[str]) -> None:
+    """Import what the files of these tasks, and of the tasks of these groups and tags, name; lmms-eval does it after a
+    model is loaded."""
+    waiting, seen = list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in tasks.task_index:  # a task that a group defines itself
+            continue
+        seen.add(name)
+        entry, config = tasks.task_index[name], {}
+        if entry["yaml_path"] != -1:
+            with naming(f"the task {name}"):
+                config = load_yaml_config(entry["yaml_path"], mode="full")
+        parts = config.get("task") if entry.get("task", -1) == -1 else entry["task"]
+        waiting += [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
 
 
 def evaluate(cell: Cell, folder: Path, tasks: TaskManager, device: str | None) -> None:
     """Run one cell and keep what came of it."""
     began = time.perf_counter()
+    given = {"batch_size": cell.batch_size, "max_batch_size": None, "device": device}
+    model = get_model(cell.model).create_from_arg_string(arguments(cell), given)
+    if model.pruning.says() != cell.plan:
+        raise BadInput(f"{cell.method} was edited after the grid had begun. Start the command again.")
     found = simple_evaluate(
-        model=cell.model,
-        model_args=arguments(cell),
+        model=model,
         tasks=[cell.task],
         batch_size=cell.batch_size,
         device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -12,6 +13,7 @@ from tokenprune.errors import BadInput
 from tokenprune.evaluation.cells import Cell, Result
 from tokenprune.evaluation.grid import Benchmark, Task
 from tokenprune.integrations.lmms_eval.settings import NONE
+from tokenprune.markdown import table
 
 MISSING = "-"
 
@@ -26,18 +28,17 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table under its title."""
-        head = [f"| {' | '.join(self.columns)} |", f"| :--- |{' ---: |' * (len(self.columns) - 1)}"]
-        body = [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join([f"**{self.title}**", "", *head, *body])
+        title = " ".join(self.title.split())
+        return f"**{title}**\n\n{table(self.columns, self.rows)}"
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=escape(self.title))
+        shown = RichTable(title=escape(self.title))
         for i, column in enumerate(self.columns):
-            table.add_column(escape(column), justify="right" if i else "left")
+            shown.add_column(escape(column), justify="right" if i else "left")
         for row in self.rows:
-            table.add_row(*map(escape, row))
-        return table
+            shown.add_row(*map(escape, row))
+        return shown
 
 
 def main_score(result: Result) -> str:
@@ -46,11 +47,14 @@ def main_score(result: Result) -> str:
 
 
 def dense_of(result: Result, results: Sequence[Result]) -> Result | None:
-    """The unpruned cell of the same model, task, batch and limit."""
-    same = ("task", "pretrained", "model", "arguments", "batch_size", "limit")
-    wanted = [getattr(result.cell, name) for name in same]
+    """The unpruned cell of the same model, task, batch and limit, by the same engine."""
+
+    def what(cell: Cell) -> list[Any]:
+        same = ("task", "pretrained", "model", "arguments", "batch_size", "limit")
+        return [*(getattr(cell, name) for name in same), cell.code.get("engine")]
+
     dense = (r for r in results if r.cell.method == NONE)
-    return next((r for r in dense if [getattr(r.cell, name) for name in same] == wanted), None)
+    return next((r for r in dense if what(r.cell) == what(result.cell)), None)
 
 
 def overview(results: Sequence[Result]) -> list[Table]:
@@ -67,7 +71,12 @@ def _overview(results: list[Result]) -> Table:
     cell, metric = results[0].cell, main_score(results[0])
     columns = ["", metric, "of dense", "tokens", "last layer", "prefill, ms", "quartiles", "speed-up", "KV, KiB"]
     title = f"{cell.task}: {cell.pretrained}, {results[0].questions} questions, batch {cell.batch_size}"
-    return Table(title, columns, [_row(result, metric, dense_of(result, results)) for result in results])
+    labels = [result.cell.label for result in results]
+    rows = [_row(result, metric, dense_of(result, results)) for result in results]
+    for row, result in zip(rows, results, strict=True):
+        if labels.count(row[0]) > 1:  # a recipe that was edited, or another version of the code
+            row[0] = f"{row[0]} ({result.cell.key})"
+    return Table(title, columns, rows)
 
 
 def _row(result: Result, metric: str, dense: Result | None) -> list[str]:
@@ -104,10 +113,15 @@ def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
 
 
 def _found(cell: Cell, results: Sequence[Result]) -> Result | None:
-    """The result of a cell of a published table, whatever it is called, and however many questions were asked."""
-    what = {"label", "limit", "batch_size"}
-    same = (r for r in results if r.cell.model_dump(exclude=what) == cell.model_dump(exclude=what))
-    return next(same, None)
+    """The result of a cell of a published table, whatever it is called, and however many questions were asked; that of
+    the code as it is now, where there are several."""
+    what = {"label", "limit", "batch_size", "plan", "code"}
+    same = [
+        r
+        for r in results
+        if r.cell.model_dump(exclude=what) == cell.model_dump(exclude=what) and r.cell.plan in ({}, cell.plan)
+    ]
+    return min(same, key=lambda r: r.cell.code != cell.code, default=None)
 
 
 def figure(task: Task, result: Result) -> float:

@@ -16,8 +16,9 @@ from tokenprune.engine.report import Report
 from tokenprune.engine.run import Run
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
+from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import picture
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
-from tokenprune.video import Clip
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Explained:
 
 def explain(
     chat: Chat,
-    shown: Image.Image | Clip,
+    shown: Image.Image | str | Path | Clip,
     question: str,
     method: Any,
     options: dict[str, Any],
@@ -44,8 +45,9 @@ def explain(
 ) -> Explained:
     """Ask twice, the second time pruned by `tokenprune.prune(model, method, **options)`, and look at every stage.
 
-    Raises what `prune` raises.
+    shown: a picture, open or a file, or a clip. Raises what `prune` raises.
     """
+    shown = shown if isinstance(shown, Clip) else picture(shown)
     inputs = chat.inputs(shown, question)
     dense = chat.answer(inputs, max_new_tokens)
     with prune(chat.model, method, **options) as run:

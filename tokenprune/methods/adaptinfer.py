@@ -11,6 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 STAGES = ((1, 133 / 576), (10, 27 / 576), (20, 3 / 576))  # of 32 layers, at 64 tokens
@@ -35,6 +36,11 @@ class AdaptInfer(Method):
     paper: ClassVar[str] = "arXiv 2508.06084"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "text-guided, staged"
+    origin: ClassVar[Origin] = Origin("code", "weiczh02/AdaptInfer-base", "9dac67c0")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("a budget can be all tokens", "the published tables stop one token short, which keep=1.0 must not"),
+        RENUMBERED,
+    )
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(133 / 576, "what survives the first stage: a fraction of the tokens, or a number")

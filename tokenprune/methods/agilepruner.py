@@ -13,6 +13,7 @@ from tokenprune.core.diversity import cosine_distance
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, options_of, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.registry import method_class
 from tokenprune.signals.need import Need
 
@@ -44,6 +45,15 @@ class AgilePruner(Method):
     paper: ClassVar[str] = "arXiv 2603.01236"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin(
+        "paper", note="as its project page gives it; cvsp-lab/AgilePruner at 3df95a34 holds no code"
+    )
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "candidates that run out are filled up by attention",
+            "the budget is kept exactly; nothing is published on it",
+        ),
+    )
 
     keep: Keep = keep_option(0.111)
     erank_average: float = option(106.0, "effective rank of an average picture")
@@ -93,6 +103,15 @@ class AgileRatio(Method):
     paper: ClassVar[str] = "arXiv 2603.01236"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin(
+        "paper", note="as its project page gives it; cvsp-lab/AgilePruner at 3df95a34 holds no code"
+    )
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the ends of the line", "the page does not give them: its mean effective ranks, and shares around 0.5"
+        ),
+        Difference("BAT, and FasterVLM mixed with DivPrune, are no base", "neither is a method of this package"),
+    )
     waits: ClassVar[str] = "how the budget is split follows from the effective rank of each picture"
 
     keep: Keep = keep_option(0.222)

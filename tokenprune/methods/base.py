@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -112,6 +113,8 @@ class Method(ABC):
     paper: ClassVar[str]
     year: ClassVar[int]
     kind: ClassVar[str]
+    origin: ClassVar[Origin] = Origin("unstated")  # what it is held to; methods of this package state it
+    differences: ClassVar[tuple[Difference, ...]] = ()  # where it departs from that on purpose
     default_at: ClassVar[int] = 0
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
@@ -186,6 +189,16 @@ class Method(ABC):
             return n_keep(self.keep, view.count, self.rounding)
         return min(n_keep(self.keep, view.total or view.count, self.rounding), view.count)
 
+    def share(self, view: View) -> float:
+        """The budget as a fraction of the tokens that are left: `keep` itself, not yet rounded to tokens, or its k."""
+        given = isinstance(self.keep, float) and self.of == "current"
+        return self.keep if given else self.budget(view) / view.count
+
+    @property
+    def slack(self) -> float:
+        """How far off a whole number k / n may come out; 0 where `keep` is a fraction, which rounds as given."""
+        return 0.0 if isinstance(self.keep, float) and self.of == "current" else 1e-9
+
     @abstractmethod
     def select(self, view: View) -> Selection:
         """Choose `budget(view)` tokens of each span."""
@@ -213,15 +226,18 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {cls.name}", name, known)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if hints[name] is int and not (number and isinstance(value, int)):
-            raise BadInput(f"{name}={value!r} of {cls.name} must be a whole number.")
-        if hints[name] is float and not number:
-            raise BadInput(f"{name}={value!r} of {cls.name} must be a number.")
-        if hints[name] is bool and not isinstance(value, bool):
-            raise BadInput(f"{name}={value!r} of {cls.name} must be true or false.")
-        if get_origin(hints[name]) is tuple and not isinstance(value, tuple):
+        listed = get_origin(hints[name]) is tuple
+        if listed and not isinstance(value, tuple):
             raise BadInput(f"{name}={value!r} of {cls.name} must be a list of values.")
+        kind = get_args(hints[name])[0] if listed else hints[name]
+        for one in value if listed else (value,):
+            number = isinstance(one, (int, float)) and not isinstance(one, bool)
+            if kind is int and not (number and isinstance(one, int)):
+                raise BadInput(f"{name}={one!r} of {cls.name} must be a whole number.")
+            if kind is float and not number:
+                raise BadInput(f"{name}={one!r} of {cls.name} must be a number.")
+            if kind is bool and not isinstance(one, bool):
+                raise BadInput(f"{name}={one!r} of {cls.name} must be true or false.")
     return cls(**options)
 
 

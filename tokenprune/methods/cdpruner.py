@@ -13,6 +13,7 @@ from tokenprune.core.diversity import greedy_dpp, unit_rows
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -37,6 +38,20 @@ class CDPruner(Method):
     paper: ClassVar[str] = "arXiv 2506.10967"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity, text-guided"
+    origin: ClassVar[Origin] = Origin("code", "Theia-4869/CDPruner", "9541616c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "relevance is taken from the language model's embeddings by default",
+            "no checkpoint of such a model holds CLIP's text tower",
+            {"relevance": "clip"},
+        ),
+        Difference(
+            "once the kernel's rank is used up, the most relevant tokens fill up",
+            "the code goes on with NaN and keeps fewer",
+        ),
+        Difference("equal relevance everywhere counts as 1", "the code divides by 0"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.111)
     relevance: str = option(

@@ -11,6 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, handed, ranks, top_k
 from tokenprune.core.tiles import layout, tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -32,6 +33,13 @@ class CoarseToFine(Method):
     paper: ClassVar[str] = "arXiv 2503.07588"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, tiles"
+    origin: ClassVar[Origin] = Origin("code", "VisionXLab/LRS-VQA", "1b3b6cd4", "its training-free part")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the language model's own attention ranks", "the published ranking module has to be trained"),
+        Difference(
+            "k is given and the model's tiles are the only finer level", "the published pyramid cuts its own tiles"
+        ),
+    )
     default_at: ClassVar[int] = 2
     scope: ClassVar[str] = "item"
 

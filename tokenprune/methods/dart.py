@@ -12,6 +12,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, marked, places, ranked
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -33,6 +34,17 @@ class DART(Method):
     paper: ClassVar[str] = "arXiv 2502.11494"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity"
+    origin: ClassVar[Origin] = Origin(
+        "code", "xqy1111111/DART", "d6a5af6", "a copy with the model files of ZichenWen1/DART"
+    )
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "pivots take their turns by the norm of their keys",
+            "the code goes through a Python set; `order` repeats such an order",
+        ),
+        Difference("exactly k tokens stay", "the code keeps the pivots on top, and fails near full budgets"),
+        Difference("fewer text tokens than pivots are all pivots", "the code fails"),
+    )
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.229)

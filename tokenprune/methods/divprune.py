@@ -9,6 +9,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -29,6 +30,16 @@ class DivPrune(Method):
     paper: ClassVar[str] = "arXiv 2503.02175"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity"
+    origin: ClassVar[Origin] = Origin("code", "vbdi/divprune", "799e2d95")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("a token is chosen once", "the code repeats an index where duplicates make every distance 0"),
+        Difference(
+            "distances are taken one precision above the input's",
+            "in half precision near-duplicates come in random order",
+        ),
+        Difference("every picture is treated by itself", "the code reads one picture of batch element 0"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.098)
 

@@ -11,6 +11,7 @@ from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View
+from tokenprune.methods.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Downsample(Method):
     paper: ClassVar[str] = "baseline"
     year: ClassVar[int] = 0
     kind: ClassVar[str] = "baseline"
+    origin: ClassVar[Origin] = Origin("ours")
     waits: ClassVar[str] = "how large frames are and how their rows lie is read from the tokens that are left"
 
     def select(self, view: View) -> Selection:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.methods.base import keep_option, option
 from tokenprune.methods.decoding import DecodingMethod
+from tokenprune.methods.origin import Difference, Origin
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,19 @@ class DyCokeKV(DecodingMethod):
     paper: ClassVar[str] = "arXiv 2411.15024"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "decoding, video"
+    origin: ClassVar[Origin] = Origin("code", "KD-TAO/DyCoke", "dd746349")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "a step that is like the one before keeps its choice",
+            "so the paper; the code then looks at everything",
+            {"otherwise": "full"},
+        ),
+        Difference("0.7 is pruned", "so the paper; the code's own default is 0.8", {"keep": 0.2}),
+        Difference(
+            "every prompt starts anew, and all visual tokens are counted",
+            "the code compares with the last sample's step and counts one token too few",
+        ),
+    )
     default_start: ClassVar[int] = 3
 
     keep: Keep = keep_option(0.3, "which visual tokens a step looks at: a fraction, or a number of tokens")

@@ -11,6 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, marked, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Origin
 from tokenprune.signals.need import Need
 
 
@@ -32,6 +33,7 @@ class EfficientVLA(Method):
     paper: ClassVar[str] = "arXiv 2506.10100"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin("paper", note="no code was published")
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.22)

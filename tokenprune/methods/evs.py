@@ -13,6 +13,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 FIRST = 255.0
@@ -34,6 +35,12 @@ class EVS(Method):
     paper: ClassVar[str] = "arXiv 2510.14624"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    origin: ClassVar[Origin] = Origin("code", "vllm-project/vllm", "094f1178", "vllm/multimodal/evs.py")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "k may be less than a frame", "the engines never keep less than the tokens of one frame", {"least": "frame"}
+        ),
+    )
 
     keep: Keep = keep_option(0.25)
     rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -21,6 +22,8 @@ class FasterVLM(Method):
     paper: ClassVar[str] = "arXiv 2412.01818v1"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
+    origin: ClassVar[Origin] = Origin("code", "Theia-4869/FasterVLM", "f5d5f120")
+    differences: ClassVar[tuple[Difference, ...]] = (RENUMBERED,)
 
     keep: Keep = keep_option(0.05)
     source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))

@@ -8,24 +8,31 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.methods.base import Method, keep_option, option
 from tokenprune.methods.decoding import DecodingMethod
+from tokenprune.methods.origin import Difference, Origin
 
 
 @dataclass(frozen=True)
 class FastOCR(DecodingMethod):
-    """FastOCR (2026, arXiv 2605.17447), as far as its abstract tells.
+    """FastOCR (2026, arXiv 2605.17447): our reading, for only its abstract was at hand.
 
     At every step `focal` layers attend to all visual tokens; each chooses the int(n * keep) that its head-mean row
     attends to most, for the layers up to the next focal one. Layers before the first focal one look at what the step
     before chose last. Nothing is lost.
 
-    Which layers are focal is our reading: evenly spread, the first at a fifth of the depth. Every step chooses anew
-    (`alike` above 1); the paper's reuse across steps is the part before the first focal layer.
+    Ours are which layers are focal (evenly spread, the first at a fifth of the depth), how they choose, and that every
+    step chooses anew (`alike` above 1); the paper's reuse across steps is the part before the first focal layer.
     """
 
     name: ClassVar[str] = "fastocr"
     paper: ClassVar[str] = "arXiv 2605.17447"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "decoding, OCR"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "which layers are focal", "the abstract does not say: evenly spread, the first at a fifth of the depth"
+        ),
+    )
     default_start: ClassVar[int] = 6
     reuses: ClassVar[bool] = True
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -28,6 +29,16 @@ class FastV(Method):
     paper: ClassVar[str] = "arXiv 2403.06764"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
+    origin: ClassVar[Origin] = Origin("code", "pkunlp-icler/FastV", "d1659729")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "every row is ranked by its own attention, and padding is heeded",
+            "the code ranks by batch element 0 and ignores padding",
+        ),
+        Difference(
+            "before the first layer it is refused", "the code keeps a random subset there, which is the method `random`"
+        ),
+    )
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.5)

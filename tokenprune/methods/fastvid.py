@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, assign, distances, mixtures, stacked
-from tokenprune.core.selection import Selection, ranked, ranks
+from tokenprune.core.selection import Selection, handed, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 from tokenprune_kernels.density import peak_scores
 
 NEIGHBOURS = 4
-ALIKE = 0.95  # frames of a scene that are more alike than this share one budget (Qwen)
+ALIKE = 0.95  # a frame this much like the next one carries nothing (Qwen)
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,44 @@ class FastVID(Method):
     every anchor, each other token of the scene joins its most similar target: target * w + mean * (1 - w), w being the
     larger of `beta` and 1 / (members + 1).
 
-    `variant`: `onevision` truncates every share, and targets and other anchors' targets are members too; `video`
-    (LLaVA-Video) and `qwen` split the budget of a scene as a whole, spread what is attended over its frames (the
-    earlier ones get the remainder) and the context over its anchors (the later ones do), and an anchor's own targets
-    are no members; `qwen` also gives nothing to a frame that is followed by one with a cosine above 0.95, and
-    half a frame of context at most. The published code draws noise to break ties, fails on fewer frames than scenes
-    and where an anchor's share is more than it has, and leaves remainders unspent (`fill="none"`). Here ties go to the
-    lowest index, shares are cut to what there is, and the remainder goes to the most attended tokens. Descriptors are
-    the frames' mean features unless given; the encoder's pooling head, which the paper uses for these and for
-    attention, is not in these checkpoints, and attention is the mean received rather than that of a pooled query.
+    `variant` says whose published code it is. `onevision` truncates every share; members are all tokens of the scene
+    that are not attended, targets and other anchors' targets too, and of the anchor's frame alone where its share is no
+    more than a frame's own. `video` (LLaVA-Video) and `qwen` split the budget of a scene as a whole, int(N * keep)
+    tokens for each of its frames: what is attended goes to its frames evenly (the earlier ones get the remainder), the
+    context to its anchors (the later ones do), and an anchor's own targets are no members. In `qwen` a frame that is
+    followed by one with a cosine of 0.95 or more carries nothing, the frames of the scene that do carry share the
+    whole budget; a scene has one target at least, a frame of several half its tokens at most, and attended tokens get
+    what that leaves of a frame.
+
+    `fill="none"` gives the published output; by default what the shares leave unspent goes to the most attended
+    tokens. The published code draws noise to break ties, and fails on fewer frames than scenes and where a share is
+    more than a frame has; here ties go to the lowest index, and such a share is cut. It also counts the newlines of
+    LLaVA-Video among the tokens, which here are none. Descriptors are the frames' mean features unless given: the
+    encoder's pooling head, from which all but `qwen` take these and the attention, is not in these checkpoints. The
+    attention is the mean that a token receives; in `qwen` the paper's is that of a frame's mean query.
     """
 
     name: ClassVar[str] = "fastvid"
     paper: ClassVar[str] = "arXiv 2503.11187"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    origin: ClassVar[Origin] = Origin("code", "LunarShen/FastVID", "a40a109c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the remainder of all shares goes to the most attended tokens",
+            "the budget is kept exactly; the code leaves it unspent",
+            {"fill": "none"},
+        ),
+        Difference("ties go to the lowest index", "the code draws noise, so that two runs differ"),
+        Difference(
+            "frames are described by their mean features",
+            "the encoder's pooling head is not in these checkpoints; bring `frame_features`",
+        ),
+        Difference(
+            "newlines of LLaVA-Video are no visual tokens",
+            "the code keeps those of every row that it keeps a token of, beyond the budget",
+        ),
+    )
     waits: ClassVar[str] = "how many scenes and anchors there are follows from the features"
 
     keep: Keep = keep_option(0.1)
@@ -76,15 +99,13 @@ class FastVID(Method):
         k, frames = self.budget(view), view.frames(self.name)
         if k in (0, view.count):
             return view.first(k)
-        exact = isinstance(self.keep, float) and self.of == "current"
-        keep = self.keep if exact else k / view.count
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
         similarity = same_place_cosine(view["frame_features"][:, :, None]).squeeze(-1)
         scene = scenes(similarity, self.scenes, self.threshold)
         found = []
         for i, present in enumerate(frames.present):
-            stays = self._span(x[i], attention[i], present, scene[i], similarity[i], keep)
+            stays = self._span(x[i], attention[i], present, scene[i], similarity[i], self.share(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
         return stacked(found)
@@ -94,50 +115,65 @@ class FastVID(Method):
     ) -> Survivors:
         """What stays of one span: x [T, N, d], attention and present [T, N], scene [T], similarity [T - 1]."""
         size = x.shape[1]
-        carries = torch.ones_like(scene, dtype=torch.bool)
-        if self.variant == "qwen":
-            carries[:-1] = (similarity <= ALIKE) | (scene.diff() > 0)
-        budget = (present.sum(-1).double() * keep + 1e-9).long() * carries
+        there = present.sum(-1).tolist()
+        budget = [int(count * keep + self.slack) for count in there]
+        alike = (similarity >= ALIKE).tolist()
         runs = stretches(scene)
-        salient = torch.cat([self._salient(budget[first:last], carries[first:last]) for first, last in runs])
-        attended = present & (ranks(attention) < salient[:, None])
+        salient, context = [], []
+        for first, last in runs:
+            carries = [self.variant != "qwen" or i + 1 == last or not alike[i] for i in range(first, last)]
+            attended, targets = self._shares(budget[first:last], there[first:last], carries)
+            salient += attended
+            context += targets
+        attended = present & (ranks(attention) < handed(salient, x.device)[:, None])
         stays = Survivors(present.numel(), x.device)
         stays.keep(attended.flatten().nonzero().flatten())
         spare = present & ~attended
         peaks = ranked(peak_scores(distances(x), NEIGHBOURS, spare))
         unit = unit_rows(x)
         for first, last in runs:
-            context = int(budget[first:last].sum() - salient[first:last].sum())
-            for frame, quota in self._anchors(context, carries, first, last).items():
-                most = int(spare[frame].sum())
-                most = min(most, size // 2) if self.variant == "qwen" else most
-                targets = peaks[frame, : min(quota, most)]
-                members = spare[first:last].clone()
+            for frame in range(first, last):
+                count = min(context[frame], there[frame] - min(salient[frame], there[frame]))
+                if not count:
+                    continue
+                targets = peaks[frame, :count].sort().values
+                alone = self.variant == "onevision" and count == budget[frame] - salient[frame]
+                start, end = (frame, frame + 1) if alone else (first, last)
+                members = spare[start:end].clone()
                 if self.variant != "onevision":
-                    members[frame - first, targets] = False
-                if len(targets):
-                    group = assign(unit[first:last][members][None], unit[frame, targets][None])[0]
-                    cells = members.flatten().nonzero().flatten() + first * size
-                    stays.mix(*mixtures(frame * size + targets, cells, group, self._own, present.numel()))
+                    members[frame - start, targets] = False
+                group = assign(unit[start:end][members][None], unit[frame, targets][None])[0]
+                cells = members.flatten().nonzero().flatten() + start * size
+                stays.mix(*mixtures(frame * size + targets, cells, group, self._own, present.numel()))
         return stays
 
     def _own(self, members: Tensor) -> Tensor:
         """Weight of a target in its mixture."""
         return (1 / (members + 1)).clamp(min=self.beta)
 
-    def _salient(self, budget: Tensor, carries: Tensor) -> Tensor:
-        """How many of the tokens [m] that the frames of a scene may keep are its most attended ones."""
-        if self.variant == "onevision":
-            return budget - (budget.double() * self.context + 1e-9).long()
-        total = int(budget.sum())
-        total -= int(total * self.context + 1e-9)
-        share, rest = divmod(total, int(carries.sum()))
-        return (share + (carries.long().cumsum(0) <= rest)) * carries
+    def _shares(self, budget: list[int], there: list[int], carries: list[bool]) -> tuple[list[int], list[int]]:
+        """How many attended tokens and how many targets each frame of a scene has.
 
-    def _anchors(self, context: int, carries: Tensor, first: int, last: int) -> dict[int, int]:
-        """Anchor frames of a scene, and how many of its `context` targets each has."""
-        frames = (carries[first:last].nonzero().flatten() + first).tolist()
+        budget: tokens that a frame is worth; there: tokens it has; carries: whether it may have any of the scene's.
+        """
+        frames = [i for i, carried in enumerate(carries) if carried]
         anchors = frames[::-1][:: self.every][::-1]
-        share, rest = divmod(context, len(anchors))
-        extra = 0 if self.variant == "onevision" else rest
-        return {frame: share + (i >= len(anchors) - extra) for i, frame in enumerate(anchors)}
+        salient, context = [0] * len(budget), [0] * len(budget)
+        if self.variant == "onevision":
+            salient = [own - int(own * self.context) for own in budget]
+            for i in anchors:
+                context[i] = (sum(budget) - sum(salient)) // len(anchors)
+            return salient, context
+        total = int(sum(budget) * self.context)
+        if self.variant == "qwen":
+            total = max(total, 1)
+        share, rest = divmod(max(sum(budget) - total, 0), len(frames))
+        for turn, i in enumerate(frames):
+            salient[i] = share + (turn < rest)
+        share, rest = divmod(total, len(anchors))
+        for turn, i in enumerate(anchors):
+            context[i] = share + (turn >= len(anchors) - rest)
+        if self.variant == "qwen" and len(budget) > 1:
+            context = [min(own, size // 2) for own, size in zip(context, there, strict=True)]
+            salient = [min(own, size - taken) for own, size, taken in zip(salient, there, context, strict=True)]
+        return salient, context

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -28,6 +29,11 @@ class FEATHER(Method):
     paper: ClassVar[str] = "arXiv 2412.13180"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, staged"
+    origin: ClassVar[Origin] = Origin("code", "markendo/FEATHER", "c2a09b27")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the grid counts in the budget", "so that keep is what survives", {"budget_of": "published"}),
+        Difference("every grid, and padding", "the code needs one square picture without padding"),
+    )
     default_at: ClassVar[int] = 8
 
     keep: Keep = keep_option(0.3, "what survives by score: a fraction of the tokens, or a number")

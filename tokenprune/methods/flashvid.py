@@ -13,8 +13,9 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
 from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, density_peaks, stacked
-from tokenprune.core.selection import Selection, ranked, top_k
+from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 NEIGHBOURS = 7
@@ -27,25 +28,43 @@ class FlashVID(Method):
     `phase="vision"`, before the LLM. Every frame keeps a part `diverse` of its budget by max-min over distance times
     the attention of the candidate (ADTS). The others find, within a scene, their most similar one in the frame before;
     with a cosine above `similar` they join it, and such trees become their mean at the root (TSTM; where fewer roots
-    than budget would be left, the weakest links break first). Density peaks cluster the roots of each frame, frames
-    sharing the budget of the scene by their number of roots; a cluster is the mean of its roots. `phase="inner"`: the
-    most attended tokens by the last prompt token. By name: `expansion` times `keep` before the LLM, then `inner` of it
-    before 20 of 28 layers, which is `keep` on average over the layers.
+    than budget would be left, the weakest links break, and all as weak as the strongest of these). Density peaks
+    cluster the roots of each frame, frames sharing the budget of the scene by their number of roots; a cluster is the
+    mean of its roots. `phase="inner"`: the most attended tokens by the last prompt token. By name: `expansion` times
+    `keep` before the LLM, then `inner` of it before 20 of 28 layers, which is `keep` on average over the layers.
 
-    `weighting="event"` (the second version) multiplies a candidate's attention by its relevance, the mean of its
-    products with the mean tokens of all frames, at least 0. The published code sums a tree's tokens and divides by the
+    Published are `weighting="event"` for LLaVA, and for Qwen-VL `weighting="attention"` with 4 scenes (in Qwen3-VL the
+    inner phase keeps 0.1 before 28 of 36 layers). `event`, the second version, multiplies a candidate's attention by
+    its relevance, the mean of its products with the mean tokens of the frames of its scene. Below 0 it counts as 0: the
+    published code never gets to such a candidate, but repeats a token. It sums a tree's tokens and divides by the
     root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`). In a scene of one
-    frame it clusters every token, kept ones too, and can emit a token twice; here kept ones are out of it. Shares are
-    rounded up as published, and the surplus over the budget is taken off by attention (`fill="none"`: left).
+    frame it clusters every token, kept ones too, and can emit a token twice; here kept ones are out of it. Every count
+    is rounded up as published, and the surplus over the budget is taken off by attention (`fill="none"`: left).
     """
 
     name: ClassVar[str] = "flashvid"
     paper: ClassVar[str] = "arXiv 2602.08024"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "Fanziyang-v/FlashVID", "1d37422c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("a relevance below 0 counts as 0", "the code never gets to such a candidate, but repeats a token"),
+        Difference(
+            "a tree of tokens becomes its mean",
+            "the code divides by the root's direct children, which is no mean in deeper trees",
+            {"trees": "published"},
+        ),
+        Difference(
+            "tokens above the budget are taken off by attention",
+            "the budget is kept exactly; the code rounds every share up",
+            {"fill": "none"},
+        ),
+        Difference("in a scene of one frame kept tokens are not clustered", "the code can emit a token twice"),
+    )
     waits: ClassVar[str] = "how many scenes and trees there are follows from the features"
 
     keep: Keep = keep_option(0.1)
+    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
     phase: str = option("vision", "vision: before the LLM; inner: inside it", ("vision", "inner"))
     diverse: float = option(0.7, "share of a frame's budget for attended and diverse tokens")
     similar: float = option(0.8, "cosine above which tokens of neighbouring frames join")
@@ -93,8 +112,8 @@ class FlashVID(Method):
         means = frame_means(x, frames.present)
         scene = scenes(same_place_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
         if self.weighting == "event":
-            attention = attention * (x @ means[:, None].mT).mean(-1).clamp(min=0)
-        share = k / view.count
+            attention = attention * self._relevance(x, means, scene)
+        share = self.share(view)
         picks = self._picks(x, attention.masked_fill(~frames.present, -1), math.ceil(frames.size * share - 1e-9))
         found = []
         for i, present in enumerate(frames.present):
@@ -111,6 +130,12 @@ class FlashVID(Method):
             whole = stays.all() if self.fill == "none" else stays.exactly(k, scores)
             found.append(frames.tokens(i, *whole))
         return stacked(found)
+
+    def _relevance(self, x: Tensor, means: Tensor, scene: Tensor) -> Tensor:
+        """float [S, T, N]: how much a token is like the frames of its scene; x [S, T, N, d], means [S, T, d]."""
+        together = (scene[:, :, None] == scene[:, None]).to(means.dtype)
+        event = together @ means / together.sum(-1, keepdim=True)
+        return (x.to(means.dtype) @ event[..., None]).squeeze(-1).clamp(min=0)
 
     def _picks(self, x: Tensor, attention: Tensor, budget: int) -> Tensor:
         """int64 [S, T, N]: when a token of a frame is picked for diversity, N where it never is."""
@@ -132,9 +157,9 @@ class FlashVID(Method):
         alike = (unit[1:] @ unit[:-1].mT).masked_fill(~spare[:-1, None], -2)
         best, parent = alike.max(-1)
         linked = spare[1:] & (best > self.similar)
-        most = int(spare.sum()) - budget
-        strength = best.masked_fill(~linked, -2).flatten()
-        linked = linked.flatten().scatter(0, ranked(strength)[max(most, 0) :], False).view_as(linked)
+        most = max(int(spare.sum()) - budget, 0)  # links that leave as many roots as the budget
+        if int(linked.sum()) > most:
+            linked &= best > best.masked_fill(~linked, -2).flatten().topk(max(most, 1)).values[-1]
         root = torch.arange(frames * size, device=x.device).view(frames, size).clone()
         for frame in range(1, frames):
             root[frame] = torch.where(linked[frame - 1], root[frame - 1, parent[frame - 1]], root[frame])
@@ -147,8 +172,9 @@ class FlashVID(Method):
             children = (parent + torch.arange(frames - 1, device=x.device)[:, None] * size)[linked]
             sizes = 1 + children.bincount(minlength=frames * size)
         mean = mean.index_add(0, root[tokens], x.flatten(0, 1)[tokens].double()) / sizes.clamp(min=1)[:, None]
-        counts = (roots.sum(-1) * budget / roots.sum() - 1e-9).ceil().long().tolist()
-        for frame, count in enumerate(counts):
+        numbers = roots.sum(-1).tolist()
+        for frame, number in enumerate(numbers):
+            count = min(math.ceil(number * (budget / sum(numbers))), number)
             mine = roots[frame].nonzero().flatten() + frame * size
             if not count:
                 continue

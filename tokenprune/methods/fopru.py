@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -31,6 +32,10 @@ class FoPru(Method):
     paper: ClassVar[str] = "arXiv 2411.14164"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "attention"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the row strategy fills up to k", "whole rows seldom are the budget"),
+    )
 
     keep: Keep = keep_option(0.25)
     strategy: str = option("rank", "rank: best tokens; row: best rows of the grid", choices=("rank", "row"))

@@ -14,6 +14,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection, places, ranked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -30,7 +31,7 @@ class FrameFusion(Method):
 
     `phase`: first (before the LLM), later, last; by name a first, later ones, and a last one that prunes what still
     must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever the model,
-    and can merge tokens of different places where u is large; here only pairs of one place merge. Without a model
+    and does so between attention and MLP of a layer; here a stage stands between layers, after the MLP. Without a model
     (`select`) it is done in one step: the most similar pairs merge, whatever their cosine, and k is k.
     """
 
@@ -38,6 +39,16 @@ class FrameFusion(Method):
     paper: ClassVar[str] = "arXiv 2501.01986"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
+        ),
+        Difference(
+            "it ends after `places` layers",
+            "the code goes on through all layers and counts 28 of them whatever the model",
+        ),
+    )
     waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
@@ -65,30 +76,41 @@ class FrameFusion(Method):
 
     def select(self, view: View) -> Selection:
         n = view.count
-        total = view.total or n
         if self.keep == 0 or (not view.layers and self.budget(view) == n):
             return view.first(0 if self.keep == 0 else n)
-        mean = self.keep * total if isinstance(self.keep, float) else n_keep(self.keep, total)
-        surplus = self._surplus(view, mean) if view.layers else n - self.budget(view)
+        if not view.layers:
+            return self._at_once(view, n - self.budget(view))
+        surplus = self._surplus(view)
         if surplus <= 0:
             return view.first(n)
         if self.phase == "last" or (self.phase == "later" and self._stalled(view)):
-            return Selection(top_k(view["attention_row"].float().mean(1), max(1, n - surplus)))
-        frames = view.frames(self.name)
-        similarity, before = predecessors(view["hidden"], frames)
+            return Selection(top_k(view["attention_row"].float().mean(1), max(1, round(n - surplus))))
+        similarity, before = predecessors(view["hidden"], view.frames(self.name))
         order = ranked(similarity)
-        if not view.layers:  # nothing comes later that could finish
-            pairs = (before >= 0).sum(-1).clamp(max=surplus).tolist()
-            merged = [merge_runs(order[i, :m], before[i], n) for i, m in enumerate(pairs)]
-            return stacked([one.exactly(n - surplus, -similarity[i]) for i, one in enumerate(merged)])
-        alike = (similarity >= self.similar).sum(-1).clamp(max=surplus).tolist()
+        alike = (similarity >= self.similar).sum(-1).clamp(max=int(surplus + 1e-9)).tolist()
         return stacked([merge_runs(order[i, :m], before[i], n).all() for i, m in enumerate(alike)])
 
-    def _surplus(self, view: View, mean: float) -> int:
-        """Tokens that must go now, so that all layers process `mean` on average."""
-        left = view.layers - len(view.layers_before)
-        wanted = (mean * view.layers - sum(view.layers_before)) / left
-        return int(view.count * (1 - max(wanted, 1.0) / view.count) + 1e-9)
+    def _at_once(self, view: View, gone: int) -> Selection:
+        """As many tokens less, nothing coming later that could finish: the most similar pairs merge."""
+        similarity, before = predecessors(view["hidden"], view.frames(self.name))
+        order = ranked(similarity)
+        pairs = (before >= 0).sum(-1).clamp(max=gone).tolist()
+        merged = [merge_runs(order[i, :m], before[i], view.count) for i, m in enumerate(pairs)]
+        return stacked([one.exactly(view.count - gone, -similarity[i]) for i, one in enumerate(merged)])
+
+    def _surplus(self, view: View) -> float:
+        """Tokens that must go now, so that all layers process `keep` on average; 0 once a stage has met that."""
+        total = view.total or view.count
+        mean = self.keep * total if isinstance(self.keep, float) else n_keep(self.keep, total)
+        processed = (total, *view.layers_before)
+        surplus = 0.0
+        for layer, n in enumerate(processed):
+            wanted = (mean * view.layers - sum(processed[1 : layer + 1])) / (view.layers - layer)
+            surplus = n - max(wanted, 1.0)
+            met = layer + 1 < len(processed) and n - processed[layer + 1] >= int(surplus + 1e-9)
+            if self.phase != "first" and met:
+                return 0.0
+        return surplus
 
     def _stalled(self, view: View) -> bool:
         """Whether the stage before merged too little."""

@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.core.tiles import tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -34,6 +35,19 @@ class HiRED(Method):
     paper: ClassVar[str] = "arXiv 2408.10945"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention"
+    origin: ClassVar[Origin] = Origin("code", "hasanar1f/HiRED", "502d6dd7")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the remainder of all shares goes to the most attended tokens",
+            "the budget is kept exactly; the code leaves it unspent",
+            {"fill": "none"},
+        ),
+        Difference(
+            "tokens of the base image are counted, in strips",
+            'so the code; the paper sums attention in the part that a tile shows (`crop_map="tiles"`)',
+        ),
+        RENUMBERED,
+    )
     scope: ClassVar[str] = "item"
 
     keep: Keep = keep_option(0.2)

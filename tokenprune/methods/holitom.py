@@ -15,6 +15,7 @@ from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 NEIGHBOURS = 7
@@ -41,6 +42,19 @@ class HoliTom(Method):
     paper: ClassVar[str] = "arXiv 2505.21334"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "cokeshao/HoliTom", "e9b2972f")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "what is over the budget or missing is settled by attention",
+            "the budget is kept exactly; the code rounds per window and frame",
+            {"fill": "none"},
+        ),
+        Difference("tokens come in the order of the prompt", "the code puts static tokens first, which loses time"),
+        Difference(
+            "similarities for folding are of the tokens before any folding", "so that all can be folded at once"
+        ),
+        RENUMBERED,
+    )
     waits: ClassVar[str] = "which places stand still, and how long, follows from the features"
 
     keep: Keep = keep_option(0.15)
@@ -85,16 +99,17 @@ class HoliTom(Method):
         still = (same_place_cosine(x) > self.threshold) & together
         found = []
         for i, present in enumerate(frames.present):
-            stays = self._span(x[i], attention[i], present, still[i], k)
+            stays = self._span(x[i], attention[i], present, still[i], self.share(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
         return stacked(found)
 
-    def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, k: int) -> Survivors:
+    def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, keep: float) -> Survivors:
         size = x.shape[1]
         stays = Survivors(present.numel(), x.device)
         windows, saved = best_windows(still)
-        ratio = min(1.0, k / max(int(present.sum()) - saved, 1))
+        there = int(present.sum())
+        ratio = min(1.0, keep / (max(there - saved, 1) / there))
         for first, last in windows:
             static = still[first : last - 1].all(0) if last - first > 1 else torch.zeros_like(present[0])
             count = round(int(static.sum()) * ratio)
@@ -104,7 +119,7 @@ class HoliTom(Method):
                 self._peaks(stays, mean, places, range(first * size, last * size, size), count)
             for frame in range(first, last):
                 own = (present[frame] & ~static).nonzero().flatten()
-                count = math.ceil(len(own) * ratio - 1e-9)
+                count = min(math.ceil(len(own) * ratio - self.slack), len(own))
                 attended = round(count * (1 - self.clustered))
                 order = ranked(attention[frame, own])
                 stays.keep(frame * size + own[order[:attended]])

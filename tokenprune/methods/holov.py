@@ -11,6 +11,7 @@ from torch.nn import functional
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -32,6 +33,15 @@ class HoloV(Method):
     paper: ClassVar[str] = "arXiv 2510.02912"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin("code", "obananas/HoloV", "1d2e65e9")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "the best attended tokens fill a stretch whose budget is larger than it is",
+            "the code pads with zero tokens",
+        ),
+        Difference("tokens come in the order of the prompt", "the code sorts those of a stretch by attention"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.111)
     crops: int = option(16, "stretches; 0: by size, as on Qwen2.5-VL")

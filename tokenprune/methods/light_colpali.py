@@ -13,12 +13,13 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
 class LightColPali(Method):
-    """Light-ColPali (Ma et al., ACL Findings 2025, arXiv 2506.04997), its training-free part.
+    """Our reading of Light-ColPali's training-free part (Ma et al., ACL Findings 2025, arXiv 2506.04997).
 
     The question is unknown when a page is indexed, so nothing is scored: L2-normalised embeddings are clustered
     agglomeratively (Ward) into ceil(n * keep) groups, and each becomes its mean, at the place of its first member. For
@@ -32,6 +33,10 @@ class LightColPali(Method):
     paper: ClassVar[str] = "arXiv 2506.04997"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "merging, retrieval"
+    origin: ClassVar[Origin] = Origin("abstract", note="its training-free part")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("nothing is fine-tuned after merging", "this library trains nothing"),
+    )
     waits: ClassVar[str] = "clustering runs on the host, page by page"
 
     keep: Keep = keep_option(1 / 9)

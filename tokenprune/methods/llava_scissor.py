@@ -13,6 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 ROUNDS = 14  # halvings of the threshold's interval, which is [-1, 1]
@@ -27,14 +28,24 @@ class LlavaScissor(Method):
     end every token joins the most similar one of those: (mean + sum of the tokens) / (their number + 1).
 
     The published code has no budget; with `keep` the threshold is found by halving, and the tokens least like their
-    own mean fill up to k. It samples nodes where a frame has more than about 400 ln n; here components are exact. They
-    are found on the host.
+    own mean fill up to k. It samples nodes where a frame has more than about 400 ln n, and loses members of a
+    component that its union-find holds more than one link from the root; here components are exact. They are found on
+    the host.
     """
 
     name: ClassVar[str] = "llava_scissor"
     paper: ClassVar[str] = "arXiv 2506.21862"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    origin: ClassVar[Origin] = Origin("code", "HumanMLLM/LLaVA-Scissor", "b63354c8")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("components are exact", "the code samples nodes where a frame has very many tokens"),
+        Difference(
+            "with keep the threshold is found by halving",
+            "the code has no budget; keep=none leaves it so, which is the default",
+        ),
+        RENUMBERED,
+    )
     adaptive: ClassVar[bool] = True
     waits: ClassVar[str] = "how many components there are follows from the features"
 

@@ -10,6 +10,7 @@ import torch
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 PHASES = ("cluster", "scatter", "prune")
@@ -34,6 +35,11 @@ class LVLMCSP(Method):
     paper: ClassVar[str] = "arXiv 2504.10854"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, staged"
+    origin: ClassVar[Origin] = Origin("abstract", note="no code was published")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("layers and the number of representatives", "neither was found: ours"),
+        Difference("no choice by the segment that comes first", "it needs a detector"),
+    )
     default_at: ClassVar[int] = 0
 
     keep: Keep = keep_option(0.1)

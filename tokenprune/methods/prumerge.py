@@ -12,6 +12,7 @@ from torch.nn import functional
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, gather_rows, handed, marked, one_hot, ranks
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -36,6 +37,24 @@ class PruMerge(Method):
     paper: ClassVar[str] = "arXiv 2403.15388"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, merging"
+    origin: ClassVar[Origin] = Origin("code", "42Shawn/LLaVA-PruMerge", "097c0411")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "projected tokens are mixed by default",
+            "not every projector takes tokens one by one",
+            {"merge_in": "encoder"},
+        ),
+        Difference("outliers are counted in each picture", "the code takes its percentiles over the whole batch"),
+        Difference(
+            "tokens come in the order of the prompt, and the last one can be drawn",
+            "the code sorts by attention and never adds the last token",
+        ),
+        Difference("no outliers, or more than a third of them, are served", "the code fails"),
+        Difference(
+            "as many stay as there are outliers", "the code goes through their share of n, which loses one for a few n"
+        ),
+        RENUMBERED,
+    )
     adaptive: ClassVar[bool] = True
     waits: ClassVar[str] = "how many outliers there are follows from the attention"
 

@@ -15,6 +15,7 @@ from tokenprune.core.frames import Frames, same_place_cosine, stretches
 from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 NEIGHBOURS = 7
@@ -26,22 +27,39 @@ class PruneVid(Method):
     """PruneVid (Huang et al., ACL Findings 2025, arXiv 2412.16117).
 
     `phase="merge"`, before the LLM. Frames are clustered by their mean tokens (density peaks, a cluster for every four
-    frames); of each cluster the longest run stays, and frames outside go to the longer run beside them. In such a
-    window a place is static if the mean cosine of its tokens over all pairs of frames is above `threshold`; static
-    places become their mean over time. These, and every frame's other tokens, become int(`ratio` * count) cluster
-    means each, where there are more than 14. `phase="question"`: the tokens with the highest attention from any head of
-    any text token, the same share of every frame. By name: merge, then `question` of what is left before 10 of 32
-    layers.
+    frames); of each cluster the longest runs stay if they are longer than one frame, and frames outside join the longer
+    run beside them. In such a window a place is static if the mean cosine of its tokens over all pairs of frames is
+    above `threshold`; static places become their mean over time. These, and every frame's other tokens, become
+    int(`ratio` * count) cluster means each, where there are more than 14. `phase="question"`: of every frame
+    int(`keep` * count) tokens, those with the highest attention from any head of any text token. By name: merge, then
+    `question` of what is left after layer 10, which is before the 12th of 32.
 
-    With `keep`, the ratio follows from the budget, and what is missing or too much is settled by how much a token
-    differs from the one before it. Frames alone in their window have no static places (published: 0 / 0). The published
-    second phase counts static and dynamic tokens apart; a mean stands in its window's first frame here.
+    keep=none and `fill="none"` give the published counts. With `keep` before the LLM, which is ours, the ratio follows
+    from the budget, and what is missing or too much is settled by how much a token differs from the one before it; in
+    the second phase the most attended tokens left fill up to k. Frames alone in their window have no static places
+    (published: 0 / 0). The published second phase counts the static tokens of a window apart, which a stage between
+    layers cannot tell from others; a mean stands in its window's first frame here, and counts there.
     """
 
     name: ClassVar[str] = "prunevid"
     paper: ClassVar[str] = "arXiv 2412.16117"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "video, merging, text-guided, staged"
+    origin: ClassVar[Origin] = Origin("code", "Visual-AI/PruneVid", "b12600c6")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the most attended tokens left fill up to k", "the budget is kept exactly", {"fill": "none"}),
+        Difference("frames alone in their window have no static places", "the code divides 0 by 0"),
+        Difference("ties go to the lowest index", "the code draws noise, so that two runs differ"),
+        Difference(
+            "the second phase does not count the static tokens of a window apart",
+            "a stage between layers cannot tell them from others",
+        ),
+        Difference(
+            "a mean stands at its place in the first frame of its window",
+            "the code puts static tokens first, which loses time",
+        ),
+        RENUMBERED,
+    )
     adaptive: ClassVar[bool] = True
     waits: ClassVar[str] = "how many scenes and still places there are follows from the features"
 
@@ -51,6 +69,7 @@ class PruneVid(Method):
     ratio: float = option(0.5, "cluster means for each token, where keep does not say")
     clusters: float = option(0.25, "clusters for each frame")
     question: float = option(0.4, "what the second phase keeps")
+    fill: str = option("score", "how the second phase meets its budget exactly: score or none", ("score", "none"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +81,7 @@ class PruneVid(Method):
         return (Need("text_attention"),) if self.phase == "question" else (Need("features"), Need("frame_features"))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        late = max(1, round(10 * layers / 32))
+        late = max(1, round(11 * layers / 32))
         if self.phase == "question":
             return [(late, self)]
         if isinstance(self.keep, int):
@@ -93,21 +112,18 @@ class PruneVid(Method):
         """int64 [T]: the window of every frame."""
         frames = len(described)
         count = max(1, int(frames * self.clusters))
-        label = density_peaks(described[None], count, min(NEIGHBOURS, frames))[1][0].tolist()
-        runs: dict[int, tuple[int, int]] = {}
+        found = density_peaks(described[None], count, min(NEIGHBOURS, frames))[1][0]
+        label, runs = found.tolist(), stretches(found)
+        longest = {label[first]: max(b - a for a, b in runs if label[a] == label[first]) for first, _ in runs}
+        for first, last in runs:
+            if last - first == 1 or last - first < longest[label[first]]:
+                label[first:last] = [-1] * (last - first)
         for first, last in stretches(torch.tensor(label)):
-            longest = runs.get(label[first], (0, 1))
-            if last - first > max(longest[1] - longest[0], 1):
-                runs[label[first]] = first, last
-        owner = torch.full((frames,), -1)
-        for first, last in runs.values():
-            owner[first:last] = first
-        for first, last in stretches(owner):
-            if owner[first] < 0:
-                sides = [s for s in (owner[first - 1] if first else -1, owner[last] if last < frames else -1) if s >= 0]
-                lengths = [int((owner == s).sum()) for s in sides]
-                owner[first:last] = sides[lengths.index(max(lengths))] if sides else 0
-        return owner
+            if label[first] < 0:
+                sides = [(a, b) for a, b in stretches(torch.tensor(label)) if b == first or a == last]
+                a, _ = max(sides, key=lambda run: run[1] - run[0], default=(None, None))
+                label[first:last] = [0 if a is None else label[a]] * (last - first)
+        return torch.tensor(label)
 
     def _span(self, x: Tensor, present: Tensor, windows: list[tuple[int, int]], k: int | None) -> Survivors:
         size = x.shape[1]
@@ -153,5 +169,7 @@ class PruneVid(Method):
         scores = view["text_attention"].float().amax((1, 2))
         frames: Frames = view.frames(self.name)
         rank = frames.taken(ranks(frames.spread(scores).masked_fill(~frames.present, float("-inf"))))
-        share = frames.present.sum(-1).gather(1, frames.frame) * k // view.count
+        share = (frames.present.sum(-1).double() * self.share(view)).long().gather(1, frames.frame)
+        if self.fill == "none":
+            return Selection.of(rank < share)
         return Selection(top_k((rank < share) * view.count - ranks(scores), k))

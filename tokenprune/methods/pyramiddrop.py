@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -28,6 +29,14 @@ class PyramidDrop(Method):
     paper: ClassVar[str] = "arXiv 2410.17247"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, staged"
+    origin: ClassVar[Origin] = Origin("code", "Cooperx521/PyramidDrop", "6444f304")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "grouped-query models, left padding, several pictures",
+            "the code fails on the first two and reads the first picture of a sample alone",
+        ),
+        RENUMBERED,
+    )
     default_at: ClassVar[int] = 8
 
     keep: Keep = keep_option(0.5, "what survives each stage: a fraction of what the stage before it kept, or tokens")

@@ -16,6 +16,7 @@ from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -24,24 +25,38 @@ class QuoTA(Method):
     """QuoTA (Luo et al., 2025, arXiv 2503.08689), as an allocator over any score of frames.
 
     A frame's weight is its score to the power `power`, over the sum; it gets int(k * weight) tokens, and its map is
-    resized to the squarest h x w that these allow (`resize`: bilinear, or means of cells). A frame without tokens is
-    dropped. The paper's score is the probability that a second model says the frame shows what the question is about:
-    bring it with `run.give(frame_scores=...)`. `score="text"` takes the cosine of a frame's mean token with the mean
-    embedding of the question, at least 0; it is ours.
+    resized to the square that these allow, one row taller where they allow that (`resize`: bilinear, as published by
+    default, or means of cells, the second version, where weights above what a frame has spread over the others first).
+    A frame without tokens is dropped. The paper's score is the probability that a second model says the frame shows
+    what the question is about: bring it with `run.give(frame_scores=...)`. `score="text"` takes the cosine of a frame's
+    mean token with the mean embedding of the question, at least 0; it is ours.
 
-    What h x w leaves unspent goes to the tokens of the best frames that differ most from their resized map. A frame is
-    not made larger than it is. Needs whole frames: make it the first stage.
+    `fill="none"` gives the published output; by default what the maps leave unspent goes to the tokens of the best
+    frames that differ most from their map. The published code resizes the encoder's map of 27 x 27, larger than it is
+    where a frame's share is; here it is the map that the model makes of it, and it does not grow. Needs whole frames:
+    make it the first stage.
     """
 
     name: ClassVar[str] = "quota"
     paper: ClassVar[str] = "arXiv 2503.08689"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, text-guided, merging"
+    origin: ClassVar[Origin] = Origin("code", "MAC-AutoML/QuoTA", "ec194d7c")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("what the maps leave unspent goes to other tokens", "the budget is kept exactly", {"fill": "none"}),
+        Difference("scores of frames are brought", "the code asks a second model for them"),
+        Difference(
+            "a map does not grow beyond what the model makes of a frame",
+            "the code resizes the encoder's map, which is larger",
+        ),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.25)
     score: str = option("given", "what frames are weighed by: given or text", ("given", "text"))
     power: float = option(2.0, "exponent of the score")
     resize: str = option("bilinear", "how a frame is made smaller: bilinear or mean", ("bilinear", "mean"))
+    fill: str = option("difference", "what the remainder goes to: difference or none", ("difference", "none"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,12 +91,15 @@ class QuoTA(Method):
         frames, size, _ = x.shape
         weight = scores**self.power
         weight = weight / weight.sum() if bool(weight.sum() > 0) else torch.full_like(weight, 1 / frames)
+        shares = weight.tolist()
+        if self.resize == "mean":
+            shares = capped(shares, size / k)
         stays = Survivors(frames * size, x.device)
         far = torch.full((frames, size), float("-inf"), dtype=torch.float64, device=x.device)
         unit = unit_rows(x)
-        for frame, tokens in enumerate((weight * k + 1e-9).long().tolist()):
+        for frame, share in enumerate(shares):
             h, w = shapes[frame]
-            rows, columns = squarest(tokens, h, w)
+            rows, columns = squarest(int(share * k + 1e-9), h, w)
             own = torch.arange(h * w, device=x.device)
             far[frame, : h * w] = scores[frame]
             if rows * columns:
@@ -93,7 +111,7 @@ class QuoTA(Method):
                 stays.mix(frame * size + places.to(x.device), weights)
                 small = unit_rows(mixed.to(x) @ x[frame, : h * w])
                 far[frame, : h * w] += 1 - (unit[frame, : h * w] @ small.mT).amax(-1)
-        return stays.exactly(k, far.flatten())
+        return stays.all() if self.fill == "none" else stays.exactly(k, far.flatten())
 
     def _resized(self, h: int, w: int, rows: int, columns: int) -> Tensor:
         """Weights [rows * columns, h * w] of a map made smaller."""
@@ -106,9 +124,23 @@ class QuoTA(Method):
 
 
 def squarest(tokens: int, h: int, w: int) -> tuple[int, int]:
-    """Rows and columns of a map of at most `tokens` within h x w: the largest square, then as long as it can."""
+    """Rows and columns of a map of at most `tokens` within h x w: the largest square, a row taller if that fits, else
+    a column wider."""
     side = min(int(tokens**0.5), h, w)
-    if not side:
-        return 0, 0
-    wide, tall = (side, min(tokens // side, w)), (min(tokens // side, h), side)
-    return max(wide, tall, key=lambda shape: shape[0] * shape[1])
+    for rows, columns in ((side + 1, side), (side, side + 1)):
+        if side and rows * columns <= tokens and rows <= h and columns <= w:
+            return rows, columns
+    return side, side
+
+
+def capped(weights: list[float], most: float) -> list[float]:
+    """Weights of at most `most`; what is above spreads over the others once, in proportion, from first to last."""
+    above = sum(max(weight - most, 0.0) for weight in weights)
+    weights = [min(weight, most) for weight in weights]
+    total = sum(weights)
+    for i, weight in enumerate(weights):
+        if above and weight < most:
+            wanted = weight + weight / total * above
+            above += max(wanted - most, 0.0)
+            weights[i] = min(wanted, most)
+    return weights

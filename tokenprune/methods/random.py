@@ -9,6 +9,7 @@ import torch
 
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Random(Method):
     paper: ClassVar[str] = "baseline"
     year: ClassVar[int] = 0
     kind: ClassVar[str] = "baseline"
+    origin: ClassVar[Origin] = Origin("ours")
 
     seed: int = option(0, "seed of the method's own generator")
 

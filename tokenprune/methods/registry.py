@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sys
 from functools import lru_cache
 from importlib.metadata import entry_points
 
@@ -12,6 +14,12 @@ from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method
 
 GROUP = "tokenprune.methods"
+ELSEWHERE = {  # publications that are here, but not as a method
+    "GAP": (
+        "2506.21873",
+        "the position policy `original` of `prune(positions=...)`, the default: survivors keep their position ids",
+    )
+}
 
 
 @lru_cache(maxsize=1)
@@ -42,3 +50,42 @@ def method_class(name: str) -> type[Method]:
     if name not in known:
         raise unknown("method", name, known)
     return known[name]
+
+
+def find(words: str) -> list[type[Method]]:
+    """Methods by name, by what their paper calls them or by its arXiv number (a version, or an address, will do too).
+
+    Methods whose name it is come first, then those that have it in their names. Empty where there is none.
+    """
+    known = all_methods().values()
+    numbers = _numbers(words)
+    if numbers:
+        return [cls for cls in known if numbers & _numbers(cls.paper)]
+    key = _letters(words)
+    names = {cls: [_letters(name) for name in _names(cls)] for cls in known}
+    alike = [cls for cls in known if key and any(key in name for name in names[cls])]
+    return sorted(alike, key=lambda cls: names[cls].index(key) if key in names[cls] else len(names[cls]))
+
+
+def elsewhere(words: str) -> list[str]:
+    """Where publications of that name or arXiv number are that no method stands for, a sentence each."""
+    return [
+        f"{name} (arXiv {number}) is {where}."
+        for name, (number, where) in ELSEWHERE.items()
+        if number in _numbers(words) or _letters(name) == _letters(words)
+    ]
+
+
+def _names(cls: type[Method]) -> list[str]:
+    """What a method and its paper are called: its own names, and the heads of its docstrings."""
+    texts = (cls.__doc__ or "", sys.modules[cls.__module__].__doc__ or "")
+    return [cls.name, cls.__name__, *(re.split(r"[:(.\n]", text, maxsplit=1)[0] for text in texts)]
+
+
+def _numbers(words: str) -> set[str]:
+    """The arXiv numbers in a text, without versions."""
+    return set(re.findall(r"(?<!\d)\d{4}\.\d{4,5}(?!\d)", words))
+
+
+def _letters(words: str) -> str:
+    return "".join(c for c in words.lower() if c.isalnum())

@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged, density_peaks, in_order
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 STAGES = {  # of 32 layers, at 192 tokens
@@ -45,6 +46,21 @@ class SparseVLM(Method):
     paper: ClassVar[str] = "arXiv 2410.04417"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "text-guided, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "Gumpest/SparseVLMs", "26a5f488")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("merged tokens count in the budget", "so that keep is what survives", {"budget_of": "published"}),
+        Difference(
+            "merged tokens stand at their centres' places",
+            "the code puts them behind the kept ones, which loses places",
+        ),
+        Difference("any budget", "the code's tables know a few"),
+        Difference("ties go to the lowest index", "the code draws noise for its clusters"),
+        Difference(
+            "clusters are averaged and joined by Euclidean distance",
+            "so the code; the paper sums them and joins by cosine",
+        ),
+        RENUMBERED,
+    )
     default_at: ClassVar[int] = 3
 
     keep: Keep = keep_option(300 / 576, "what survives the first stage: a fraction of the tokens, or a number")

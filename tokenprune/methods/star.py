@@ -8,6 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -29,6 +30,14 @@ class STAR(Method):
     paper: ClassVar[str] = "arXiv 2505.12359"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, text-guided, staged"
+    origin: ClassVar[Origin] = Origin("abstract", note="no code was read")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "attention received, not the mean that is printed",
+            "as printed the mean runs along the softmax and is constant",
+        ),
+        Difference("the split of the budget and the layer", "neither was found: ours"),
+    )
 
     keep: Keep = keep_option(0.1, "what survives both phases: a fraction; of one phase: a fraction or a number")
     phase: str = option("visual", "visual: before the LLM; text: inside it", choices=("visual", "text"))

@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -20,23 +21,31 @@ class StreamVLN(Method):
     """StreamVLN's voxel pruning (Wei et al., 2025, arXiv 2507.05240).
 
     Every token has a voxel: a number that the user computes from depth and pose and brings with `run.give(voxels=...)`
-    (int [n] for each video; negative: none, the token stands alone). Within `stride` frames counted from the first (0:
-    the whole video) only the latest token of a voxel stays, of one frame the first in the prompt. A frame that keeps
-    less than `least` of its tokens is dropped.
+    (int [n] for each video; negative: none). Within `stride` frames counted from the first (0: the whole video) only
+    the latest token of a voxel stays, of one frame the first in the prompt. A frame that keeps less than `least` of its
+    tokens is dropped. A token without a voxel is dropped, or stands alone (`unplaced="keep"`, which is ours).
 
-    The published code holds no voxels; this is the paper's rule as far as known. With `keep`, the latest of these stay,
-    and where there are fewer, the latest of the others.
+    The published code holds no voxels; this is the paper's rule as far as known, which says neither `stride` nor
+    `least`. With `keep`, which is ours, the latest of these stay, and where there are fewer, the latest of the others.
     """
 
     name: ClassVar[str] = "streamvln"
     paper: ClassVar[str] = "arXiv 2507.05240"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, geometry"
+    origin: ClassVar[Origin] = Origin("paper", note="OpenRobotLab/StreamVLN at f442c20f holds no code for voxels")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("`stride` and `least`", "the paper gives neither number; by default neither does anything"),
+        Difference(
+            "with keep the latest tokens stay", "the paper has no budget; keep=none leaves it so, which is the default"
+        ),
+    )
     adaptive: ClassVar[bool] = True
 
     keep: Keep | None = keep_option(None, "what survives; none: one token of every voxel")
     stride: int = option(0, "frames after which a voxel is seen anew; 0: never")
     least: float = option(0.0, "share of its tokens that a frame must keep")
+    unplaced: str = option("drop", "what becomes of tokens without a voxel: drop or keep", ("drop", "keep"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,4 +81,4 @@ class StreamVLN(Method):
         place = torch.arange(n, device=voxels.device)
         recency = frame * n + (n - 1 - place)
         best = torch.full((n,), -1, device=voxels.device).scatter_reduce(0, group, recency, "amax")
-        return (recency == best[group]) | (voxels < 0)
+        return torch.where(voxels < 0, self.unplaced == "keep", recency == best[group])

@@ -9,6 +9,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, max_sum
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -36,6 +37,12 @@ class ToDRE(Method):
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "diversity, staged"
     scope: ClassVar[str] = "item"
+    origin: ClassVar[Origin] = Origin("paper", note="version 2; no code was published")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("without CLS, `source` says which token is first", "the paper draws it; here nothing is drawn"),
+        Difference("what visual tokens pay to the text is not asked", "under causal attention it is nothing"),
+        Difference("the share below which the second stage acts", "it was not found: ours"),
+    )
     waits: ClassVar[str] = "whether the visual tokens go follows from the attention that they get"
 
     keep: Keep = keep_option(0.1)

@@ -9,6 +9,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -28,6 +29,10 @@ class TokenTransforming(Method):
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, merging"
+    origin: ClassVar[Origin] = Origin("abstract")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the form of the matrix and its temperature", "neither was found: ours"),
+    )
 
     temperature: float = option(0.05, "how far the mixture spreads; towards 0 it is pruning")
     source: str = option("received", "whose attention counts: cls or received", choices=("cls", "received"))

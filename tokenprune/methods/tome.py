@@ -11,6 +11,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import bipartite
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -27,6 +28,13 @@ class ToMe(Method):
     paper: ClassVar[str] = "arXiv 2210.09461"
     year: ClassVar[int] = 2023
     kind: ClassVar[str] = "merging"
+    origin: ClassVar[Origin] = Origin("paper")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "projected tokens are merged before the language model",
+            "the paper merges inside the encoder, layer by layer, on the keys and with proportional attention",
+        ),
+    )
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
+from tokenprune.methods.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Uniform(Method):
     paper: ClassVar[str] = "baseline"
     year: ClassVar[int] = 0
     kind: ClassVar[str] = "baseline"
+    origin: ClassVar[Origin] = Origin("ours")
 
     def select(self, view: View) -> Selection:
         k = self.budget(view)

@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, marked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -40,6 +41,24 @@ class VFlowOpt(Method):
     paper: ClassVar[str] = "arXiv 2508.05211"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, recycling, staged"
+    origin: ClassVar[Origin] = Origin("code", "sihany077/VFlowOpt", "129eeefb")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "kept and recycled tokens together are k",
+            "the published count varies with the number of cells in use",
+            {"budget_of": "published"},
+        ),
+        Difference(
+            "every picture is recycled",
+            "so that none loses what is dropped; the code does it in tiled pictures alone",
+            {"recycle_in": "tiled"},
+        ),
+        Difference(
+            "importance is read in the layer whose output becomes the features",
+            "one layer serves every encoder; the code reads layer 25 of 27",
+        ),
+        Difference("grey values are those of the pixels", "the code casts values below 0 to bytes, which wraps"),
+    )
     scope: ClassVar[str] = "item"
     waits: ClassVar[str] = "how many cells are in use follows from the tokens that are left"
 

@@ -12,6 +12,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, frame_means
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
@@ -35,6 +36,14 @@ class VidCom2(Method):
     paper: ClassVar[str] = "arXiv 2505.14454"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    origin: ClassVar[Origin] = Origin("code", "xuyang-liu16/VidCom2", "944a17d1")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("frames' counts add up to the budget", "the code's do not", {"fill": "none"}),
+        Difference(
+            "rows keep their separators where they are", "the code puts the newlines of a frame behind its tokens"
+        ),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.25)
     fill: str = option("score", "how the budget is met exactly: score or none", ("score", "none"))
@@ -48,8 +57,7 @@ class VidCom2(Method):
         if k in (0, view.count):
             return view.first(k)
         video, frame = usualness(view["features"], frames)
-        exact = isinstance(self.keep, float) and self.of == "current"
-        wanted = shares(video, frames, self.keep if exact else k / view.count) * frames.present.sum(-1)
+        wanted = shares(video, frames, self.share(view)) * frames.present.sum(-1)
         counts = wanted.round().clamp(min=1).minimum(frames.present.sum(-1))
         unusual = (-(video + frame)).masked_fill(~frames.present, float("-inf"))
         rank = ranks(unusual)

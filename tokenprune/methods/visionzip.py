@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.merging import in_order
 from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, places, top_k
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -35,6 +36,20 @@ class VisionZip(Method):
     paper: ClassVar[str] = "arXiv 2412.04467"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, merging"
+    origin: ClassVar[Origin] = Origin("code", "dvlab-research/VisionZip", "3151f6df")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("the CLS token is no visual token", "these prompts have no place for it"),
+        Difference(
+            "projected tokens are mixed by default",
+            "not every projector takes tokens one by one",
+            {"merge_in": "encoder"},
+        ),
+        Difference(
+            "a contextual token stands at its target's place", "the code appends them at the end, which loses places"
+        ),
+        Difference("fewer tokens than contextual ones left over are dominant", "the code fails"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.111)
     contextual: float = option(0.15625, "share of the kept tokens that are contextual")

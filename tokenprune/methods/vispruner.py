@@ -12,6 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
@@ -31,6 +32,12 @@ class VisPruner(Method):
     paper: ClassVar[str] = "arXiv 2412.01818"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, diversity"
+    origin: ClassVar[Origin] = Origin("code", "Theia-4869/VisPruner", "aefa01ad")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("an odd number can be thinned", "the code fails"),
+        Difference("every picture of a batch is its own", "the code joins them into one row"),
+        RENUMBERED,
+    )
 
     keep: Keep = keep_option(0.222)
     important: float = option(0.5, "share of the kept tokens that are chosen by attention")

@@ -32,7 +32,7 @@ class Tapped(NamedTuple):
 class Signal:
     """One signal.
 
-    shape: for one span; n counts its tokens, m those of the text after it.
+    shape: for one span, of the axes in `AXES`; those of one name have one size in all signals of a span.
     what: its meaning.
     provide: gives it to a stage.
     token_axis: which axis counts the tokens of the span; None: no axis does.
@@ -41,6 +41,7 @@ class Signal:
     taps: by variant of the need, what has to be captured in the attention of a decoder layer.
     encoder: where in the vision encoder it is read.
     given: whether it comes from the user alone.
+    numbers: whether it is whole numbers that name something, not measures.
     """
 
     shape: str
@@ -52,10 +53,11 @@ class Signal:
     taps: dict[str, Tapped] = field(default_factory=dict)
     encoder: EncoderSource | None = None
     given: bool = False
+    numbers: bool = False
 
     @property
     def axes(self) -> list[str]:
-        """Names of the axes for one span."""
+        """Names of the axes for one span, of `AXES`."""
         return self.shape.strip("[]").split(", ")
 
     @property
@@ -70,6 +72,21 @@ def taps_for(needs: tuple[Need, ...], where: str) -> list[Tap]:
     return list(dict.fromkeys(one.tap for one in found if one is not None and one.where == where))
 
 
+AXES = {
+    "S": "spans",
+    "n": "visual tokens",
+    "m": "tokens of the text after the span",
+    "q": "pieces of the question",
+    "t": "frames",
+    "H": "heads",
+    "K": "heads of the keys",
+    "d": "width of the language model",
+    "e": "width of a key",
+    "c": "width of the vision encoder",
+    "v": "width of a key of the vision encoder",
+    "p": "width of a CLIP embedding",
+    "g": "width of a frame's descriptor",
+}
 LAST_ROW = {
     "": Tapped(BEFORE, decoder.tap_last_row),
     "next": Tapped(AHEAD, decoder.tap_last_row),
@@ -92,7 +109,7 @@ SIGNALS = {
         "[n, c]", "encoder features before the projector", encoder_signal, token_axis=-2, encoder=EncoderSource()
     ),
     "vision_keys": Signal(
-        "[n, e]",
+        "[n, v]",
         "encoder keys, head mean",
         encoder_signal,
         token_axis=-2,
@@ -147,9 +164,9 @@ SIGNALS = {
         asks=True,
         reads_text=True,
     ),
-    "keys": Signal("[H, n, e]", "keys of layer k-1, rotated", decoder.keys, token_axis=-2, taps=KEYS),
+    "keys": Signal("[K, n, e]", "keys of layer k-1, rotated", decoder.keys, token_axis=-2, taps=KEYS),
     "text_keys": Signal(
-        "[H, m, e]",
+        "[K, m, e]",
         "keys of the text after the span, layer k-1",
         decoder.text_keys,
         token_axis=None,
@@ -166,11 +183,13 @@ SIGNALS = {
         reads_text=True,
     ),
     "clip_image": Signal(
-        "[n, e]", "CLIP image embedding of each patch", given.given_per_token, token_axis=-2, given=True
+        "[n, p]", "CLIP image embedding of each patch", given.given_per_token, token_axis=-2, given=True
     ),
     "frame_scores": Signal("[t]", "how much each frame matters", given.given_per_frame, None, asks=True, given=True),
-    "voxels": Signal("[n]", "number of the voxel that each token shows", given.given_per_token, given=True),
+    "voxels": Signal(
+        "[n]", "number of the voxel that each token shows", given.given_per_token, given=True, numbers=True
+    ),
     "clip_text": Signal(
-        "[q, e]", "CLIP embedding of each piece of the question", given.given_per_row, None, asks=True, given=True
+        "[q, p]", "CLIP embedding of each piece of the question", given.given_per_row, None, asks=True, given=True
     ),
 }

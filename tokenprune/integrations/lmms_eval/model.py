@@ -14,21 +14,24 @@ from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
-from PIL import Image
 from tqdm import tqdm
 
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.images import load_image
+from tokenprune.integrations.lmms_eval.cache import key_responses
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
-from tokenprune.video import Clip, load_video
+from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import picture
+from tokenprune.media.video import load_video
 
 GENERATE = ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "do_sample", "repetition_penalty")
 # Keys of task files that are handled here, or that steer the preprocessing of one other model.
 OTHERS = ("until", "image_aspect_ratio", "modality", "max_tokens", "llava", "neo_ov")
 LONGEST = 1024
 Settings = tuple[tuple[str, Any], ...]
+
+key_responses()
 
 
 @lru_cache(maxsize=1)
@@ -43,7 +46,7 @@ class Tokenprune(lmms):
     Arguments of `--model_args`: pretrained, method (a method's name, a recipe's name or file; `none` is the unpruned
     baseline), what else `tokenprune.prune` takes (keep, at, positions, turns, scope, and the method's options), and of
     the model dtype, revision, attn_implementation, trust_remote_code, min_pixels, max_pixels, max_num_frames or fps,
-    system_prompt. All of them are part of lmms-eval's cache key.
+    system_prompt. All of them are part of lmms-eval's cache key, and so is what a recipe says.
     """
 
     is_simple = False
@@ -143,8 +146,7 @@ class Tokenprune(lmms):
         if kind == "text":
             return {"type": "text", "text": part["text"]}
         if kind == "image":
-            shown = part["url"]
-            return {"type": "image", "image": shown if isinstance(shown, Image.Image) else load_image(shown)}
+            return {"type": "image", "image": picture(part["url"])}
         if kind == "video":
             if part.get("start_time") is not None or part.get("end_time") is not None:
                 raise Unsupported("A task that asks about a piece of a video (start_time, end_time) is not supported.")

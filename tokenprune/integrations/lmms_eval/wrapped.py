@@ -18,10 +18,13 @@ from loguru import logger
 from tokenprune.engine.run import Run
 from tokenprune.errors import Unsupported
 from tokenprune.integrations.lmms_eval import WRAPPED
+from tokenprune.integrations.lmms_eval.cache import key_responses
 from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
 from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
 
 PREFIX = "prune_"
+
+key_responses()
 
 
 class Pruned:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tokenprune.errors import BadInput
-from tokenprune.video import Clip
+from tokenprune.media.clip import Clip
 
 SERVED = ("qwen2_vl", "qwen2_5_vl")
 
@@ -26,7 +26,7 @@ class FrameProcessor:
     """
 
     def __init__(self, tokenizer: Any, images: Any, frames: Any, chat_template: str) -> None:
-        self.tokenizer, self.image_processor, self.frame_processor = tokenizer, images, frames
+        self.tokenizer, self.image_processor, self.video_processor = tokenizer, images, frames
         self.chat_template = chat_template
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
 
@@ -40,14 +40,14 @@ class FrameProcessor:
         return config.get("model_type") in SERVED and {"image_processor", "video_processor"} <= settings.keys()
 
     @classmethod
-    def load(cls, folder: str | Path) -> FrameProcessor:
-        """From a folder that it `serves`."""
+    def load(cls, folder: str | Path, pixels: dict[str, int] | None = None) -> FrameProcessor:
+        """From a folder that it `serves`. pixels: `min_pixels` and `max_pixels`, in place of the folder's."""
         if not cls.serves(folder):
             raise BadInput(f"The processor of {str(folder)!r} needs torchvision. Install it: pip install torchvision.")
         settings = json.loads((Path(folder) / "processor_config.json").read_text())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         images, frames = (
-            Qwen2VLImageProcessorPil(**{k: v for k, v in settings[name].items() if k in KEPT})
+            Qwen2VLImageProcessorPil(**{k: v for k, v in settings[name].items() if k in KEPT}, **(pixels or {}))
             for name in ("image_processor", "video_processor")
         )
         template = Path(folder) / "chat_template.jinja"
@@ -80,7 +80,7 @@ class FrameProcessor:
         if videos:
             pixels, grids = zip(*(self._video(clip) for clip in videos), strict=True)
             data |= {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}
-            data["second_per_grid_ts"] = [self.frame_processor.temporal_patch_size / clip.fps for clip in videos]
+            data["second_per_grid_ts"] = [self.video_processor.temporal_patch_size / clip.fps for clip in videos]
             counts[self.video_token] = self._tokens(data["video_grid_thw"])
         for token, own in counts.items():
             asked = sum(t.count(token) for t in texts)
@@ -103,9 +103,9 @@ class FrameProcessor:
 
     def _video(self, clip: Clip) -> tuple[Tensor, list[int]]:
         """Patches [n, 3 * time * size * size] and the grid (t, h, w) of a video."""
-        deep, size = self.frame_processor.temporal_patch_size, self.frame_processor.patch_size
+        deep, size = self.video_processor.temporal_patch_size, self.video_processor.patch_size
         frames = clip.frames + clip.frames[-1:] * (-len(clip.frames) % deep)
-        made = self.frame_processor(images=frames, return_tensors="pt")
+        made = self.video_processor(images=frames, return_tensors="pt")
         _, h, w = made["image_grid_thw"][0].tolist()
         single = made["pixel_values"].view(len(frames), h * w, 3, deep, size * size)[:, :, :, 0]
         stacked = single.unflatten(0, (-1, deep)).movedim(1, 3)

@@ -1,0 +1,1 @@
+"""Opens pictures and videos: what a file holds, decoded right or refused."""
