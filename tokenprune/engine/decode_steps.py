@@ -81,9 +81,9 @@ class DecodeStep:
 
     def __init__(self, plan: DecodeStages, layers: list[PrunedLayer]) -> None:
         self.plan, self.layers = plan, layers
-        self.visible = [layers[s.start - 1].visible or VisibleTokens() for s in plan.stages]
+        self.visible = [layers[s.start - 1].visible_tokens or VisibleTokens() for s in plan.stages]
         for stage, visible in zip(plan.stages, self.visible, strict=True):
-            layers[stage.start - 1].visible = visible
+            layers[stage.start - 1].visible_tokens = visible
         self.passed = -1  # the last stage that has chosen in this step
         self.looked: bool | None = None
         self.anew, self.selecting = 0, 0.0

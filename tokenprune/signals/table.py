@@ -186,9 +186,7 @@ SIGNALS = {
         "[n, p]", "CLIP image embedding of each patch", given.given_per_token, token_axis=-2, given=True
     ),
     "frame_scores": Signal("[t]", "how much each frame matters", given.given_per_frame, None, asks=True, given=True),
-    "voxels": Signal(
-        "[n]", "number of the voxel that each token shows", given.given_per_token, given=True, numbers=True
-    ),
+    "voxels": Signal("[n]", "number of the voxel of each token", given.given_per_token, given=True, numbers=True),
     "clip_text": Signal(
         "[q, p]", "CLIP embedding of each piece of the question", given.given_per_row, None, asks=True, given=True
     ),
