@@ -1,10 +1,12 @@
 """Writes what follows from the registry and the committed results: `python -m eval.readme`.
 
-That is the generated parts of README.md, the page with the whole comparison, and the stub of the package.
+That is the generated parts of README.md, the page with the whole comparison, the stub of the package, and the figures
+that `tokenprune list METHOD` shows.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from statistics import mean
@@ -14,42 +16,40 @@ from eval import results, versions
 from eval.bench.page import bars, speed
 from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
-from eval.matrix import matrix, obstacle, variants
+from eval.matrix import matrix
 from eval.scenes.questions import TYPES
-from tokenprune.cli.list import SHARED, describe, shown
+from tokenprune.catalogue.facts import own_options, place, shown
+from tokenprune.catalogue.reach import obstacle, variants_of
 from tokenprune.evaluation.cells import read_all
 from tokenprune.evaluation.grid import load_benchmark
 from tokenprune.evaluation.pareto import pareto
 from tokenprune.evaluation.tables import against, overview
 from tokenprune.families.registry import all_families
 from tokenprune.markdown import table
-from tokenprune.methods.base import Method, options_of, places, signals_of
+from tokenprune.methods.base import places, signals_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names
 
 README = Path(__file__).parent.parent / "README.md"
 FULL = results.RESULTS / "scenes_methods.md"
 STUB = Path(tokenprune.__file__).with_suffix(".pyi")
+MEASURED = STUB.parent / "catalogue" / "measured.json"
 BAR = 0.03  # of the prefill: what a selection may cost
 
 
 def methods() -> str:
     """Every method of the registry."""
     families = list(all_families().values())
-    variants_of: dict[str, list[Method]] = {}
-    for _, method in variants():
-        variants_of.setdefault(method.name, []).append(method)
     rows = []
     for cls in all_methods().values():
         plain = cls()
-        own = [f for f in options_of(cls) if f.name not in SHARED or f.default != SHARED[f.name].default]
-        options = ", ".join(f"`{f.name}={shown(f.default)}`" for f in own)
+        options = ", ".join(f"`{f.name}={shown(f.default)}`" for f in own_options(cls))
         signals = ", ".join(f"`{name}`" for name in signals_of(cls)) or "none"
         served = sum(obstacle(f, plain) is None for f in families)
-        best = max(sum(obstacle(f, m) is None for f in families) for m in variants_of[cls.name])
+        best = max(sum(obstacle(f, m) is None for f in families) for _, m in variants_of(cls))
         reach = f"{served}" if best == served else f"{served} ({best} with other options)"
-        place = describe(*places(cls))
-        rows.append([f"`{cls.name}`", cls.year or "", cls.paper, cls.kind, place, signals, reach, options])
+        where = place(*places(cls))
+        rows.append([f"`{cls.name}`", cls.year or "", cls.paper, cls.kind, where, signals, reach, options])
     head = ["method", "year", "paper", "kind", "stage (of 32 layers)", "signals", f"families of {len(families)}"]
     return table([*head, "options and defaults"], rows)
 
@@ -275,6 +275,45 @@ def full_page() -> str:
     )
 
 
+def measured() -> str:
+    """The figures that `tokenprune list METHOD` shows, from the committed results."""
+    images, videos = results.read("selection_cost.json"), results.read("video_cost.json")
+    where = f"{images['threads']} CPU threads, float32, keep {images['keep']}"
+    choosing = [
+        {
+            "tokens": size["n"],
+            "prefill_ms": round(size["prefill_ms"]),
+            "where": where,
+            "ms": {k: _digits(v) for k, v in size["selection_ms"].items()},
+        }
+        for size in images["sizes"]
+    ]
+    times = {name: _digits(t["median"]) for name, t in videos["choosing_ms"].items()}
+    where = f"32 frames, {videos['threads']} CPU threads, float32, keep {videos['keep']}"
+    choosing.append({"tokens": 6272, "prefill_ms": round(times.pop("prefill")), "where": where, "ms": times})
+    models = [
+        _scored("Scenes", results.read("scenes_methods.json"), compared()),
+        _scored(
+            "Scenes-video", results.read("clips_methods.json"), averaged(results.read("clips_methods.json")["cells"])
+        ),
+    ]
+    return json.dumps({"choosing": choosing, "models": models}, indent=1) + "\n"
+
+
+def _scored(name: str, data: dict, cells: list[dict]) -> dict:
+    """Right answers of a bundled model: original positions where it has both."""
+    right: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell.get("positions", "original") == "original":
+            right.setdefault(cell["label"], {})[f"{cell['keep']:g}"] = round(cell["all"], 4)
+    questions = data["questions_per_type"] * len(data["dense"])
+    return {"name": name, "questions": questions, "unpruned": round(mean(data["dense"].values()), 4), "right": right}
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
 def render(text: str) -> str:
     """The README with every generated block brought up to date."""
     for name, make in BLOCKS.items():
@@ -294,6 +333,7 @@ def stub() -> str:
 
 if __name__ == "__main__":
     STUB.write_text(stub())
+    MEASURED.write_text(measured())
     FULL.write_text(full_page())
     README.write_text(render(README.read_text()))
     (results.RESULTS / "lmms_eval_pareto.png").write_bytes(pareto(read_all(results.RESULTS / "lmms_eval")))

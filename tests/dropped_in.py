@@ -32,9 +32,13 @@ def test_on_the_command_line(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = command("list")
     assert code == 0
-    assert "spread  diversity, arXiv 0000.00000, before the LLM, signals: features" in out
+    rows = [[cell.strip() for cell in line.split("  ") if cell] for line in out.splitlines()]
+    assert ["spread", "2026", "diversity", "0", "features", "pictures, any question"] in rows
+    assert ["asked", "2026", "text-guided", "2", "attention", "pictures, one question"] in rows
+    code, out, _ = command("list", "arXiv 0000.00000")
+    assert code == 0
+    assert out.startswith("spread     Spread (a made-up paper)")
     assert "--channels 8  how many channels count" in out
-    assert "asked  text-guided, arXiv 0000.00001, before layer 2, signals: text_attention" in out
     code, out, err = command("run", "--method", "spread", "--keep", "16", "--channels", "4", "--json")
     assert code == 0, err
     assert json.loads(out)["report"]["stages"][0]["after"] == [16]

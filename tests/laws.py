@@ -11,12 +11,12 @@ import torch
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from eval.matrix import variants
 from tests.draw import cases, drawn, everything, values_of
 from tests.oracle import oracle_logits
 from tests.signals import signals
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import DivPrune, FastV, Random, Stage, Uniform, prune, select
+from tokenprune.catalogue.reach import variants
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of
 from tokenprune.signals.table import SIGNALS

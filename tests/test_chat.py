@@ -80,3 +80,32 @@ def test_an_abandoned_stream_leaves_nothing_running():
 def test_a_missing_folder():
     with pytest.raises(BadInput, match="no model folder"):
         Chat.load("./nowhere")
+
+
+def test_a_prompt_of_more_positions_than_the_model_has():
+    """Refused before anything runs, with the numbers; one token fewer is answered."""
+    chat = Chat.load("scenes")
+    picture = Image.open(scenes.IMAGE)
+    frame = chat.inputs(picture, "red")["input_ids"].shape[1] - 1
+    most = chat.model.config.text_config.max_position_embeddings - frame
+    assert chat.inputs(picture, "red " * most)["input_ids"].shape == (1, 1024)
+    with pytest.raises(
+        BadInput, match=r"takes 1025 positions \(881 tokens of text and 144 visual ones\), but the model"
+    ):
+        chat.inputs(picture, "red " * (most + 1))
+    with pytest.raises(BadInput, match=r"takes 1025 positions.*has 1024\. Ask a shorter question\."):
+        chat.batch([turn("what is red ?", picture), turn("red " * (most + 1), picture)])
+
+
+def test_positions_of_pictures_with_several_axes(monkeypatch):
+    """Tokens of a video share positions under M-RoPE, so more tokens than positions are no reason to refuse."""
+    chat = Chat.load("scenes-video")
+    clip = load_video(scenes.VIDEO)
+    tokens = chat.inputs(clip, "red")["input_ids"].shape[1]
+    monkeypatch.setattr(chat.model.config.text_config, "max_position_embeddings", tokens - 100)
+    chat.inputs(clip, "red")
+    with pytest.raises(BadInput, match=rf"and 256 visual ones\), but the model has {tokens - 100}\. Ask a shorter"):
+        chat.inputs(clip, "red " * tokens)
+    monkeypatch.setattr(chat.model.config.text_config, "max_position_embeddings", 12)
+    with pytest.raises(BadInput, match="Show a smaller picture or fewer frames"):
+        chat.inputs(clip, "red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import product
 from pathlib import Path
@@ -16,8 +17,10 @@ from tests.tiny import FAMILIES
 from tests.tiny.saved import PROCESSORS, save
 from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
+from tokenprune.recipes import recipe_names
 
 pytestmark = pytest.mark.cli
+RESULTS = Path(__file__).parent.parent / "eval" / "results"
 
 
 @cases(
@@ -50,10 +53,96 @@ def test_options_of_the_method(command):
 
 
 def test_list_names_everything(command):
+    """Into a pipe: a line for each method, columns apart by two spaces, none of them empty."""
     code, out, _ = command("list")
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
     assert code == 0
-    for text in ("divprune", "arXiv 2503.02175", "before layer 2", "attention_row", "--strategy rank", "--seed 0"):
+    assert rows[0] == ["name", "year", "kind", "layers", "reads", "best for"]
+    assert [row[0] for row in rows[1:]] == list(all_methods())
+    assert {len(row) for row in rows} == {6}
+    reads = "features text attention"
+    assert ["sparsevlm", "2025", "text-guided merging", "3 7 16", reads, "pictures, one question"] in rows
+    assert ["evs", "2025", "video", "0", "features", "videos, any question"] in rows
+    assert ["uniform", "-", "baseline", "0", "-", "comparison"] in rows
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("more", [(), ("--recipes",), ("fastv",), ("fastervlm",), ("GAP",)])
+def test_list_fits_the_terminal(command, monkeypatch, columns, more):
+    """A method or a recipe stays on its line; at 80 and 120 columns nothing of the methods' table is cut."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = command("list", *more)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= columns
+    if more in ((), ("--recipes",)):
+        assert len(out.splitlines()) == 1 + len(recipe_names() if more else all_methods())
+    assert columns == 40 or more == ("--recipes",) or "…" not in out
+
+
+FOUND = {
+    "name": ("fastv", ["fastv"]),
+    "class": ("FastV", ["fastv"]),
+    "spelling": ("sparse-vlm", ["sparsevlm"]),
+    "paper": ("LLaVA-PruMerge", ["prumerge"]),
+    "plus": ("PruMerge+", ["prumerge"]),
+    "words": ("Token Transforming", ["token_transforming"]),
+    "inside": ("lrs-vqa", ["coarse_to_fine"]),
+    "number": ("2403.06764", ["fastv"]),
+    "arXiv": ("arXiv 2403.06764", ["fastv"]),
+    "address": ("https://arxiv.org/abs/2411.15024v2", ["dycoke", "dycoke_kv"]),
+    "version": ("2412.01818v1", ["fastervlm"]),
+    "versions": ("2412.01818", ["fastervlm", "vispruner"]),
+    "recipe": ("sparsevlm_192", ["sparsevlm_192"]),
+    "policy": ("GAP", ["GAP"]),
+    "policy's number": ("arxiv:2506.21873", ["GAP"]),
+    "policy's value": ("compact", ["compact"]),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_list_finds_what_papers_call_it(command, case):
+    asked, names = FOUND[case]
+    code, out, err = command("list", asked)
+    assert code == 0, err
+    assert [part.split()[0] for part in out.split("\n\n")] == names
+
+
+def test_list_of_one_method(command):
+    """Its options, families, recipes, and the figures of the committed results."""
+    code, out, _ = command("list", "visionzip")
+    assert code == 0
+    cells = json.loads((RESULTS / "scenes_methods.json").read_text())["cells"]
+    right = next(c["all"] for c in cells if (c["method"], c["keep"], c["positions"]) == ("visionzip", 0.25, "original"))
+    size = json.loads((RESULTS / "selection_cost.json").read_text())["sizes"][1]
+    share = 100 * size["selection_ms"]["visionzip"] / size["prefill_ms"]
+    for text in (
+        "arXiv 2412.04467",
+        "--merge-in projected  what is mixed",
+        "one of projected, encoder",
+        "6 of 17: InternVL, LLaVA-1.5",
+        "visionzip source=received",
+        "visionzip_64: llava-1.5-7b; average_percent 94.0",
+        f"{100 * right:.1f} % at keep 0.25",
+        f"/ {share:.1f} /",
+    ):
         assert text in out
+    assert "positions" in command("list", "GAP")[1]
+    assert "not measured here" in command("list", "streamvln")[1]
+
+
+@pytest.mark.parametrize("asked", ["fastvv", "divprun", "sparsevlm_193", "pyramid drop 2", "visionzp"])
+def test_list_of_an_unknown_name_shows_the_nearest(command, asked):
+    code, _, err = command("list", asked)
+    nearest = {"fastvv": "fastv,", "sparsevlm_193": "sparsevlm_192", "visionzp": "visionzip"}
+    wanted = nearest.get(asked, "divprune" if asked == "divprun" else "pyramiddrop")
+    assert code == 2
+    assert err.startswith(f"error: Unknown method, recipe or paper {asked!r}. Nearest: {wanted}")
+
+
+def test_list_of_a_paper_that_is_not_here(command):
+    assert command("list", "2999.12345")[2] == (
+        "error: No method here is of arXiv 2999.12345. `tokenprune list` shows all.\n"
+    )
 
 
 def test_list_recipes(command):

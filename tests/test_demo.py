@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import gradio as gr
 import pytest
 import skimage
 from gradio_client import Client, handle_file
@@ -21,6 +23,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from tokenprune.video import Clip
 
 import tokenprune
 from tests.browser import browser, complaints, needs_browser, shot
@@ -28,6 +31,7 @@ from tests.draw import cases
 from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
+from tokenprune.demo.app import told
 from tokenprune.demo.plan import PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.methods.registry import all_methods
@@ -141,9 +145,10 @@ def test_another_model(tmp_path):
 def test_files_that_cannot_be_opened(session, tmp_path):
     (tmp_path / "secret").mkdir()
     for name, content, message in [
-        ("a.png", b"no picture", "a.png is not an image"),
-        ("a.mp4", b"no video", "a.mp4 is not a video"),
-        ("a.txt", b"words", "a.txt is not an image"),
+        ("a.png", b"no picture", "a.png is neither a picture nor a video"),
+        ("a.mp4", b"\0\0\0\x18ftypisom", "a.mp4 is not a video"),
+        ("a.txt", b"words", "a.txt is neither a picture nor a video"),
+        ("wrong.png", b"\x1aE\xdf\xa3" + bytes(99), "wrong.png is not a video"),
         ("b.png", b"", "b.png is empty"),
     ]:
         path = tmp_path / "secret" / name
@@ -155,7 +160,19 @@ def test_files_that_cannot_be_opened(session, tmp_path):
         session.open(None)
 
 
+@pytest.mark.parametrize("name", ["clip", "clip.png", "clip.ts", "clip.txt"])
+def test_the_content_tells_what_a_file_is(session, tmp_path, name):
+    """A clip and a picture under every kind of name."""
+    for source, size in ((scenes.VIDEO, 32), (scenes.IMAGE, None)):
+        path = tmp_path / name
+        path.write_bytes(source.read_bytes())
+        opened = session.open(path)
+        assert (len(opened.frames) if isinstance(opened, Clip) else None) == size
+
+
 def test_questions_that_cannot_be_asked(session):
+    with pytest.raises(BadInput, match=r"takes 1147 positions \(1003 tokens of text and 144 visual ones\), but"):
+        last(session.ask(scenes.IMAGE, "a " * 1000, plan(*controls())))
     with pytest.raises(BadInput, match="prompt is empty"):
         last(session.ask(scenes.IMAGE, "  ", plan(*controls())))
     with pytest.raises(BadInput, match="at most 2000"):
@@ -284,9 +301,9 @@ def test_a_visit(address, tmp_path):
         wrong = tmp_path / "wrong.png"
         wrong.write_text("no picture")
         page.upload(wrong)
-        assert "wrong.png is not an image that can be read" in page.message()
+        assert "wrong.png is neither a picture nor a video that can be read" in page.message()
         page.ask()
-        assert "wrong.png is not an image that can be read" in page.message()
+        assert "wrong.png is neither a picture nor a video that can be read" in page.message()
         page.upload(scenes.IMAGE)
         page.type("#question textarea", Keys.DELETE)
         page.ask()
@@ -294,6 +311,65 @@ def test_a_visit(address, tmp_path):
         shot(driver, "demo_wrong")
         outside = [text for text in complaints(driver) if "127.0.0.1" not in text]
         assert [text for text in outside if "ERR_" not in text] == []
+
+
+TOGETHER = ("dense", "pruned", "seen", "stages", "scores", "figures")
+PLACES = """return Object.fromEntries(arguments[0].map(id => {
+    const box = document.getElementById(id).getBoundingClientRect();
+    return [id, [box.left, box.top, box.right, box.bottom]];
+}))"""
+
+
+def sized(driver, width, height):
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 800)
+    )
+    time.sleep(0.5)
+
+
+def places(driver, width, height):
+    """Where things stand, none of them beyond the edges of the page."""
+    found = driver.execute_script(PLACES, TOGETHER)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    assert all(0 <= left < right <= width and top < bottom for left, top, right, bottom in found.values()), found
+    assert height == driver.execute_script("return innerHeight")
+    return found
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("media", "question", "method", "file"),
+    [
+        ("image", "describe the image .", "divprune", scenes.IMAGE),
+        ("stages", "describe the image .", "pyramiddrop", scenes.IMAGE),
+        ("video", scenes.VIDEO_QUESTION, "fastvid", scenes.VIDEO),
+    ],
+)
+def test_everything_is_in_view_after_asking(address, tmp_path, media, question, method, file):
+    """Both answers, all pictures and the figures, without scrolling, on a small laptop (also below a browser's bars)
+    and on a large screen; on a phone under each other."""
+    with browser(tmp_path / "profile") as driver:
+        sized(driver, 1366, 768)
+        page = Page(driver, address)
+        page.upload(file)
+        page.type("#question textarea", question)
+        page.choose("method", method)
+        page.ask()
+        page.wait(lambda: "KV cache, KiB" in page.find("#figures").text)
+        page.wait(lambda: len(driver.find_elements(By.CSS_SELECTOR, "#stages .media-button img")) == 1)
+        for name in ("dense", "pruned"):
+            driver.execute_script(f"document.querySelector('#{name} textarea').value = 'word '.repeat(300)")
+        for width, height in ((1366, 768), (1366, 640), (1920, 1080)):
+            sized(driver, width, height)
+            found = places(driver, width, height)
+            assert driver.execute_script("return scrollY") == 0
+            assert all(top >= 0 and bottom <= height for _, top, _, bottom in found.values()), (width, height, found)
+            shot(driver, f"demo_{media}_{width}x{height}")
+        sized(driver, 390, 844)
+        found = places(driver, 390, 844)
+        stacked = [found[name] for name in TOGETHER]
+        assert all(above[3] <= below[1] + 1 for above, below in pairwise(stacked)), stacked
+        shot(driver, f"demo_{media}_390x844")
 
 
 @needs_browser
@@ -327,7 +403,7 @@ def test_no_file_of_the_server_is_readable(address):
         with urlopen(Request(call, data, {"Content-Type": "application/json"}), timeout=30) as answer:
             event = json.load(answer)["event_id"]
         with urlopen(f"{call}/{event}", timeout=30) as answer:
-            assert "not uploaded by a user" in answer.read().decode()
+            assert answer.read().decode().split() == ["event:", "error", "data:", '{"error":', "null}"]
 
 
 def test_the_app_as_an_interface(address):
@@ -335,9 +411,54 @@ def test_the_app_as_an_interface(address):
     client = Client(address, verbose=False)
     found = client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls(), api_name="/ask")
     assert found[:2] == ("x10 y4", "x10 y4")
-    assert Image.open(found[2][0]["image"]).size == (480, 480)
+    assert Image.open(found[2]).size == Image.open(found[3]["value"][0]["image"]).size == (480, 480)
     with pytest.raises(Exception, match="not in the list of choices"):
         client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls("/etc/x.yaml"), api_name="/ask")
+
+
+def test_no_folder_of_the_server_is_told(address, tmp_path):
+    """Neither in what describes the app nor in what goes wrong, by our refusals or by the library's."""
+    texts = [urlopen(f"{address}{route}", timeout=30).read().decode() for route in ("/", "/config", "/gradio_api/info")]
+    client = Client(address, verbose=False)
+    heads = {
+        "a.mkv": b"\x1aE\xdf\xa3",
+        "b.png": b"\x89PNG\r\n\x1a\n",
+        "c.avi": b"RIFF....AVI ",
+        "d": b"FLV\x01",
+        "e.txt": b"x",
+    }
+    for name, head in heads.items():
+        (tmp_path / name).write_bytes(head + bytes(99) * (name != "e.txt"))
+        with pytest.raises(Exception, match=f"^{name} is") as error:
+            client.predict(handle_file(tmp_path / name), "what ?", *controls(), api_name="/ask")
+        texts.append(str(error.value))
+    for path in ("/etc/passwd", str(scenes.IMAGE), "/nowhere/a.png", "", "../a", None, 7):
+        texts.append(refusal(address, [{"path": path, "meta": {"_type": "gradio.FileData"}}, "what ?", *controls()]))
+    texts += [refusal(address, [None, text, *controls(extra=text)]) for text in ("", "keep=/etc/x", "a=b", "[")]
+    folders = {str(Path(tokenprune.__file__).parent.parent), str(tmp_path), str(Path.home()), sys.prefix, os.getcwd()}
+    for text in texts:
+        assert not [folder for folder in {*folders, "/tmp/gradio"} if folder in text], text
+
+
+def refusal(address, data):
+    call = f"{address}/gradio_api/call/ask"
+    request = Request(call, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as answer:
+        event = json.load(answer)["event_id"]
+    with urlopen(f"{call}/{event}", timeout=30) as answer:
+        text = answer.read().decode()
+    assert text.startswith("event: error"), text
+    return text
+
+
+def test_a_failure_of_ours_is_told_without_its_words(caplog):
+    def broken():
+        raise PermissionError(13, "Permission denied", "/home/someone/secret")
+
+    with pytest.raises(gr.Error, match="The demo failed at this") as error:
+        told(broken)
+    assert "secret" not in str(error.value)
+    assert "/home/someone/secret" in caplog.text
 
 
 def test_uploads_have_a_limit(address):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from eval.matrix import condition, obstacle, variants
 from tests.draw import cases
 from tests.laws import (
     BATCHES,
@@ -31,6 +30,7 @@ from tests.laws import (
 )
 from tests.tiny import Picture, Video
 from tokenprune import MissingSignal
+from tokenprune.catalogue.reach import condition, obstacle, variants
 from tokenprune.families.registry import family_of
 
 pytestmark = pytest.mark.laws

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import tokenprune
-from eval import matrix, readme
+from eval import readme
 from tokenprune import BadInput, methods
+from tokenprune.catalogue import reach
 from tokenprune.methods.registry import all_methods
 
 ROOT = Path(__file__).parent.parent
@@ -33,12 +34,13 @@ ALLOWED = {
     "explain": {"core", "families", "engine", "api", "chat", "html", "media", "overlay", "explain"},
     "shelf": {"errors", "yaml_text"},
     "recipes": {"errors", "methods", "shelf"},
+    "catalogue": {"errors", "signals", "methods", "families", "recipes", "catalogue"},
     "plan": {"errors", "methods", "engine", "recipes"},
     "checking": {"errors", "version", "methods", "engine", "plan", "checking"},
     "api": {"errors", "core", "signals", "methods", "engine", "checking", "plan"},
     "demo": {
         *("errors", "core", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "overlay"),
-        *("explain", "cli", "demo"),
+        *("explain", "catalogue", "cli", "demo"),
     },
     "search": {"errors", "core", "signals", "methods", "engine", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
@@ -49,7 +51,7 @@ ALLOWED = {
     "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "markdown", "evaluation"},
     "cli": {
         *("errors", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "overlay", "bench"),
-        *("checking", "evaluation", "explain", "demo", "cli"),
+        *("checking", "evaluation", "explain", "catalogue", "demo", "cli"),
     },
 }
 
@@ -92,10 +94,14 @@ def test_the_readme_is_up_to_date(monkeypatch):
     """What it says of the methods that it names. A new one needs no line in it: `make readme` adds one some day."""
     text = readme.README.read_text()
     named = {name: cls for name, cls in all_methods().items() if f"\n| `{name}` | {cls.year or ''} |" in text}
-    for module in (readme, matrix):
+    for module in (readme, reach):
         monkeypatch.setattr(module, "all_methods", lambda: named)
     assert readme.render(text) == text, "README.md is stale: run `make readme`"
     assert readme.full_page() == readme.FULL.read_text(), "scenes_methods.md is stale: run `make readme`"
+
+
+def test_the_figures_of_the_list_are_up_to_date():
+    assert readme.measured() == readme.MEASURED.read_text(), "measured.json is stale: run `make readme`"
 
 
 def test_the_stub_is_up_to_date():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +91,8 @@ class Chat:
 
         A conversation is a list of messages {"role", "content"}; content is a list of {"type": "text", "text"},
         {"type": "image", "image": PIL image or file} and {"type": "video", "video": Clip}.
+
+        Raises `BadInput` for a prompt that is longer than the model has positions.
         """
         images, clips = (_media(conversations, kind) for kind in ("image", "video"))
         images = [[picture(one) for one in row] for row in images]
@@ -107,7 +110,32 @@ class Chat:
         if len(texts) > 1:
             self.processor.tokenizer.padding_side = "left"
             options["padding"] = True
-        return self.processor(**options).to(self.model.device)
+        inputs = self.processor(**options).to(self.model.device)
+        self._check_length(inputs)
+        return inputs
+
+    def _check_length(self, inputs: BatchFeature) -> None:
+        """Raise `BadInput` for a prompt with more positions than the model was made for: it would answer nonsense."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return
+        family, ids = family_of(self.model), inputs["input_ids"]
+        base, rows = family.base(self.model), inputs["attention_mask"].bool()
+        taken = rows.sum(1)
+        if int(taken.max()) > limit and hasattr(base, "get_rope_index"):  # M-RoPE: a picture takes few positions
+            known = inspect.signature(base.get_rope_index).parameters
+            places, _ = base.get_rope_index(**{name: inputs[name] for name in known if name in inputs})
+            taken = torch.where(rows, places, -1).amax((0, 2)) + 1
+        row = int(taken.argmax())
+        if taken[row] <= limit:
+            return
+        visual = torch.isin(ids[row], ids.new_tensor(list(family.placeholders(self.model).values())))
+        shown, text = int(visual.sum()), int((rows[row] & ~visual).sum())
+        mend = "Ask a shorter question." if text > limit // 2 else "Show a smaller picture or fewer frames."
+        raise BadInput(
+            f"The prompt takes {int(taken[row])} positions ({text} tokens of text and {shown} visual ones), but the "
+            f"model has {limit}. {mend}"
+        )
 
     def _text(self, conversation: list[dict[str, Any]]) -> str:
         if not _is_plain(self.processor):

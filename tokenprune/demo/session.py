@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import load_image
+from tokenprune.media.sniff import kind_of
 from tokenprune.media.video import load_video
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
 
@@ -28,10 +28,12 @@ LONGEST_QUESTION = 2000
 
 @dataclass
 class Shown:
-    """What is on the screen so far. stages, scores: pictures with captions; rows: the table, text by text."""
+    """What is on the screen so far. seen: all that the model sees; stages, scores: pictures with captions; rows: the
+    figures, text by text."""
 
     dense: str = ""
     pruned: str = ""
+    seen: Image.Image | None = None
     stages: list[tuple[Image.Image, str]] = field(default_factory=list)
     scores: list[tuple[Image.Image, str]] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
@@ -55,13 +57,12 @@ class Session:
         return self._chats[name]
 
     def open(self, path: str | Path | None) -> Image.Image | Clip:
-        """The picture or the clip in a file, or `BadInput` that names the file without its folder."""
+        """The picture or the clip in a file, by its content, or `BadInput` that names the file without its folder."""
         if path is None:
             raise BadInput("Upload an image or a video first.")
         path = Path(path)
-        kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
         try:
-            return load_video(path, self.frames) if kind == "video" else load_image(path)
+            return load_video(path, self.frames) if kind_of(path) == "video" else load_image(path)
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), path.name)) from error
 
@@ -93,9 +94,15 @@ class Session:
                 pruned = time.perf_counter() - began
             answers = ((shown.dense, dense), (shown.pruned, pruned))
             found = looked_at(chat, opened, inputs, question, answers, run, rankings)
-        shown.stages, shown.scores = stage_pictures(found), score_pictures(found)
+        shown.seen, shown.stages, shown.scores = seen(found), stage_pictures(found), score_pictures(found)
         shown.rows = table(found)
         yield shown
+
+
+def seen(found: Explained) -> Image.Image:
+    """The picture (of a video: its frames) with all tokens, in the size of those with fewer."""
+    side = _side(found)
+    return strip([dimmed(picture, np.ones(found.span.grid[1:], bool), side) for picture in found.pictures], 4)
 
 
 def stage_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
