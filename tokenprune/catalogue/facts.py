@@ -55,7 +55,7 @@ def reads(method: type[Method]) -> list[str]:
 
 
 def _source(name: str, signal: Signal) -> str:
-    kinds = {"you": signal.given, "encoder": signal.vision, "attention": signal.heard}
+    kinds = {"you": signal.given, "encoder": bool(signal.encoder), "attention": bool(signal.taps)}
     return next((kind for kind, holds in kinds.items() if holds), "text" if signal.asks else "features")
 
 
