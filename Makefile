@@ -75,7 +75,7 @@ bench-gpu: $(VENV)/.dev
 
 # The API reference, from docstrings: runs/docs/index.html
 docs: $(VENV)/.dev
-	$(BIN)/python -m pdoc --output-directory runs/docs tokenprune tokenprune.methods.base tokenprune.methods.signals \
+	$(BIN)/python -m pdoc --output-directory runs/docs tokenprune tokenprune.methods.base tokenprune.signals \
 	  tokenprune.families.base tokenprune.core tokenprune.chat tokenprune.overlay tokenprune.explain tokenprune.evaluation \
 	  tokenprune.integrations.lmms_eval.model
 

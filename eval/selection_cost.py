@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaModel
 from eval.results import RESULTS, write
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.registry import all_methods
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 GRIDS = {576: (1, 24, 24), 2304: (1, 48, 48), 6272: (32, 14, 14)}
 KEEP, TEXT = 0.25, 32

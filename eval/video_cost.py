@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfi
 from eval.results import RESULTS, write
 from eval.selection_cost import TEXT, llama, signals, timed
 from tokenprune import DyCokeKV, Stage, prune
-from tokenprune.attach.cache import cache_name
+from tokenprune.engine.cache import cache_name
 from tokenprune.methods.base import View
 from tokenprune.methods.registry import all_methods
 

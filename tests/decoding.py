@@ -48,7 +48,7 @@ def looked_at(run, stages):
 
 def oracle(family, model, inputs, run, length):
     """Logits of the whole sequence: the unpatched model, in which each step's row hides what it did not look at."""
-    decoding = sorted((s for s in run.decoder.stages), key=lambda s: s.start)
+    decoding = sorted((s for s in run.decoding_stages), key=lambda s: s.start)
     steps = looked_at(run, decoding)
     kept = kept_by_layer(run)
     placeholders = torch.isin(inputs["input_ids"], torch.tensor(family.placeholder))

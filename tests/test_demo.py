@@ -23,7 +23,6 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from tokenprune.media.clip import Clip
 
 import tokenprune
 from tests.browser import browser, complaints, needs_browser, shot
@@ -34,6 +33,7 @@ from tokenprune.chat import Chat
 from tokenprune.demo.app import told
 from tokenprune.demo.plan import PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
+from tokenprune.media.clip import Clip
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import recipe_names
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tokenprune.attach.signals import Unit, stacked, text_after
 from tokenprune.core import trace
 from tokenprune.core.selection import Selection
+from tokenprune.engine.token_state import TokenState
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View
-from tokenprune.methods.signals import SIGNALS, common_sizes
 from tokenprune.methods.stage import Stage
-
-if TYPE_CHECKING:
-    from tokenprune.attach.forward import Forward
+from tokenprune.signals.checks import common_sizes
+from tokenprune.signals.reading import Reading, Selectable
+from tokenprune.signals.table import SIGNALS
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Merge:
 
 
 @dataclass
-class Chosen:
+class Choice:
     """For each span which of its remaining tokens stay (int64, ascending), and what is merged on the way."""
 
     tokens: list[Tensor]
@@ -42,82 +40,98 @@ class Chosen:
 
 
 @torch.no_grad()
-def choose(stage: Stage, forward: Forward, hidden: Tensor) -> Chosen:
-    """Run the method on every unit. Units of one shape are selected from together."""
-    groups: dict[tuple, list[Unit]] = defaultdict(list)
+def select(
+    stage: Stage,
+    state: TokenState,
+    reading: Reading,
+    passed: list[TokenState],
+    layers: int,
+    rankings: list[trace.Ranking] | None,
+) -> Choice:
+    """Run the method on everything there is to select from; what is of one shape is selected from together.
+
+    passed: the state that each layer before this stage had. layers: of the model. rankings: gets what was ranked.
+    """
+    groups: dict[tuple, list[Selectable]] = defaultdict(list)
     own = (need.signal for need in stage.method.needs if SIGNALS[need.signal].given)
-    given = ((name, value) for name in own for value in forward.signals.given.get(name, []))
+    given = ((name, value) for name in own for value in reading.given.get(name, []))
     common_sizes(given, stacked=False, apart=("n", "t", "q"))
-    pieces = forward.signals.given.get("clip_text", [])
-    passed = [forward.rows_before(i) for i in range(stage.at)]
-    for unit in _units(stage, forward):
-        picture = (unit.row, forward.spans[unit.spans[0]].item) if stage.method.together else None
-        grids = tuple(forward.spans[i].grid for i in unit.spans)
+    pieces = reading.given.get("clip_text", [])
+    for unit in _selectables(stage, state):
+        picture = (unit.row, state.spans[unit.spans[0]].item) if stage.method.together else None
+        grids = tuple(state.spans[i].grid for i in unit.spans)
         text = None if unit.after is None else len(unit.after)
-        asked = tuple(map(len, pieces[unit.row : unit.row + 1]))
-        before = tuple(sum(len(rows.columns[i]) for i in unit.spans) for rows in passed)
-        groups[len(unit.columns), grids, before, text, asked, picture].append(unit)
-    chosen = Chosen([torch.arange(len(c), device=c.device) for c in forward.rows.columns], [])
+        question = tuple(map(len, pieces[unit.row : unit.row + 1]))
+        before = tuple(sum(len(one.token_rows[i]) for i in unit.spans) for one in passed)
+        groups[len(unit.rows), grids, before, text, question, picture].append(unit)
+    choice = Choice([torch.arange(len(rows), device=rows.device) for rows in state.token_rows], [])
     for (count, grids, before, *_), units in groups.items():
-        signals = {need.signal: stacked(need, forward, stage.at, units, hidden) for need in stage.method.needs}
+        signals = {need.signal: SIGNALS[need.signal].provide(reading, units, need) for need in stage.method.needs}
         found = {name: value for name, value in signals.items() if value is not None}
         tokens = torch.stack([u.tokens for u in units])
-        view = View(count, len(units), grids, found, tokens, units[0].total, len(forward.kinds), before)
+        view = View(count, len(units), grids, found, tokens, units[0].total, layers, before)
         with trace.listening() as notes:
-            selection = checked(stage.method.select(view), stage.method, view)
+            selection = check_selection(stage.method.select(view), stage.method, view)
         for number, unit in enumerate(units):
             features = found["vision_features"][number] if stage.method.merges_in == "encoder" else None
             index, weights = selection.span(number)
-            index = index.to(unit.columns.device, non_blocking=True)
+            index = index.to(unit.rows.device, non_blocking=True)
             if weights is not None and len(index):
-                kept = unit.columns[index]
-                chosen.merges.append(Merge(unit.row, unit.columns, kept, weights.float(), features))
-            _take(chosen, forward, unit, index)
-            if forward.rankings is not None:
-                columns = unit.columns if forward.rows.index is None else forward.rows.index[unit.row, unit.columns]
-                seen, member = hidden[unit.row, unit.columns], (number, len(units))
-                forward.rankings.append(
+                kept = unit.rows[index]
+                choice.merges.append(Merge(unit.row, unit.rows, kept, weights.float(), features))
+            _spread(choice, state, unit, index)
+            if rankings is not None:
+                columns, seen = state.column[unit.row, unit.rows], reading.hidden[unit.row, unit.rows]
+                member = number, len(units)
+                rankings.append(
                     trace.ranking(stage.at, stage.method.name, unit.row, columns, index, seen, notes, member)
                 )
-    return chosen
+    return choice
 
 
-def _units(stage: Stage, forward: Forward) -> list[Unit]:
+def _selectables(stage: Stage, state: TokenState) -> list[Selectable]:
     """Spans with tokens left; with scope=item, all spans of a picture as one, its base image first."""
-    reads_text = any(need.signal.startswith("text_") or need.signal == "rope_weight" for need in stage.method.needs)
+    reads_text = any(SIGNALS[need.signal].reads_text for need in stage.method.needs)
     members: dict[tuple, list[int]] = defaultdict(list)
-    for i, span in enumerate(forward.spans):
+    for i, span in enumerate(state.spans):
         key = (span.row, span.media, span.item) if stage.scope == "item" else (i,)
         members[key].append(i)
     units = []
     for spans in members.values():
-        spans.sort(key=lambda i: forward.spans[i].part != "base")
-        columns = torch.cat([forward.rows.columns[i] for i in spans])
-        if not len(columns):
+        spans.sort(key=lambda i: state.spans[i].part != "base")
+        rows = torch.cat([state.token_rows[i] for i in spans])
+        if not len(rows):
             continue
         tokens, total = [], 0
         for i in spans:
-            tokens.append(forward.rows.tokens[i] + total)
-            total += forward.spans[i].count
-        row = forward.spans[spans[0]].row
-        after = text_after(forward, row, spans) if reads_text else None
-        units.append(Unit(spans, row, columns, torch.cat(tokens), total, after))
+            tokens.append(state.token_ids[i] + total)
+            total += state.spans[i].count
+        row = state.spans[spans[0]].row
+        after = _text_after(state, row, spans) if reads_text else None
+        units.append(Selectable(spans, row, rows, torch.cat(tokens), total, after))
     return units
 
 
-def _take(chosen: Chosen, forward: Forward, unit: Unit, index: Tensor) -> None:
-    """Spread the choice of a unit over its spans."""
+def _text_after(state: TokenState, row: int, spans: list[int]) -> Tensor:
+    after = state.text_after(row, max(state.spans[i].columns[-1] for i in spans))
+    if not len(after):
+        raise BadInput("A text-guided method needs text after the image, and this prompt ends with it.")
+    return after
+
+
+def _spread(choice: Choice, state: TokenState, unit: Selectable, index: Tensor) -> None:
+    """Spread what was selected of a unit over its spans."""
     start = 0
     for i in unit.spans:
-        length = len(forward.rows.columns[i])
-        if length < len(unit.columns):
-            chosen.tokens[i] = index[(index >= start) & (index < start + length)] - start
+        length = len(state.token_rows[i])
+        if length < len(unit.rows):
+            choice.tokens[i] = index[(index >= start) & (index < start + length)] - start
         else:
-            chosen.tokens[i] = index
+            choice.tokens[i] = index
         start += length
 
 
-def checked(selection: Selection, method: Method, view: View) -> Selection:
+def check_selection(selection: Selection, method: Method, view: View) -> Selection:
     """Refuse a selection that breaks the contract; order and range are looked at where that needs no host sync."""
     index, valid = selection.index, selection.valid
     good = index.ndim == 2 and index.shape[0] == view.spans and index.dtype == torch.long

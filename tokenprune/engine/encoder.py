@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach import taps
-from tokenprune.attach.overrides import Overrides
-from tokenprune.core.pixels import grey_entropy
+from tokenprune.engine.overrides import Overrides
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
-from tokenprune.methods.signals import SIGNALS, Need
+from tokenprune.signals import taps
+from tokenprune.signals.need import Need
+from tokenprune.signals.table import SIGNALS
 
 
 @dataclass
@@ -43,25 +43,22 @@ class EncoderReader:
     def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need]) -> None:
         self.model, self.family, self.needs = model, family, needs
         self.base = family.base(model)
-        self.layers = {media: self._places(media) for media in family.getters} if needs else {}
+        self.layers = {media: self._layers_of(media) for media in family.getters} if needs else {}
         self._getters = Overrides(self.base)
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
 
-    def _places(self, media: str) -> dict[Need, nn.Module]:
-        """For each need the encoder layer that it is read in."""
+    def _layers_of(self, media: str) -> dict[Need, nn.Module]:
+        """For each need the encoder layer that it is read in; none where it is read from pixels."""
         layers, chosen = self.family.encoder(self.model, media)
-        where = {"saliency_first": 0}
-        return {
-            need: layers[-1 if need.variant in ("joint", "last") else where.get(need.signal, chosen)]
-            for need in self.needs
-            if need.signal != "entropy"
-        }
+        numbers = {"first": 0, "chosen": chosen, "last": -1}
+        sources = {need: SIGNALS[need.signal].encoder for need in self.needs}
+        return {need: layers[numbers[s.layer_of(need)]] for need, s in sources.items() if s.pixels is None}
 
     def attention(self) -> list[nn.Module]:
         """The attention modules that are listened to."""
-        wanted = [(need, layer) for places in self.layers.values() for need, layer in places.items()]
-        return [attention_of(layer) for need, layer in wanted if need.signal != "vision_features"]
+        wanted = [(need, layer) for layers in self.layers.values() for need, layer in layers.items()]
+        return [attention_of(layer) for need, layer in wanted if SIGNALS[need.signal].encoder.read is not None]
 
     def attach(self) -> None:
         """Put the wrappers on the base model."""
@@ -99,7 +96,7 @@ class EncoderReader:
         heard: dict[nn.Module, dict[Need, list[Tensor]]] = {}
         handles = []
         for need, layer in self.layers.get(media, {}).items():
-            if need.signal == "vision_features":
+            if SIGNALS[need.signal].encoder.read is None:
                 handles.append(layer.register_forward_hook(functools.partial(_note_output, calls[need])))
             else:
                 heard.setdefault(attention_of(layer), {})[need] = calls[need]
@@ -129,8 +126,9 @@ class EncoderReader:
 
     def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """A signal of the encoder as one tensor [n, ...] per part."""
-        if need.signal == "entropy":
-            calls = [grey_entropy(self.family.patches(self.model, encoded))]
+        of_pixels = SIGNALS[need.signal].encoder.pixels
+        if of_pixels is not None:
+            calls = [of_pixels(self.family.patches(self.model, encoded))]
         scalar = SIGNALS[need.signal].ndim == 1
         placed = self.family.place(self.model, encoded, [c[..., None] if scalar else c for c in calls])
         return [[part[:, 0] if scalar else part for part in parts] for parts in placed]
@@ -177,17 +175,7 @@ def _listen(
     calls: dict[Need, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
 ) -> None:
     for need, found in calls.items():
-        kind, _, times = need.variant.partition("@")
-        if need.signal == "vision_keys":
-            found.append(key.float().mean(1))
-        elif kind == "cls":
-            found.append(taps.first_row_attention(query, key, scaling, mask))
-        elif kind == "joint":
-            found.append(taps.joint_row_attention(query, key, scaling, mask))
-        elif kind == "global":
-            found.append(taps.focused_attention(query, key, scaling, mask, float(times)))
-        else:
-            found.append(taps.received_attention(query, key, scaling, mask))
+        found.append(SIGNALS[need.signal].encoder.read(query, key, scaling, mask, need))
 
 
 def _note_output(found: list[Tensor], module: nn.Module, args: tuple, output: Any) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from tokenprune.attach.cache import Incoming, PrunedLayer
 from tokenprune.core.selection import Selection, ranked
+from tokenprune.engine.cache import Incoming, PrunedLayer
 from tokenprune.errors import Unsupported
 from tokenprune_kernels.retention import gather_cache
 
@@ -59,7 +59,7 @@ class Buffer:
 
 
 @dataclass(eq=False)
-class Fixation:
+class VisibleTokens:
     """What a decoding stage last looked at. last: float32 [B, V], what its steps compare with; chosen: bool [B, slots],
     visual tokens that attention sees, None for all; version: counts the choices; columns: what `columns_of` found for a
     version."""
@@ -122,27 +122,27 @@ class RetainedLayer(PrunedLayer):
     def _clear(self) -> None:
         super()._clear()
         self.visual: Tensor | None = None
-        self.fixation: Fixation | None = None
-        self.sight: tuple[Fixation, int] | None = None
+        self.visible_tokens: VisibleTokens | None = None
+        self.sight: tuple[VisibleTokens, int] | None = None
         self._places: tuple[list[int], Tensor, Tensor] | None = None
         self.shown: Buffer | None = None
         self.shown_valid: Tensor | None = None
         self.shown_slots: Tensor | None = None
 
-    def look_at(self, fixation: Fixation | None) -> None:
-        """From now on attention sees text, the visual tokens of `fixation`, and what is added; None: everything."""
-        if fixation is None or fixation.chosen is None:
+    def look_at(self, visible_tokens: VisibleTokens | None) -> None:
+        """From now on attention sees text, these visual tokens, and what is added; None: everything."""
+        if visible_tokens is None or visible_tokens.chosen is None:
             self.widen()
             return
-        if self.shown is not None and self.sight == (fixation, fixation.version):
+        if self.shown is not None and self.sight == (visible_tokens, visible_tokens.version):
             return
-        last = fixation.chosen.shape[1] - 1
-        mask = ~self.visual | fixation.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))
+        last = visible_tokens.chosen.shape[1] - 1
+        mask = ~self.visual | visible_tokens.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))
         picked = Selection.of(mask & self.valid)
         shown = gather_cache(self.store.keys, self.store.values, picked.index, SPARE)
         self.shown = Buffer(*shown, picked.index.shape[1])
         self.shown_valid, self.shown_slots = picked.valid, self.slots.gather(1, picked.index)
-        self.sight = fixation, fixation.version
+        self.sight = visible_tokens, visible_tokens.version
 
     def visual_places(self) -> tuple[list[int], Tensor, Tensor]:
         """Visual tokens of each row of the batch, their rows int64 [B, V] ascending, and bool [B, V], whether there is
@@ -198,8 +198,8 @@ class RetainedLayer(PrunedLayer):
         self.widen()
         super()._each(change)
         self.visual, self._places = None if self.visual is None else change(self.visual), None
-        if self.fixation is not None:
-            self.fixation.each(change)
+        if self.visible_tokens is not None:
+            self.visible_tokens.each(change)
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes held in all, and bytes that attention reads in a step."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tokenprune.attach.rotate import rotated
 from tokenprune.core.positions import compact
+from tokenprune.engine.rotate import rotated
 
 NONE = -1  # number of the frame or turn of a row that belongs to none
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tokenprune.attach.cache import refuse_kinds
-from tokenprune.attach.masks import same_as_causal
+from tokenprune.engine.cache import refuse_kinds
+from tokenprune.engine.masks import same_as_causal
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
 from tokenprune.methods.stage import Stage

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.attach.cache import PrunedLayer
-from tokenprune.attach.decode import StepReport
-from tokenprune.attach.forward import Forward, Merged
-from tokenprune.attach.watch import Stopwatch
 from tokenprune.core.flops import LayerShape, field_flops, layer_flops
+from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.decode_steps import StepReport
+from tokenprune.engine.forward import Forward, Merged
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.families.base import Span
-
-if TYPE_CHECKING:
-    from tokenprune.attach.run import Run
+from tokenprune.methods.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -158,11 +155,10 @@ def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
 class Prefill:
     """What is known of a finished prompt. The report lacks the times, which may not be there yet.
 
-    history: from which layer on, the prompt column of each row (int64 [B, K], None: all in order), and bool [B, K],
-    False for padding.
+    history: from which layer on, the prompt column of each row (int64 [B, K]), and bool [B, K], False for padding.
     """
 
-    history: list[tuple[int, Tensor | None, Tensor]]
+    history: list[tuple[int, Tensor, Tensor]]
     kept: list[list[Tensor]]
     spans: list[Span]
     merged: list[list[Merged]]
@@ -172,10 +168,8 @@ class Prefill:
 
     def columns(self, layer: int) -> Tensor:
         """int64 [B, K]: the prompt column of each row in a decoder layer, -1 for padding."""
-        index, valid = [(index, valid) for at, index, valid in self.history if at <= layer][-1]
-        if index is None:
-            index = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-        return index.masked_fill(~valid, -1)
+        column, valid = [(column, valid) for at, column, valid in self.history if at <= layer][-1]
+        return column.masked_fill(~valid, -1)
 
     def report(self) -> Report:
         """The report with its times (which waits for the device), and with the decoding steps since."""
@@ -184,43 +178,48 @@ class Prefill:
         return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(self.steps))
 
 
-def measure(run: Run, forward: Forward, cache: Cache | None) -> Prefill:
-    """Look back on a finished prompt."""
-    config = run.text_model.config
-    shapes = run.layer_shapes
+def measure(
+    forward: Forward,
+    cache: Cache | None,
+    stages: Sequence[Stage],
+    decoding: Sequence[Stage],
+    positions: str,
+    shapes: Sequence[LayerShape],
+) -> Prefill:
+    """Look back on a finished prompt. decoding: the stages at every decoding step. shapes: of the decoder layers."""
+    config = forward.model.config
     layers = range(len(shapes))
-    visual = sum(span.count for span in forward.spans)
-    dense_rows = forward.first_counts
-    layer_rows = [forward.rows_before(i).counts for i in layers]
-    past = [forward.past_rows.get(i, forward.past) for i in layers]
-    tokens = [sum(len(c) for c in forward.rows_before(i).columns) for i in layers]
+    visual = sum(span.count for span in forward.state.spans)
+    piece, dense_rows = forward.piece, forward.history[0][1].counts
+    states = [forward.state_before(i) for i in layers]
+    past = [forward.past_rows.get(i, piece.past) for i in layers]
+    tokens = [sum(len(rows) for rows in state.token_rows) for state in states]
     sizes = (config.hidden_size, config.intermediate_size)
     kv, dense_kv = kv_bytes(cache)
-    stages = [
+    done = [
         StageReport(stage.at, stage.method.name, record.before, record.after)
-        for stage, record in zip(run.stages, forward.records, strict=True)
+        for stage, record in zip(stages, forward.records, strict=True)
     ]
-    decoding = [] if run.decoder is None else [s.method.name for s in run.decoder.stages]
     report = Report(
-        method=" + ".join(dict.fromkeys([*(s.method for s in stages), *decoding])),
-        positions=run.positions,
-        stages=stages,
+        method=" + ".join(dict.fromkeys([*(s.method for s in done), *(s.method.name for s in decoding)])),
+        positions=positions,
+        stages=done,
         tokens=visual,
         average_tokens=sum(tokens) / len(tokens),
         final_tokens=tokens[-1],
         layer_tokens=tokens,
         flops=sum(
-            layer_flops(shape, n, p) for shape, counts, p in zip(shapes, layer_rows, past, strict=True) for n in counts
+            layer_flops(shape, n, p) for shape, state, p in zip(shapes, states, past, strict=True) for n in state.counts
         ),
-        dense_flops=sum(layer_flops(shape, n, forward.past) for shape in shapes for n in dense_rows),
+        dense_flops=sum(layer_flops(shape, n, piece.past) for shape in shapes for n in dense_rows),
         field_flops=field_flops(tokens, *sizes),
         dense_field_flops=field_flops([visual] * len(layers), *sizes),
         kv_bytes=kv,
         dense_kv_bytes=dense_kv,
     )
     watches = [record.watch for record in forward.records]
-    history = [(at, rows.index, rows.valid) for at, rows in forward.history]
-    return Prefill(history, forward.kept, forward.spans, forward.merged, report, watches)
+    history = [(at, state.column, state.valid) for at, state in forward.history]
+    return Prefill(history, forward.kept, list(forward.state.spans), forward.merged, report, watches)
 
 
 def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach.cache import cache_name
-from tokenprune.attach.guard import unwrapped
-from tokenprune.attach.masks import layer_kinds
-from tokenprune.attach.memory import NONE, Memory, Unread
-from tokenprune.attach.rotate import check_rotation
-from tokenprune.attach.run import run_on
-from tokenprune.attach.template import Template
+from tokenprune.engine.cache import cache_name
+from tokenprune.engine.masks import layer_kinds
+from tokenprune.engine.memory import NONE, Memory, Unread
+from tokenprune.engine.refuse import unwrapped
+from tokenprune.engine.rotate import check_rotation
+from tokenprune.engine.run import run_on
+from tokenprune.engine.template import Template
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_of

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach import taps
-from tokenprune.attach.signals import project
+from tokenprune.engine.listen import project
 from tokenprune.errors import Unsupported
+from tokenprune.signals import taps
 
 
 def rotated(text_model: PreTrainedModel, keys: Tensor, change: Tensor) -> Tensor:

@@ -1,108 +1,55 @@
-"""Reads single rows of attention where the library computes it, whatever the kernel, without an L x L matrix.
-
-While a run that needs it is attached, every function of the attention table has a local override that looks for a
-listener on the module it serves and then calls the original. Listeners are per thread.
-"""
+"""Signals of the vision encoder: where each is read, and how attention becomes one number for each patch."""
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
 
 from tokenprune.errors import Unsupported
+from tokenprune.signals.given import of_unit
+from tokenprune.signals.need import Need
+from tokenprune.signals.reading import Reading, Selectable
 
-Listener = Callable[[Tensor, Tensor, float, "Tensor | None", float], None]  # query, key, scaling, mask, softcap
-
-MARK = "_tokenprune_listens"  # on the attention modules of pruned models; other models may be compiled
-
-_lock = threading.Lock()
-_users = 0
-_saved: dict[str, Callable] = {}
-_local = threading.local()
+# Of queries and keys [N, H, patches, e], scaling and mask: float32 [N, patches] or [N, patches, c].
+Reader = Callable[[Tensor, Tensor, float, "Tensor | None", Need], Tensor]
 
 
-def install() -> None:
-    """Put the overrides in place (counted: the last `uninstall` takes them out)."""
-    global _users
-    with _lock:
-        _users += 1
-        if _users > 1:
-            return
-        table = ALL_ATTENTION_FUNCTIONS
-        _saved.update(table._local_mapping)
-        for name in [*table, "eager"]:
-            table[name] = partial(_attention, table.get(name))
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where a signal of the vision encoder comes from.
+
+    read: of the attention of a layer; None: the layer's output is the signal, or the pixels are.
+    layer: `chosen` (whose output becomes the features), `first` or `last`; by variant where they differ.
+    pixels: of the pixels of each patch [N, patches, 3, pixels] to float [N, patches], before any layer.
+    """
+
+    read: Reader | None = None
+    layer: dict[str, str] | str = "chosen"
+    pixels: Callable[[Tensor], Tensor] | None = None
+
+    def layer_of(self, need: Need) -> str:
+        """`chosen`, `first` or `last`."""
+        return self.layer if isinstance(self.layer, str) else self.layer.get(need.variant, "chosen")
 
 
-def uninstall() -> None:
-    """Give the table back as it was found once nobody listens any more."""
-    global _users
-    with _lock:
-        _users -= 1
-        if _users == 0:
-            ALL_ATTENTION_FUNCTIONS._local_mapping.clear()
-            ALL_ATTENTION_FUNCTIONS._local_mapping.update(_saved)
-            _saved.clear()
+def encoder_signal(reading: Reading, units: list[Selectable], need: Need) -> Tensor:
+    """What was read in the encoder, of the tokens that are left: [S, n, ...]."""
+    return torch.stack([of_unit(reading.vision[need], u) for u in units]).to(reading.hidden.device)
 
 
-def listeners() -> dict[nn.Module, Listener]:
-    """This thread's listeners by attention module."""
-    if not hasattr(_local, "listeners"):
-        _local.listeners = {}
-    return _local.listeners
+def read_keys(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, need: Need) -> Tensor:
+    """Keys, mean over heads; float32 [N, patches, e]."""
+    return key.float().mean(1)
 
 
-def clock() -> Callable[[], float]:
-    """Start counting this thread's seconds in attention functions; the result stops and tells them."""
-    _local.seconds = 0.0
-
-    def stop() -> float:
-        seconds, _local.seconds = _local.seconds, None
-        return seconds
-
-    return stop
-
-
-def _attention(
-    original: Callable | None,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: object,
-) -> tuple[Tensor, Tensor | None]:
-    if original is None:
-        original = sys.modules[type(module).__module__].eager_attention_forward
-    if torch.compiler.is_compiling():
-        if hasattr(module, MARK):
-            raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
-        return original(module, query, key, value, attention_mask, **kwargs)
-    began = time.perf_counter()
-    listener = listeners().get(module)
-    if listener is not None:
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        softcap = kwargs.get("softcap") or 0.0
-        bounds = kwargs.get("cu_seq_lens_q")  # several sequences in one call, as varlen kernels take them
-        with torch.no_grad():
-            if bounds is None:
-                listener(query, key, scaling, attention_mask, softcap)
-            else:
-                lengths = bounds.diff().tolist()
-                for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-                    listener(q, k, scaling, None, softcap)
-    result = original(module, query, key, value, attention_mask, **kwargs)
-    if getattr(_local, "seconds", None) is not None:
-        _local.seconds += time.perf_counter() - began
-    return result
+def read_saliency(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, need: Need) -> Tensor:
+    """Attention as the variant of the need says; float32 [N, patches]."""
+    if need.variant == "global":
+        return focused_attention(query, key, scaling, mask, need.threshold)
+    return SALIENCY[need.variant](query, key, scaling, mask)
 
 
 def received_attention(
@@ -177,3 +124,6 @@ def _masked(scores: Tensor, mask: object, first: int) -> Tensor:
     return (
         scores + rows if rows.is_floating_point() else scores.masked_fill(~rows.bool(), torch.finfo(scores.dtype).min)
     )
+
+
+SALIENCY = {"cls": first_row_attention, "joint": joint_row_attention, "received": received_attention}

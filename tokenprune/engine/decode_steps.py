@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.attach import taps
-from tokenprune.attach.cache import PrunedLayer
-from tokenprune.attach.choose import checked
-from tokenprune.attach.retention import Fixation, RetainedLayer
 from tokenprune.core.selection import handed
+from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.decode_cache import RetainedLayer, VisibleTokens
+from tokenprune.engine.select import check_selection
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
+from tokenprune.signals import taps
 from tokenprune_kernels.attention import row_attention
-
-if TYPE_CHECKING:
-    from tokenprune.attach.forward import Forward
 
 log = logging.getLogger("tokenprune")
 
@@ -46,7 +42,7 @@ class StepReport:
     columns: list[list[Tensor]]
 
 
-class Decoder:
+class DecodeStages:
     """The stages at every decoding step of a run, by the layer from which on they show a choice."""
 
     def __init__(self, stages: list[Stage], windows: list[int | None]) -> None:
@@ -65,54 +61,54 @@ class Decoder:
         self.focal = {s.start - 1: s for s in self.stages}
         self.first = 0 if any(s.method.reuses for s in self.stages) else starts[0] - 1
 
-    def step(self, layers: list[PrunedLayer], single: bool) -> Step | None:
+    def step(self, layers: list[PrunedLayer], single: bool) -> DecodeStep | None:
         """Start a pass of a single token; several at once see everything."""
         if single:
-            return Step(self, layers)
+            return DecodeStep(self, layers)
         for layer in layers:
             if isinstance(layer, RetainedLayer):
                 layer.widen()
         return None
 
-    def kinds(self) -> dict[int, type[PrunedLayer]]:
+    def cache_layers(self) -> dict[int, type[PrunedLayer]]:
         """The layers that have to keep everything and show a part."""
         full = [i for i in range(self.first, len(self.windows)) if self.windows[i] is None]
         return dict.fromkeys(full, RetainedLayer)
 
 
-class Step:
+class DecodeStep:
     """One pass of one token through the layers."""
 
-    def __init__(self, decoder: Decoder, layers: list[PrunedLayer]) -> None:
-        self.decoder, self.layers = decoder, layers
-        self.fixations = [layers[s.start - 1].fixation or Fixation() for s in decoder.stages]
-        for stage, fixation in zip(decoder.stages, self.fixations, strict=True):
-            layers[stage.start - 1].fixation = fixation
+    def __init__(self, plan: DecodeStages, layers: list[PrunedLayer]) -> None:
+        self.plan, self.layers = plan, layers
+        self.visible = [layers[s.start - 1].visible_tokens or VisibleTokens() for s in plan.stages]
+        for stage, visible in zip(plan.stages, self.visible, strict=True):
+            layers[stage.start - 1].visible_tokens = visible
         self.passed = -1  # the last stage that has chosen in this step
         self.looked: bool | None = None
         self.anew, self.selecting = 0, 0.0
         self.clock = taps.clock()
 
-    def before(self, forward: Forward, i: int, attention: nn.Module) -> None:
-        """Narrow or widen the cache of layer i, or listen to it."""
+    def prepare(self, i: int, attention: nn.Module) -> bool:
+        """Narrow or widen the cache of layer i, or listen to it; whether it shows other rows than the one before."""
         layer = self.layers[i]
         if not isinstance(layer, RetainedLayer):
-            return
-        stage = self.decoder.focal.get(i)
+            return False
+        stage = self.plan.focal.get(i)
         if stage is not None:
             layer.widen()
             taps.listeners()[attention] = self._listener(stage, layer)
         else:
             layer.look_at(self._wanted())
-        if layer.shown is not None or self.looked:
-            forward.enter_group(layer)  # other rows than the layer before
+        differs = layer.shown is not None or bool(self.looked)
         self.looked = layer.shown is not None
+        return differs
 
-    def _wanted(self) -> Fixation | None:
+    def _wanted(self) -> VisibleTokens | None:
         if self.passed >= 0:
-            return self.fixations[self.passed]
-        last = self.fixations[-1]
-        return last if self.decoder.stages[-1].method.reuses and last.last is not None else None
+            return self.visible[self.passed]
+        last = self.visible[-1]
+        return last if self.plan.stages[-1].method.reuses and last.last is not None else None
 
     def _listener(self, stage: Stage, layer: RetainedLayer) -> taps.Listener:
         def listen(query: Tensor, key: Tensor, scaling: float, mask: object, softcap: float) -> None:
@@ -120,23 +116,23 @@ class Step:
             self.passed += 1
             rows = query.new_zeros(len(query), 1, dtype=torch.long)
             paid = row_attention(query, key, rows, layer.valid[:, None], scaling, softcap, mean=True)[:, 0]
-            self.anew += self._choose(stage, layer, self.fixations[self.passed], paid)
+            self.anew += self._choose(stage, layer, self.visible[self.passed], paid)
             self.selecting += time.perf_counter() - began
 
         return listen
 
-    def _choose(self, stage: Stage, layer: RetainedLayer, fixation: Fixation, paid: Tensor) -> bool:
+    def _choose(self, stage: Stage, layer: RetainedLayer, visible: VisibleTokens, paid: Tensor) -> bool:
         """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, rows], mean over the
         heads."""
         method, (counts, place, there) = stage.method, layer.visual_places()
         slots = layer.slots.gather(1, place)
         row = paid.gather(1, place).masked_fill(~there, 0)
-        last = fixation.last if fixation.last is None or fixation.last.shape == row.shape else None
+        last = visible.last if visible.last is None or visible.last.shape == row.shape else None
         moves = method.moves(row, last)
-        fixation.last = row
+        visible.last = row
         anew = bool(moves.any())
         stands = method.otherwise == "previous" and last is not None
-        if not anew and (stands or fixation.chosen is None):
+        if not anew and (stands or visible.chosen is None):
             return False
         everything = torch.zeros_like(moves)[:, None].expand(-1, layer.logical).clone()
         everything.scatter_(1, slots, there)
@@ -146,30 +142,30 @@ class Step:
             for count in sorted(set(counts) - {0}):
                 mine = handed([i for i, c in enumerate(counts) if c == count], row.device)
                 view = View(count, len(mine), (), {"attention_row": row[mine, None, :count]}, total=count)
-                index = checked(method.select(view), method, view).index
+                index = check_selection(method.select(view), method, view).index
                 picked[mine] = picked[mine].scatter(1, slots[mine].gather(1, index), True)
         else:
             picked = everything
         if stands:
-            old = fixation.chosen if fixation.chosen is not None else everything
+            old = visible.chosen if visible.chosen is not None else everything
             old = torch.nn.functional.pad(old, (0, everything.shape[1] - old.shape[1]))
         else:
             old = everything
-        fixation.chosen = torch.where(moves[:, None], picked, old) if anew and not whole else None
-        fixation.version += 1
+        visible.chosen = torch.where(moves[:, None], picked, old) if anew and not whole else None
+        visible.version += 1
         return anew
 
     def finish(self) -> StepReport:
         """What the step cost."""
         seconds = self.clock()
         held = [layer.nbytes() for layer in self.layers if isinstance(layer, RetainedLayer)]
-        counts = [self.layers[s.start - 1].visual_places()[0] for s in self.decoder.stages]
+        counts = [self.layers[s.start - 1].visual_places()[0] for s in self.plan.stages]
         columns = [
-            columns_of(self.layers[s.start - 1], fixation)
-            for s, fixation in zip(self.decoder.stages, self.fixations, strict=True)
+            columns_of(self.layers[s.start - 1], visible)
+            for s, visible in zip(self.plan.stages, self.visible, strict=True)
         ]
         if log.isEnabledFor(logging.DEBUG):
-            stages = [f"{s.method.name} from layer {s.start}" for s in self.decoder.stages]
+            stages = [f"{s.method.name} from layer {s.start}" for s in self.plan.stages]
             seen = [[len(row) for row in rows] for rows in columns]
             told = "; ".join(f"{stage} looks at {n} of {of}" for stage, n, of in zip(stages, seen, counts, strict=True))
             log.debug("decoding step: %s; %d chose anew", told, self.anew)
@@ -185,14 +181,14 @@ class Step:
         )
 
 
-def columns_of(layer: RetainedLayer, fixation: Fixation) -> list[Tensor]:
-    """For each row of the batch the ascending prompt columns that a fixation looks at."""
-    if fixation.columns is not None and fixation.columns[0] == fixation.version:
-        return fixation.columns[1]
+def columns_of(layer: RetainedLayer, visible: VisibleTokens) -> list[Tensor]:
+    """For each row of the batch the ascending prompt columns that a visible looks at."""
+    if visible.columns is not None and visible.columns[0] == visible.version:
+        return visible.columns[1]
     looked = layer.visual
-    if fixation.chosen is not None:
-        chosen = fixation.chosen
+    if visible.chosen is not None:
+        chosen = visible.chosen
         looked = looked & chosen.gather(1, layer.slots.clamp(max=chosen.shape[1] - 1))
     found = [slots[mask] for slots, mask in zip(layer.slots, looked, strict=True)]
-    fixation.columns = fixation.version, found
+    visible.columns = visible.version, found
     return found
