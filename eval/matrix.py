@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tokenprune.catalogue.reach import condition, obstacle, variants
+from tokenprune import supports
+from tokenprune.catalogue.reach import variants
 from tokenprune.families.registry import all_families
 from tokenprune.markdown import table
+from tokenprune.support import condition
 
 
 def matrix() -> str:
@@ -21,7 +23,7 @@ def matrix() -> str:
     for name, method in variants():
         cells = []
         for family in families:
-            why, given = obstacle(family, method), condition(family, method)
+            why, given = supports(family, method), condition(family, method)
             cells.append(f"no ({noted(why)})" if why else f"yes ({noted(given)})" if given else "yes")
         rows.setdefault(tuple(cells), []).append(f"`{name}`")
     parts = [

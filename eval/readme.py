@@ -18,8 +18,9 @@ from eval.clips.compare import averaged
 from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix
 from eval.scenes.questions import TYPES
+from tokenprune import supports
 from tokenprune.catalogue.facts import own_options, place, shown
-from tokenprune.catalogue.reach import obstacle, variants_of
+from tokenprune.catalogue.reach import variants_of
 from tokenprune.evaluation.cells import read_all
 from tokenprune.evaluation.grid import load_benchmark
 from tokenprune.evaluation.pareto import pareto
@@ -45,8 +46,8 @@ def methods() -> str:
         plain = cls()
         options = ", ".join(f"`{f.name}={shown(f.default)}`" for f in own_options(cls))
         signals = ", ".join(f"`{name}`" for name in signals_of(cls)) or "none"
-        served = sum(obstacle(f, plain) is None for f in families)
-        best = max(sum(obstacle(f, m) is None for f in families) for _, m in variants_of(cls))
+        served = sum(supports(f, plain) is None for f in families)
+        best = max(sum(supports(f, m) is None for f in families) for _, m in variants_of(cls))
         reach = f"{served}" if best == served else f"{served} ({best} with other options)"
         where = place(*places(cls))
         rows.append([f"`{cls.name}`", cls.year or "", cls.paper, cls.kind, where, signals, reach, options])

@@ -19,6 +19,7 @@ from tokenprune import DivPrune, FastV, Random, Stage, Uniform, prune, select
 from tokenprune.catalogue.reach import variants
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of
+from tokenprune.methods.place import Layer, place_of
 from tokenprune.signals.table import SIGNALS
 
 METHODS = {name.replace(" ", "-").replace("source=", ""): method for name, method in variants()}
@@ -56,7 +57,7 @@ def seen(method):
     whether rows are mixed, chosen by whole pictures or set aside. Features are there for all, and which tensor of which
     encoder layer a stage reads makes no difference (`test_signals`), but how its attention is read does."""
     stages = [stage for _, stage in method.schedule(6)]
-    places = [at for at, _ in method.schedule(6)]
+    places = [place_of(at) for at, _ in method.schedule(6)]
     given = signals(36)
 
     def read(need):
@@ -64,7 +65,7 @@ def seen(method):
 
     mixes = any(select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages)
     return (
-        places[0] > 0,
+        places[0] > Layer(0),
         len(places) > 1,
         mixes,
         method.scope,

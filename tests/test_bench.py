@@ -16,9 +16,9 @@ import tokenprune
 from tests.draw import cases
 from tests.laws import ANCHORS
 from tests.tiny import FAMILIES, Picture
-from tokenprune import cli, scenes
+from tokenprune import Plan, cli, scenes
 from tokenprune.bench import record
-from tokenprune.bench.compare import Pruning, Spread, compare
+from tokenprune.bench.compare import Spread, compare
 from tokenprune.bench.measure import Ideal, peak_memory, prompt, sample
 from tokenprune.bench.workload import Workload, workload
 from tokenprune.errors import BadInput
@@ -104,8 +104,8 @@ def test_peak_memory_sees_what_came_and_went():
 def test_sides_are_interleaved_and_ratios_are_of_one_round():
     work = tiny("llava", [[3, Picture(6, 6), 4]])
     seen = []
-    plans = [Pruning("a", "random", {"keep": 0.25}), Pruning("b", "uniform", {"keep": 0.25})]
-    plans.append(Pruning("c", "fastv", {"keep": 0.25, "at": 1}))
+    plans = {"a": Plan.of("random", keep=0.25), "b": Plan.of("uniform", keep=0.25)}
+    plans["c"] = Plan.of("fastv", keep=0.25, at=1)
     result = compare(work, plans, rounds=2, new_tokens=1, progress=seen.append)
     names = [text.partition(": ")[2] for text in seen]
     assert names == ["dense", "c", "a", "ideal of a", "b", "ideal of b"] * 3
@@ -115,13 +115,11 @@ def test_sides_are_interleaved_and_ratios_are_of_one_round():
     assert a.ideal is not None
     assert c.ideal is None
     assert result.to_dict()["outcomes"][2]["over_ideal"] is None
-    with pytest.raises(BadInput, match="same label"):
-        compare(work, [plans[0], plans[0]], rounds=1)
 
 
 def test_it_says_where_pruning_does_not_pay():
     work = tiny("llava", [[3, Picture(6, 6), 4]])
-    outcome = compare(work, [Pruning("a", "random", {"keep": 0.25})], rounds=1, new_tokens=1).outcomes[0]
+    outcome = compare(work, {"a": Plan.of("random", keep=0.25)}, rounds=1, new_tokens=1).outcomes[0]
 
     def told(**changes):
         ratios = {"speedup": Spread(2, 2, 2), "first_token": Spread(2, 2, 2), "token": Spread(1, 1, 1)}

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tokenprune import BadInput, Stage
+from tests.tiny import FAMILIES
+from tokenprune import BadInput
 from tokenprune.evaluation.cells import Cell, Result, read, write
 from tokenprune.evaluation.grid import Benchmark, grid
 from tokenprune.evaluation.harness import run_all
 from tokenprune.evaluation.tables import against, overview
 from tokenprune.integrations.lmms_eval import code
-from tokenprune.integrations.lmms_eval.settings import Pruning
+from tokenprune.integrations.lmms_eval.settings import digest, plan_of
 from tokenprune.methods import registry
 from tokenprune.methods.base import option
 from tokenprune.methods.divprune import DivPrune
@@ -96,14 +97,14 @@ def test_another_file_of_the_same_name(tmp_path, monkeypatch):
 
 def test_the_keys_of_methods():
     """Every way of asking that changes what is done, and the version of the code that does it."""
-    plain = Pruning.of("divprune", {"keep": 0.5})
+    plain = plan_of("divprune", {"keep": 0.5})
     ways = [{"keep": 0.25}, {"at": 2}, {"positions": "compact"}, {"scope": "item"}, {"turns": "accept"}]
     ways += [{"images": "frames"}, {"rounding": "up"}]
-    digests = {Pruning.of("divprune", {"keep": 0.5} | way).digest for way in ways}
-    assert len(digests | {plain.digest, Pruning.of("none", {}).digest}) == len(ways) + 2
-    (stage,) = plain.says()["stages"]
+    digests = {digest(plan_of("divprune", {"keep": 0.5} | way)) for way in ways}
+    assert len(digests | {digest(plain), digest(plan_of("none", {}))}) == len(ways) + 2
+    (stage,) = plain.describe()["stages"]
     assert stage["options"] == {"keep": 0.5, "rounding": "nearest", "of": "current"}
-    assert plain.says() == json.loads(json.dumps(plain.says()))
+    assert plain.describe() == json.loads(json.dumps(plain.describe()))
 
 
 @dataclass(frozen=True)
@@ -186,20 +187,16 @@ def test_versions_are_in_the_key():
     assert Cell.of("none", {}, label="a", task="t", pretrained="m").code.keys() == {"tokenprune", "engine"}
 
 
-def test_a_recipe_is_read_once(tmp_path, monkeypatch):
+def test_a_recipe_is_read_once(tmp_path, tiny_models):
     """What is pruned with is what was checked and what the key says, whatever becomes of the file."""
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
-    pruning = Pruning.of(str(path), {"positions": "compact"})
+    plan = plan_of(str(path), {"positions": "compact"})
     path.write_text("nothing")
-    given = []
-    monkeypatch.setattr("tokenprune.integrations.lmms_eval.settings.prune", lambda *a, **k: given.append((a, k)))
-    pruning.attach("model")
-    (((_, recipe), options),) = given
-    assert [stage.at for stage in recipe.to_stages()] == [0, 4]
-    assert options == {"positions": "compact"}
-    assert pruning.says()["positions"] == "compact"
-    assert all(isinstance(stage, Stage) for stage in recipe.to_stages())
+    with plan.attach(tiny_models(FAMILIES["llava"])) as run:
+        assert [stage.at for stage in run.stages] == [0, 4]
+        assert run.positions == "compact"
+    assert plan.describe()["positions"] == "compact"
 
 
 def test_a_recipe_that_is_edited_while_the_grid_runs(packed_tasks, tmp_path):

@@ -73,7 +73,7 @@ def test_the_python_line_does_what_is_on_the_screen(session, asked):
     chat = Chat.load("scenes")
     names = {"model": chat.model, "tokenprune": tokenprune, "Stage": Stage}
     names |= {cls.__name__: cls for cls in all_methods().values()}
-    exec(plan(*asked).line, names)
+    exec(plan(*asked).python(), names)
     with names["run"] as run:
         text, _ = chat.answer(chat.inputs(session.open(scenes.IMAGE), scenes.QUESTION), 20)
     assert text == shown.pruned

@@ -12,9 +12,9 @@ from selenium.webdriver.common.by import By
 
 from tests.browser import browser, complaints, needs_browser, shot
 from tests.draw import cases
-from tokenprune import FastV, Stage, load_video, prune, scenes
+from tokenprune import FastV, Plan, Stage, load_video, prune, scenes
 from tokenprune.chat import Chat
-from tokenprune.explain.answers import explain, python_line
+from tokenprune.explain.answers import explain
 from tokenprune.explain.page import page
 from tokenprune.explain.stages import GONE
 from tokenprune.methods.base import signals_of
@@ -32,7 +32,7 @@ def chat():
 
 
 def ask(chat, method, **options):
-    return explain(chat, IMAGE, scenes.QUESTION, method, options, 4)
+    return explain(chat, IMAGE, scenes.QUESTION, Plan.of(method, **options), 4)
 
 
 def test_scores_ranks_and_neighbours(chat):
@@ -95,7 +95,7 @@ def test_tracing_changes_nothing_and_ends_with_the_run(chat):
 @cases("method", [name for name, cls in all_methods().items() if not GIVEN & {*signals_of(cls)}], lambda _: None)
 def test_every_method_is_explained(chat, method):
     found = ask(chat, method, keep=0.5)
-    text = page(found, "scenes", method, {"keep": 0.5})
+    text = page(found, "scenes", Plan.of(method, keep=0.5))
     assert len(found.stages) == text.count('class="stage"')
     back = [(view.kept & ~view.present).any() for view in found.stages]
     assert any(back) == any(stage.recalls for _, stage in method_class(method)().schedule(8))
@@ -103,7 +103,7 @@ def test_every_method_is_explained(chat, method):
 
 def test_a_video_is_explained_step_by_step():
     found = explain(
-        Chat.load("scenes-video"), load_video(scenes.VIDEO), "what appears first ?", "fastvid", {"keep": 0.25}
+        Chat.load("scenes-video"), load_video(scenes.VIDEO), "what appears first ?", Plan.of("fastvid", keep=0.25)
     )
     assert found.span.grid == (16, 4, 4)
     assert len(found.pictures) == 16
@@ -117,11 +117,6 @@ def test_heat_maps_colour_what_is_known():
     low, high, unknown = found[2, 2].astype(int), found[2, 35].astype(int), found[15, 2].astype(int)
     assert high.sum() > low.sum()
     assert len(set(unknown)) == 1
-
-
-def test_the_python_line_runs(chat):
-    line = python_line("fopru", {"keep": 0.25, "strategy": "row", "at": None})
-    assert line == "run = tokenprune.prune(model, 'fopru', keep=0.25, strategy='row')"
 
 
 @needs_browser

@@ -29,9 +29,10 @@ from tests.laws import (
     works,
 )
 from tests.tiny import Picture, Video
-from tokenprune import MissingSignal
-from tokenprune.catalogue.reach import condition, obstacle, variants
+from tokenprune import MissingSignal, supports
+from tokenprune.catalogue.reach import variants
 from tokenprune.families.registry import family_of
+from tokenprune.support import condition
 
 pytestmark = pytest.mark.laws
 
@@ -84,4 +85,4 @@ def test_the_matrix_says_what_the_laws_hold(family, tiny_models):
         plan = name.replace(" ", "-").replace("source=", "")
         partly = condition(served, method) is not None
         if plan in PLANS:
-            assert partly or (obstacle(served, method) is None) == works(family, plan), f"{name} on {family.name}"
+            assert partly or (supports(served, method) is None) == works(family, plan), f"{name} on {family.name}"

@@ -13,13 +13,13 @@ from lmms_eval.tasks import TaskManager
 from eval.scenes import judge
 from tests.draw import cases
 from tests.fake_lmms import Batched, request
-from tokenprune import BadInput, Unsupported, scenes
+from tokenprune import BadInput, Plan, Unsupported, scenes
 from tokenprune.chat import Chat
 from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.cache import KEY, _keyed
 from tokenprune.integrations.lmms_eval.meter import Measured
 from tokenprune.integrations.lmms_eval.model import Tokenprune, generation
-from tokenprune.integrations.lmms_eval.settings import Pruning
+from tokenprune.integrations.lmms_eval.settings import plan_of
 from tokenprune.integrations.lmms_eval.wrapped import Documents, Pruned, arguments_of
 
 MODEL = f"pretrained={scenes.MODEL}"
@@ -141,7 +141,7 @@ def test_lmms_evals_own_models(evaluate, monkeypatch, simple, method):
 def test_documents_tell_rows_apart():
     """Costs go to the requests in the order in which a model looked its documents up."""
     model = Batched(method="token_transforming", keep=0.25, prune_temperature=0.1)
-    assert model.pruning.options == {"keep": 0.25, "temperature": 0.1}
+    assert model.plan == Plan.of("token_transforming", keep=0.25, temperature=0.1)
     requests = [request(i, {"max_new_tokens": 3}) for i in range(5)]
     before = copy.deepcopy([one.args[1] for one in requests])
     found = model.generate_until(requests)
@@ -275,4 +275,4 @@ def test_what_is_not_supported():
 
 def test_logged_counts():
     assert Measured(input_tokens=3).to_dict() == {"input_tokens": 3}
-    assert Pruning.of("none", {"keep": None}).attach(None) is None
+    assert plan_of("none", {"keep": None}).attach(None) is None

@@ -16,6 +16,7 @@ from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
 from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
 from tokenprune.methods.base import Method, places
+from tokenprune.methods.place import Decode, Layer
 from tokenprune.methods.registry import all_methods
 from tokenprune.signals.need import Need
 
@@ -40,13 +41,16 @@ def test_stages_by_name():
         "holitom": [0, 21],
         "prunevid": [0, 11],
         "framefusion": [0, 1, 2, 3, 4, 5, 6, 7],
-        "dycoke_kv": [("decode", 3)],
-        "fastocr": [("decode", 6), ("decode", 14), ("decode", 23)],
+        "dycoke_kv": [Decode(3)],
+        "fastocr": [Decode(6), Decode(14), Decode(23)],
     }
-    assert {name: places(all_methods()[name]) for name in expected} == expected
-    assert places(all_methods()["vflowopt"], layers=28) == [0, 9, 18]
+    found = {
+        name: [one.at if isinstance(one, Layer) else one for one in places(all_methods()[name])] for name in expected
+    }
+    assert found == expected
+    assert places(all_methods()["vflowopt"], layers=28) == [Layer(0), Layer(9), Layer(18)]
     for cls in all_methods().values():
-        found = [at if isinstance(at, int) else at[1] for at in places(cls, layers=4)]
+        found = [one.at if isinstance(one, Layer) else one.start for one in places(cls, layers=4)]
         assert found == sorted(set(found))
         assert found[-1] < 4
 

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eval.media.numbered import frame, read
-from tokenprune import BadInput
+from tokenprune import BadInput, Plan
 from tokenprune.chat import Chat
 from tokenprune.cli import app
 from tokenprune.cli.shown import load_shown
@@ -96,7 +96,7 @@ def test_demo(photo):
 
 def test_explain(photo, chat):
     one, other = (
-        explain(chat, shown, "what ?", "uniform", {"keep": 0.5}, 1).pictures[0]
+        explain(chat, shown, "what ?", Plan.of("uniform", keep=0.5), 1).pictures[0]
         for shown in (photo, Image.fromarray(SHOWN))
     )
     assert np.array_equal(np.asarray(one), np.asarray(other))

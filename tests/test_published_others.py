@@ -71,7 +71,7 @@ def test_fastocr(dtype):
         row = made(4, n, seed=n).to(dtype)
         scores = row.double().numpy().mean(0)
         assert select("fastocr", keep=keep, attention_row=row).index.tolist() == highest(scores, max(1, int(n * keep)))
-    starts = [start for (_, start), _ in FastOCR().schedule(30)]
+    starts = [place.start for place, _ in FastOCR().schedule(30)]
     assert starts[0] == 6
     assert np.ptp(np.diff(starts)) <= 1
     assert starts[-1] + np.diff(starts)[-1] >= 29

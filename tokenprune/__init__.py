@@ -13,7 +13,10 @@ __version__ = VERSION
 _HOMES = {
     "BadInput": ".errors",
     "Check": ".checking.check",
+    "Decode": ".methods.place",
+    "Layer": ".methods.place",
     "MissingSignal": ".errors",
+    "Plan": ".plan",
     "Recipe": ".recipes",
     "Report": ".engine.report",
     "Run": ".engine.run",
@@ -30,6 +33,7 @@ _HOMES = {
     "search_layers": ".search",
     "select": ".api",
     "stream": ".api",
+    "supports": ".plan",
 }
 
 

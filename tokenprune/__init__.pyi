@@ -41,6 +41,8 @@ from .methods.holov import HoloV as HoloV
 from .methods.light_colpali import LightColPali as LightColPali
 from .methods.llava_scissor import LlavaScissor as LlavaScissor
 from .methods.lvlm_csp import LVLMCSP as LVLMCSP
+from .methods.place import Decode as Decode
+from .methods.place import Layer as Layer
 from .methods.prumerge import PruMerge as PruMerge
 from .methods.prunevid import PruneVid as PruneVid
 from .methods.pyramiddrop import PyramidDrop as PyramidDrop
@@ -58,6 +60,8 @@ from .methods.vflowopt import VFlowOpt as VFlowOpt
 from .methods.vidcom2 import VidCom2 as VidCom2
 from .methods.visionzip import VisionZip as VisionZip
 from .methods.vispruner import VisPruner as VisPruner
+from .plan import Plan as Plan
+from .plan import supports as supports
 from .recipes import Recipe as Recipe
 from .recipes import load_recipe as load_recipe
 from .retrieval import merge_pages as merge_pages

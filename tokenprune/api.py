@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
 from tokenprune.engine.run import Run
 from tokenprune.engine.stream import Stream
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Grid, Method, View, make_method, options_of
+from tokenprune.methods.place import Place
 from tokenprune.methods.registry import method_class
-from tokenprune.plan import Planned, planned
+from tokenprune.plan import Plan, Planned
 from tokenprune.signals.checks import common_sizes, one_dtype, read_signal
 from tokenprune.signals.table import SIGNALS
 
@@ -28,11 +28,11 @@ def prune(
     model: PreTrainedModel,
     method: Planned,
     *,
-    at: int | str | None = None,
+    at: int | str | Place | None = None,
     positions: str | None = None,
-    turns: str = "refuse",
+    turns: str | None = None,
     scope: str | None = None,
-    images: str = "each",
+    images: str | None = None,
     verify: str = "auto",
     **options: Any,
 ) -> Run:
@@ -40,18 +40,19 @@ def prune(
 
     model: a Hugging Face vision-language model of a supported family.
     method: a method's name (options such as `keep=0.1` follow), a method, a `Stage`, several stages, or a recipe: its
-        name (see `tokenprune list --recipes`), its YAML file or a `Recipe`.
+        name (see `tokenprune list --recipes`), its YAML file or a `Recipe`; or a `Plan` of all that, which then stands
+        alone.
     at: decoder layer before which a single method runs, 0 = before the LLM, "decode" = at every decoding step;
         default: where the paper puts it, which may be several stages.
     positions: `original` keeps the survivors' position ids (the default, unless a recipe says otherwise), `compact`
         renumbers them as if the prompt had been short.
     turns: what happens when a later question meets a cache whose visual tokens a text-guided method (`fastv`) chose
-        for an earlier one. `refuse` raises `Unsupported`; `accept` answers it from those tokens. Methods that do not
-        read the question serve every turn alike.
+        for an earlier one. `refuse` (the default) raises `Unsupported`; `accept` answers it from those tokens. Methods
+        that do not read the question serve every turn alike.
     scope: `part` counts budgets in every base image, tile grid or video by itself, `item` in a picture with all its
         parts; default: the method's own.
-    images: `each` is a picture by itself; `frames` takes the images of a row together as one video, whose frames they
-        are.
+    images: `each` (the default) is a picture by itself; `frames` takes the images of a row together as one video,
+        whose frames they are.
     verify: whether the first prompt is compared with the full-length model in which the dropped tokens are masked,
         which costs one unpruned prefill. `auto`: where this transformers version was not tested with this one of
         tokenprune; `always`; `never`. What differs raises `Unsupported`. `check` compares decoding steps too.
@@ -59,11 +60,10 @@ def prune(
     Raises `Unsupported` for a model or a way of running that cannot be pruned correctly, `BadInput` for a wrong
     argument.
     """
-    stages, policy = planned(model, method, at=at, positions=positions, scope=scope, **options)
-    verifies = asks_to_verify(verify, stages)
-    run = Run(model, stages, policy, turns, images)
-    if verifies:
-        verify_first_prompt(run)
+    plan = Plan.of(method, at=at, positions=positions, turns=turns, scope=scope, images=images, **options)
+    run = plan.attach(model, verify)
+    if run is None:
+        raise BadInput("This plan prunes nothing. Call plan.attach(model), which then gives None, or name a method.")
     return run
 
 

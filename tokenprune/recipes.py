@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
+from tokenprune.methods.place import DECODE
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.stage import DECODE, Stage
+from tokenprune.methods.stage import Stage
 from tokenprune.shelf import ENDINGS, Shelf
 
 SHELF = Shelf("recipe", "model, positions and stages", "`tokenprune list --recipes` shows the names of all recipes.")
@@ -53,7 +54,7 @@ class Recipe(BaseModel):
 
     def to_stages(self) -> list[Stage]:
         """The stages, in order of their layers."""
-        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: (s.at == DECODE, s.start or s.at))
+        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: (s.at == DECODE, s.place))
 
 
 def recipe_names() -> list[str]:

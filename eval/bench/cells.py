@@ -13,12 +13,13 @@ import torch
 from rich.console import Console
 
 from eval.results import write
-from tokenprune import MissingSignal, prune
-from tokenprune.bench.compare import Pruning, compare
+from tokenprune import MissingSignal, Plan
+from tokenprune.bench.compare import compare
 from tokenprune.bench.record import commit
 from tokenprune.bench.workload import Workload, workload
 from tokenprune.errors import unknown
 from tokenprune.methods.base import places
+from tokenprune.methods.place import Layer
 from tokenprune.methods.registry import all_methods
 
 SLOW = {"llava_scissor": "its budget is found by halving, on the host: see video_cost.json"}
@@ -46,18 +47,18 @@ class Cell:
 def before_llm() -> list[str]:
     """The methods that choose once, before the LLM."""
     known = all_methods().items()
-    return [name for name, cls in known if not cls.decodes and places(cls) == [0] and name not in SLOW]
+    return [name for name, cls in known if not cls.decodes and places(cls) == [Layer(0)] and name not in SLOW]
 
 
 def inside_llm() -> list[str]:
     """The methods that choose inside the LLM alone."""
-    return [name for name, cls in all_methods().items() if not cls.decodes and places(cls)[0] > 0]
+    return [name for name, cls in all_methods().items() if not cls.decodes and places(cls)[0] > Layer(0)]
 
 
-def prunings(cell: Cell, work: Workload) -> tuple[list[Pruning], dict[str, str]]:
+def plans_of(cell: Cell, work: Workload) -> tuple[dict[str, Plan], dict[str, str]]:
     """What is compared, and why the others are not."""
     video = work.images == "frames" or "pixel_values_videos" in work.inputs
-    found, refused = [], dict(SLOW)
+    found, refused = {}, dict(SLOW)
     for name in cell.methods or [*before_llm(), *inside_llm()]:
         if not video and "video" in all_methods()[name].kind:
             continue
@@ -65,14 +66,14 @@ def prunings(cell: Cell, work: Workload) -> tuple[list[Pruning], dict[str, str]]
             refused[name] = LONG[name]
             continue
         try:
-            prune(work.model, name, keep=0.5, images=work.images).remove()
+            Plan.of(name, keep=0.5).check(work.model)
         except MissingSignal as error:
             refused[name] = str(error)
             continue
         if name in ("quota", "streamvln"):
             refused[name] = "reads a signal that the user brings"
             continue
-        found += [Pruning(f"{name} {keep}", name, {"keep": keep}) for keep in cell.keeps]
+        found |= {f"{name} {keep}": Plan.of(name, keep=keep) for keep in cell.keeps}
     return found, refused
 
 
@@ -89,7 +90,7 @@ def run(
             console.print(f"{cell.name}: there already")
             continue
         work = workload(cell.shape, cell.tokens, cell.batch, device, dtype)
-        plans, refused = prunings(cell, work)
+        plans, refused = plans_of(cell, work)
         console.print(f"{cell.name}: {len(plans)} ways of pruning, {cell.rounds} rounds")
         measured = compare(work, plans, cell.rounds, cell.new_tokens, lambda text: console.print(f"  {text}"))
         result["cells"][cell.name] = measured.to_dict() | {"refused": refused, "dtype": str(dtype), "commit": commit()}

@@ -19,7 +19,8 @@ from eval.bench.bars import Bar, as_rows, of_prefill
 from eval.bench.cells import Cell, run
 from eval.results import RESULTS, write
 from eval.selection_cost import timed
-from tokenprune.bench.compare import Pruning, Spread, compare
+from tokenprune import Plan
+from tokenprune.bench.compare import Spread, compare
 from tokenprune.bench.workload import workload
 from tokenprune.core.diversity import cosine_distance, max_min
 
@@ -36,7 +37,7 @@ CELLS = (
 
 def hooks(rounds: int, console: Console) -> Bar:
     """What everything costs that is not choosing: keep=1.0 beside dense."""
-    found = compare(workload(SHAPE, 576), [Pruning("uniform 1.0", "uniform", {"keep": 1.0})], rounds, 0)
+    found = compare(workload(SHAPE, 576), {"uniform 1.0": Plan.of("uniform", keep=1.0)}, rounds, 0)
     ratio = found.outcomes[0].speedup
     console.print(f"hooks: dense / pruned at keep 1.0: {ratio}")
     return Bar("hooks at keep 1.0", f"{SHAPE} n=576", 1 / ratio.median, 1 / ratio.high, 1 / ratio.low, 1.02, True)

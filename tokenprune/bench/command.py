@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from tokenprune.bench import record, table
-from tokenprune.bench.compare import Pruning, compare
+from tokenprune.bench.compare import compare
 from tokenprune.bench.workload import Workload, workload
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput
 from tokenprune.media.pictures import load_image
+from tokenprune.plan import Plan
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -43,7 +45,7 @@ def chosen(
 def report(
     console: Console,
     work: Workload,
-    prunings: list[Pruning],
+    plans: Mapping[str, Plan],
     rounds: int,
     new_tokens: int,
     save: Path | None,
@@ -51,7 +53,7 @@ def report(
 ) -> None:
     """Measure, then print tables (or JSON), warnings, and where the result was written."""
     with console.status("measuring ...") if not as_json else Console(stderr=True).status("measuring ...") as status:
-        result = compare(work, prunings, rounds, new_tokens, lambda text: status.update(escape(text)))
+        result = compare(work, plans, rounds, new_tokens, lambda text: status.update(escape(text)))
     whole: dict[str, Any] = result.to_dict()
     if save is not None:
         record.write(save, whole)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -12,8 +13,7 @@ from tokenprune.api import prune
 from tokenprune.bench.measure import Ideal, Sample, Side, prompt, sample
 from tokenprune.bench.workload import Workload
 from tokenprune.engine.report import Report
-from tokenprune.engine.run import Run
-from tokenprune.errors import BadInput
+from tokenprune.plan import Plan
 
 TIMES = ("prefill", "first_token", "token", "selection")
 
@@ -37,7 +37,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Cost:
+class SideCost:
     """One side: milliseconds (see `Sample`) by name, and bytes."""
 
     times: dict[str, Spread]
@@ -45,20 +45,11 @@ class Cost:
     kv_bytes: int
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Cost:
+    def of(cls, samples: Sequence[Sample]) -> SideCost:
         """Of all rounds."""
         peaks = [s.peak_bytes for s in samples if s.peak_bytes is not None]
         times = {name: Spread.of([getattr(s, name) for s in samples]) for name in TIMES}
         return cls(times, int(median(peaks)) if peaks else None, samples[-1].kv_bytes)
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """What is compared: a label, and what `prune` takes."""
-
-    label: str
-    method: Any
-    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,8 +64,8 @@ class Outcome:
 
     label: str
     tokens: tuple[int, float, int]
-    pruned: Cost
-    ideal: Cost | None
+    pruned: SideCost
+    ideal: SideCost | None
     speedup: Spread
     promised: float
     over_ideal: Spread | None
@@ -108,7 +99,7 @@ class Comparison:
     batch: int
     rounds: int
     new_tokens: int
-    dense: Cost
+    dense: SideCost
     outcomes: list[Outcome]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,30 +113,28 @@ class Comparison:
 
 def compare(
     work: Workload,
-    prunings: Sequence[Pruning],
+    plans: Mapping[str, Plan],
     rounds: int = 5,
     new_tokens: int = 8,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    """Measure every side `rounds` times by turns, after one round to warm up."""
-    if len({p.label for p in prunings}) < len(prunings):
-        raise BadInput("Two ways of pruning have the same label.")
+    """Measure every side `rounds` times by turns, after one round to warm up. plans: by their labels."""
     reports: dict[str, Report] = {}
     shorts: dict[tuple[int, ...], Ideal] = {}
     inside: dict[str, Side] = {}
     before: dict[str, Side] = {}
-    for one in prunings:
-        side = _side(work, one)
+    for label, plan in plans.items():
+        side = functools.partial(prune, work.model, replace(plan, images=work.images))
         with side() as run:
             prompt(work)
-            reports[one.label], kept = run.report(), run.kept[-1]
+            reports[label], kept = run.report(), run.kept[-1]
         if any(stage.at > 0 for stage in run.stages):
-            inside[one.label] = side
+            inside[label] = side
             continue
         lengths = tuple(len(row) for row in kept)
         if lengths not in shorts:  # one short prompt serves all that keep as much
             shorts[lengths] = Ideal(work, kept)
-        before |= {one.label: side, _ideal(one.label): shorts[lengths]}
+        before |= {label: side, _ideal(label): shorts[lengths]}
     # What is compared stands side by side: a noisy machine is slow for minutes at a time.
     sides: dict[str, Side] = {"dense": contextlib.nullcontext} | inside | before
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
@@ -156,23 +145,14 @@ def compare(
             if turn:
                 samples[name].append(taken)
     outcomes = []
-    for one in prunings:
-        ideal = samples.get(_ideal(one.label))
-        outcomes.append(_outcome(one.label, reports[one.label], samples["dense"], samples[one.label], ideal))
-    return Comparison(work.name, work.batch, rounds, new_tokens, Cost.of(samples["dense"]), outcomes)
+    for label in plans:
+        ideal = samples.get(_ideal(label))
+        outcomes.append(_outcome(label, reports[label], samples["dense"], samples[label], ideal))
+    return Comparison(work.name, work.batch, rounds, new_tokens, SideCost.of(samples["dense"]), outcomes)
 
 
 def _ideal(label: str) -> str:
     return f"ideal of {label}"
-
-
-def _side(work: Workload, one: Pruning) -> Side:
-    @contextlib.contextmanager
-    def side() -> Iterator[Run]:
-        with prune(work.model, one.method, images=work.images, **one.options) as run:
-            yield run
-
-    return side
 
 
 def _outcome(
@@ -187,8 +167,8 @@ def _outcome(
     return Outcome(
         label=label,
         tokens=(report.tokens, report.average_tokens, report.final_tokens),
-        pruned=Cost.of(pruned),
-        ideal=None if ideal is None else Cost.of(ideal),
+        pruned=SideCost.of(pruned),
+        ideal=None if ideal is None else SideCost.of(ideal),
         speedup=ratio(dense, pruned, "prefill"),
         promised=report.dense_flops / report.flops,
         over_ideal=None if ideal is None else ratio(pruned, ideal, "prefill"),

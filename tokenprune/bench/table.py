@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from tokenprune.bench.compare import Comparison, Cost, Spread
+from tokenprune.bench.compare import Comparison, SideCost, Spread
 
 
 def costs(result: Comparison) -> Table:
@@ -34,7 +34,7 @@ def ratios(result: Comparison) -> Table:
     return table
 
 
-def _cells(cost: Cost) -> list[str]:
+def _cells(cost: SideCost) -> list[str]:
     shown = [_time(cost.times[name]) for name in ("prefill", "selection", "first_token", "token")]
     return [*shown, "?" if cost.peak_bytes is None else _mib(cost.peak_bytes), _mib(cost.kv_bytes)]
 

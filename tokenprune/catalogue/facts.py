@@ -8,6 +8,7 @@ from dataclasses import Field
 from typing import Any
 
 from tokenprune.methods.base import Method, options_of, places, signals_of
+from tokenprune.methods.place import Decode, Layer, Place
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
 from tokenprune.signals.table import SIGNALS, Signal
@@ -30,20 +31,20 @@ def same_paper(method: type[Method]) -> list[str]:
     return [name for name, cls in all_methods().items() if cls is not method and number[0] in cls.paper]
 
 
-def place(*places: int | tuple[str, int]) -> str:
+def place(*places: Place) -> str:
     """Where stages stand, in a sentence."""
-    inside = [str(at) for at in places if isinstance(at, int) and at]
+    inside = [str(one.at) for one in places if isinstance(one, Layer) and one.at]
     layers = [f"before layer{'s' if len(inside) > 1 else ''} {', '.join(inside)}"] if inside else []
-    starts = [str(at[1]) for at in places if isinstance(at, tuple)]
+    starts = [str(one.start) for one in places if isinstance(one, Decode)]
     steps = [f"at every decoding step from layer{'s' if len(starts) > 1 else ''} {', '.join(starts)}"] if starts else []
-    return " and ".join(["before the LLM"] * (0 in places) + layers + steps)
+    return " and ".join([str(Layer(0))] * (Layer(0) in places) + layers + steps)
 
 
 def layers(method: type[Method]) -> str:
     """The same as numbers: `0 10 21`, a run of them as `0-7`; `decode 3` for decoding steps from layer 3 on."""
     found = places(method)
-    inside = [at for at in found if isinstance(at, int)]
-    starts = [str(at[1]) for at in found if isinstance(at, tuple)]
+    inside = [one.at for one in found if isinstance(one, Layer)]
+    starts = [str(one.start) for one in found if isinstance(one, Decode)]
     if len(inside) > 3 and inside == list(range(inside[0], inside[-1] + 1)):
         return f"{inside[0]}-{inside[-1]}"
     return " ".join([*map(str, inside), *(["decode", *starts] if starts else [])])
@@ -108,10 +109,7 @@ def recipes_of(method: type[Method]) -> list[Recipe]:
 
 def recipe_stages(recipe: Recipe) -> str:
     """The stages of a recipe in a sentence."""
-    return ", ".join(
-        f"{s.method.name} keep {shown(s.method.keep)} {place(s.at if s.start is None else (s.at, s.start))}"
-        for s in recipe.to_stages()
-    )
+    return ", ".join(f"{s.method.name} keep {shown(s.method.keep)} {place(s.place)}" for s in recipe.to_stages())
 
 
 def published(recipe: Recipe) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokenprune.families.base import Family
 from tokenprune.families.registry import all_families
 from tokenprune.methods.base import Method, options_of
 from tokenprune.methods.registry import all_methods
+from tokenprune.plan import supports
+from tokenprune.support import condition
 
 
 def variants() -> Iterator[tuple[str, Method]]:
@@ -27,30 +28,13 @@ def variants_of(method: type[Method]) -> Iterator[tuple[str, Method]]:
                 yield f"{method.name} {field.name}={choice}", changed
 
 
-def obstacle(family: Family, method: Method) -> str | None:
-    """Why a family cannot run a method; None where it can."""
-    for need in method.needs:
-        reason = family.lacks(need.signal, need.variant)
-        if reason is not None:
-            return f"no {need.signal}: {reason}"
-    if method.merges_in == "encoder" and not family.projects:
-        return "it does not project its features one by one. Use merge_in='projected'."
-    return None
-
-
-def condition(family: Family, method: Method) -> str | None:
-    """What a model of the family must have to run a method, where not all have it."""
-    keys = [f"{need.signal}:{need.variant}" for need in method.needs]
-    return next((family.conditions[key] for key in keys if key in family.conditions), None)
-
-
 def reach(method: type[Method]) -> list[str]:
     """Which families run it as it is, and what keeps the others from it."""
     plain = method()
     served, notes = [], {}
     for family in sorted(all_families().values(), key=lambda family: family.name.lower()):
-        why, given = obstacle(family, plain), condition(family, plain)
-        ways = [name for name, way in variants_of(method) if obstacle(family, way) is None]
+        why, given = supports(family, plain), condition(family, plain)
+        ways = [name for name, way in variants_of(method) if supports(family, way) is None]
         if why is None:
             served.append(family.name)
         if why is not None:

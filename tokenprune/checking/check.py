@@ -14,8 +14,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from tokenprune.checking.compare import TOLERANCES, Comparison, Parting, Recorder, outcome_of
 from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
+from tokenprune.methods.place import Layer
 from tokenprune.methods.stage import Stage
-from tokenprune.plan import Planned, planned
+from tokenprune.plan import Plan, Planned
 from tokenprune.version import VERSION
 
 
@@ -73,9 +74,9 @@ def check(
     new_tokens: int = 3,
     tolerance: float | None = None,
     give: Mapping[str, Sequence[Tensor]] | None = None,
-    turns: str = "refuse",
-    images: str = "each",
-    **plan: Any,
+    turns: str | None = None,
+    images: str | None = None,
+    **asked: Any,
 ) -> Check:
     """Does pruning hold on this model, with this prompt? Compares four greedy runs of the same `new_tokens` tokens.
 
@@ -84,7 +85,7 @@ def check(
 
     model: in eval mode and not pruned; float32 finds the smallest mistakes.
     inputs: of the model, for one prompt or a padded batch, as its processor gives them.
-    method, turns, images, plan: as for `prune`, its at=, positions=, scope= and options included.
+    method, turns, images, asked: as for `prune`, its at=, positions=, scope= and options included.
     tolerance: what rounding may explain, as a share of the largest value at that place; default: by dtype.
     give: signals as for `Run.give`.
 
@@ -97,11 +98,12 @@ def check(
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise BadInput("check() needs the inputs of the model with input_ids, as its processor gives them.")
-    stages, positions = planned(model, method, **plan)
+    plan = Plan.of(method, turns=turns, images=images, **asked)
+    stages, positions = plan.stages(model), plan.positions
     if any(stage.method.merges_in == "encoder" for stage in stages):
         raise BadInput("Features merged before the projector have no masked reference. Check merge_in='projected'.")
     everything = [replace(stage, method=replace(stage.method, keep=1.0)) for stage in stages]
-    trial = _Trial(model, inputs, new_tokens, turns, images, give or {})
+    trial = _Trial(model, inputs, new_tokens, plan.turns, plan.images, give or {})
     tolerance = TOLERANCES.get(model.dtype, max(TOLERANCES.values())) if tolerance is None else tolerance
     run, pruned = trial.compared(stages, positions, tolerance, plain=False)
     _, whole = trial.compared(everything, positions, tolerance, plain=True)
@@ -192,11 +194,9 @@ def _stages_of(run: Run) -> list[tuple[str, str, int, int]]:
     found = []
     report = run.report()
     for stage in report.stages:
-        place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
-        found.append((place, stage.method, sum(stage.before), sum(stage.after)))
+        found.append((str(Layer(stage.at)), stage.method, sum(stage.before), sum(stage.after)))
     if run.decoding is not None and report.decoding is not None:
         for stage in run.decoding.stages:
             looked = report.decoding
-            place = f"at every decoding step from layer {stage.start}"
-            found.append((place, stage.method.name, round(looked.visual), round(looked.looked_at)))
+            found.append((str(stage.place), stage.method.name, round(looked.visual), round(looked.looked_at)))
     return found

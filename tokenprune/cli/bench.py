@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tokenprune.cli.parse import Dtype, asked
+from tokenprune.cli.parse import Dtype, read_plan
 
 out = Console()
 
@@ -39,11 +39,9 @@ def bench(
 
     Further options of a single method follow as --name value.
     """
-    plans = {name: asked(context.args, name, keep, at=at, positions=positions) for name in method.split(",")}
+    plans = {name: read_plan(context.args, name, keep, at=at, positions=positions) for name in method.split(",")}
 
     from tokenprune.bench import command
-    from tokenprune.bench.compare import Pruning
 
     work = command.chosen(shape, tokens, model, image, prompt, batch, None if dtype is None else dtype.value)
-    prunings = [Pruning(name, name, options) for name, options in plans.items()]
-    command.report(out, work, prunings, rounds, new_tokens, save, as_json)
+    command.report(out, work, plans, rounds, new_tokens, save, as_json)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokenprune.cli.parse import Dtype, asked
+from tokenprune.cli.parse import Dtype, read_plan
 from tokenprune.cli.shown import check_shown, load_shown
 from tokenprune.media.files import MAX_PIXELS
 
@@ -41,7 +41,7 @@ def check(
     Further options of the method follow as --name value.
     """
     check_shown(image, video, frames, reader, prompt)
-    options = asked(context.args, method, keep, at=at, scope=scope, positions=positions)
+    plan = read_plan(context.args, method, keep, at=at, scope=scope, positions=positions)
 
     from tokenprune import scenes
     from tokenprune.chat import Chat
@@ -54,8 +54,6 @@ def check(
     shown, bundled = load_shown(image, video, frames, reader, max_pixels, progress=not as_json)
     more = {} if attention is None else {"attn_implementation": attention}
     chat = Chat.load(model or bundled, dtype=dtype.value, **more)
-    found = compared(
-        chat.model, chat.inputs(shown, prompt or scenes.QUESTION), method, new_tokens=new_tokens, **options
-    )
+    found = compared(chat.model, chat.inputs(shown, prompt or scenes.QUESTION), plan, new_tokens=new_tokens)
     typer.echo(json.dumps(asdict(found) | {"ok": found.ok}, indent=1) if as_json else str(found))
     raise typer.Exit(0 if found.ok else 1)

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokenprune.cli.parse import asked
+from tokenprune.cli.parse import read_plan
 from tokenprune.cli.results import save
 from tokenprune.cli.shown import check_shown, load_shown
 from tokenprune.media.files import MAX_PIXELS
@@ -40,7 +40,7 @@ def explain(
     Further options of the method follow as --name value.
     """
     check_shown(image, video, frames, reader, prompt)
-    options = asked(context.args, method, keep, at=at, positions=positions)
+    plan = read_plan(context.args, method, keep, at=at, positions=positions)
 
     from tokenprune import scenes
     from tokenprune.chat import Chat
@@ -49,6 +49,6 @@ def explain(
 
     shown, bundled = load_shown(image, video, frames, reader, max_pixels, progress=True)
     name = model or bundled
-    found = ask(Chat.load(name), shown, prompt or scenes.QUESTION, method, options, max_new_tokens)
+    found = ask(Chat.load(name), shown, prompt or scenes.QUESTION, plan, max_new_tokens)
     out.print(f"unpruned: {escape(found.dense)}\npruned:   {escape(found.pruned)}", highlight=False)
-    save(page, drawn(found, name, method, options))
+    save(page, drawn(found, name, plan))

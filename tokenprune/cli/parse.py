@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenprune.errors import BadInput
-from tokenprune.methods.registry import all_methods
-from tokenprune.recipes import named
+
+if TYPE_CHECKING:
+    from tokenprune.plan import Plan
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -38,14 +39,14 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-def asked(arguments: list[str], method: str, keep: str | None, **places: str | None) -> dict[str, Any]:
-    """What goes to `prune` beside the method's name: its options, keep (0.1 unless it is a recipe that says it), and
-    at=, positions=, scope= as typed. A wrong name or value raises here, before a model is loaded."""
-    options = parse_extra(arguments)
-    if keep is not None or method in all_methods():
-        options["keep"] = parse_value(keep or "0.1")
-    named(method, options)
-    return options | {name: None if value is None else parse_value(value) for name, value in places.items()}
+def read_plan(arguments: list[str], method: str, keep: str | None, **places: str | None) -> Plan:
+    """What to prune with: the method's name and options, keep (0.1 unless it is a recipe that says it), and at=,
+    positions=, scope= as typed. A wrong name or value raises here, before a model is loaded."""
+    from tokenprune.plan import Plan  # imports transformers, which takes long
+
+    given = places if keep is None else places | {"keep": keep}
+    options = parse_extra(arguments) | {name: parse_value(text) for name, text in given.items() if text is not None}
+    return Plan.with_budget(0.1, method, **options)
 
 
 def parse_extra(arguments: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokenprune.cli.parse import asked
+from tokenprune.cli.parse import read_plan
 from tokenprune.errors import BadInput
 from tokenprune.media.files import MAX_PIXELS
 
@@ -62,7 +62,7 @@ def run(
         raise BadInput("--reader goes with --video FILE.")
     if video is not None and (image is not None or save is not None):
         raise BadInput("--video goes without --image, and without --save: an overlay is drawn for pictures.")
-    options = asked(context.args, method, keep, at=at, positions=positions, scope=scope)
+    plan = read_plan(context.args, method, keep, at=at, positions=positions, scope=scope)
 
     from tokenprune import scenes
     from tokenprune.api import prune
@@ -90,12 +90,13 @@ def run(
         bundled = "the bundled model Scenes" if video is None else "the bundled model Scenes-video"
         out.print(f"[dim]loading {escape(model or bundled)} ...[/dim]")
     chat = Chat.load(model or (scenes.MODEL if video is None else scenes.VIDEO_MODEL))
+    plan.check(chat.model)
     inputs = chat.inputs(picture, question)
     times: dict[str, list[float]] = {"dense": [], "pruned": []}
     for _ in range(repeat + 1):  # the first round warms up
         dense, seconds = chat.answer(inputs, max_new_tokens)
         times["dense"].append(seconds)
-        with prune(chat.model, method, **options) as active:
+        with prune(chat.model, plan) as active:
             pruned, seconds = chat.answer(inputs, max_new_tokens)
         times["pruned"].append(seconds)
     timed = {name: 1000 * median(values[1:]) for name, values in times.items()}

@@ -83,7 +83,7 @@ def build(session: Session) -> gr.Blocks:
 
         def written(*values: Any) -> str:
             try:
-                return plan(*values).line
+                return plan(*values).python()
             except BadInput as error:
                 return f"# {error}"
 

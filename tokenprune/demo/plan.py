@@ -1,29 +1,20 @@
-"""What the controls ask for: one or two stages, and the Python line that does the same."""
+"""What the controls ask for: one or two stages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 from tokenprune.cli.parse import parse_value
 from tokenprune.errors import BadInput
-from tokenprune.explain.answers import python_line
-from tokenprune.methods.base import Method, make_method
-from tokenprune.methods.registry import all_methods, method_class
+from tokenprune.methods.base import make_method
+from tokenprune.methods.registry import method_class
 from tokenprune.methods.stage import Stage
-from tokenprune.recipes import named
+from tokenprune.plan import Plan
+from tokenprune.recipes import Recipe
 
 PUBLISHED = "as published"
 NO_METHOD = "none"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `tokenprune.prune` gets: `prune(model, method, **options)`; line: the call as text."""
-
-    method: Any
-    options: dict[str, Any]
-    line: str
 
 
 def plan(
@@ -35,25 +26,18 @@ def plan(
     name=value, with semicolons between them. second: a method that runs at layer `second_at` of what the first left,
     or `none`.
     """
-    own = typed_options(extra)
-    if method in all_methods():
-        own = {"keep": float(keep)} | own
-    named(method, own)
-    where = {} if at == PUBLISHED else {"at": parse_value(at)}
-    if method not in all_methods():
-        if second != NO_METHOD or where:
+    first = Plan.with_budget(float(keep), method, **typed_options(extra))
+    where = None if at == PUBLISHED else parse_value(at)
+    if isinstance(first.what, Recipe):
+        if second != NO_METHOD or where is not None:
             raise BadInput("A recipe has its own stages. Choose a method to place it, or to add a second stage.")
-        return Plan(method, {}, python_line(method, {}))
+        return first
     if second == NO_METHOD:
-        options = own | where | {"positions": positions}
-        return Plan(method, options, python_line(method, options))
-    if not where:
+        return replace(first, at=where, positions=positions)
+    if where is None:
         raise BadInput("With a second stage, say where the first one stands: choose its layer.")
-    first, then = make_method(method_class(method), own), make_method(method_class(second), {"keep": second_keep})
-    stages = [Stage(where["at"], first), Stage(int(second_at), then)]
-    texts = ", ".join(f"Stage({stage.at!r}, {call(stage.method)})" for stage in stages)
-    line = f"run = tokenprune.prune(model, [{texts}], positions={positions!r})"
-    return Plan(stages, {"positions": positions}, line)
+    then = make_method(method_class(second), {"keep": second_keep})
+    return Plan.of([Stage(where, first.what), Stage(int(second_at), then)], positions=positions)
 
 
 def typed_options(text: str) -> dict[str, Any]:
@@ -65,9 +49,3 @@ def typed_options(text: str) -> dict[str, Any]:
             raise BadInput(f"{pair!r} is no option. Write name=value, with semicolons between them.")
         found[name.strip()] = parse_value(value.strip())
     return found
-
-
-def call(method: Method) -> str:
-    """The constructor of a method, with what differs from its defaults."""
-    given = [f for f in fields(method) if f.init and getattr(method, f.name) != f.default]
-    return f"{type(method).__name__}({', '.join(f'{f.name}={getattr(method, f.name)!r}' for f in given)})"

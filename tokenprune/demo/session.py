@@ -14,7 +14,6 @@ from PIL import Image
 from tokenprune import scenes
 from tokenprune.api import prune
 from tokenprune.chat import Chat
-from tokenprune.demo.plan import Plan
 from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
 from tokenprune.media.clip import Clip
@@ -22,6 +21,7 @@ from tokenprune.media.pictures import load_image
 from tokenprune.media.sniff import kind_of
 from tokenprune.media.video import load_video
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
+from tokenprune.plan import Plan
 
 LONGEST_QUESTION = 2000
 
@@ -80,13 +80,12 @@ class Session:
             chat = self.chat("video" if isinstance(opened, Clip) else "image")
             inputs = chat.inputs(opened, question)
             shown = Shown()
-            with prune(chat.model, asked.method, **asked.options):
-                pass  # a plan that this model refuses should not wait for an answer
+            asked.check(chat.model)  # a plan that this model refuses should not wait for an answer
             began = time.perf_counter()
             for shown.dense in chat.stream(inputs, self.max_new_tokens):
                 yield shown
             dense = time.perf_counter() - began
-            with prune(chat.model, asked.method, **asked.options) as run:
+            with prune(chat.model, asked) as run:
                 rankings = run.trace()
                 began = time.perf_counter()
                 for shown.pruned in chat.stream(inputs, self.max_new_tokens):

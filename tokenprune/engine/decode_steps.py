@@ -13,7 +13,6 @@ from tokenprune.core.selection import handed
 from tokenprune.engine.cache import PrunedLayer
 from tokenprune.engine.decode_cache import RetainedLayer, VisibleTokens
 from tokenprune.engine.select import check_selection
-from tokenprune.errors import BadInput, Unsupported
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
@@ -47,19 +46,8 @@ class DecodeStages:
 
     def __init__(self, stages: list[Stage], windows: list[int | None]) -> None:
         self.stages, self.windows = sorted(stages, key=lambda s: s.start), windows
-        starts = [s.start for s in self.stages]
-        if len(set(starts)) < len(starts):
-            raise BadInput(f"Two stages of decoding steps have the same start ({starts}). Give each its own.")
-        if starts[-1] >= len(windows):
-            raise BadInput(f"start={starts[-1]} is past the last layer: this model has layers 0 to {len(windows) - 1}.")
-        for start in starts:
-            if windows[start - 1] is not None:
-                raise Unsupported(
-                    f"Layer {start - 1} sees a sliding window, so it cannot choose from all visual tokens. Give a "
-                    "start after a layer of full attention."
-                )
         self.focal = {s.start - 1: s for s in self.stages}
-        self.first = 0 if any(s.method.reuses for s in self.stages) else starts[0] - 1
+        self.first = 0 if any(s.method.reuses for s in self.stages) else self.stages[0].start - 1
 
     def step(self, layers: list[PrunedLayer], single: bool) -> DecodeStep | None:
         """Start a pass of a single token; several at once see everything."""

@@ -243,8 +243,7 @@ class Forward:
             f"row {row} {before} -> {after}, padding {state.width - state.counts[row]}, {_range(positions[row])}"
             for row, (before, after) in enumerate(zip(record.before, record.after, strict=True))
         ]
-        where = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
-        return f"stage {len(self.records) - 1} {where}: {'; '.join(done)} ({stage.method.name})"
+        return f"stage {len(self.records) - 1} {stage.place}: {'; '.join(done)} ({stage.method.name})"
 
 
 def _range(positions: Tensor) -> str:

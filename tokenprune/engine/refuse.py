@@ -13,10 +13,12 @@ from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.engine.cache import refuse_kinds
-from tokenprune.engine.masks import same_as_causal
+from tokenprune.engine.masks import layer_kinds, same_as_causal
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
+from tokenprune.methods.place import Decode, Layer
 from tokenprune.methods.stage import Stage
+from tokenprune.support import obstacle
 
 COMPILED = (
     "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
@@ -24,8 +26,25 @@ COMPILED = (
 )
 
 
-def check_stages(stages: Sequence[Stage], layers: int) -> None:
-    """Raise `BadInput` unless stages (sorted by place) can run one after the other in a model of so many layers."""
+def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) -> None:
+    """Raise what keeps stages from running on a model (not wrapped): `BadInput` for places that it does not have,
+    `MissingSignal` for signals that it does not give, `Unsupported` for the way it is loaded."""
+    text_model = family.language_model(model)
+    inside = sorted((stage for stage in stages if isinstance(stage.place, Layer)), key=lambda stage: stage.at)
+    decoding = sorted((stage for stage in stages if isinstance(stage.place, Decode)), key=lambda stage: stage.start)
+    if inside or not decoding:
+        _check_order(inside, len(text_model.layers))
+    if decoding:
+        _check_steps([stage.start for stage in decoding], [kind.window for kind in layer_kinds(text_model)])
+    for stage in inside:
+        found = obstacle(family, stage.method, model)
+        if found is not None:
+            raise MissingSignal(found.of(family))
+    refuse_parallel(model)
+
+
+def _check_order(stages: Sequence[Stage], layers: int) -> None:
+    """Raise `BadInput` unless stages (sorted by layer) can run one after the other in a model of so many layers."""
     if not stages:
         raise BadInput("No stages. Give a method name, a method or a list of Stage.")
     places = [s.at for s in stages]
@@ -45,15 +64,18 @@ def check_stages(stages: Sequence[Stage], layers: int) -> None:
         raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
 
 
-def check_projection(stages: Sequence[Stage], family: Family) -> None:
-    """Raise where a method would merge before a projector that does not take tokens one by one, or inside the LLM."""
-    for stage in stages:
-        if stage.method.merges_in == "encoder" and stage.at:
-            raise BadInput(f"merge_in='encoder' of {stage.method.name} works before the LLM, at=0, not {stage.at}.")
-        if stage.method.merges_in == "encoder" and not family.projects:
-            raise MissingSignal(
-                f"{family.name} does not project its features one by one, so nothing can be merged before. Use "
-                "merge_in='projected'."
+def _check_steps(starts: list[int], windows: list[int | None]) -> None:
+    """Raise unless stages of decoding steps can choose for these layers on, ascending. windows: of every layer, None
+    for full attention."""
+    if len(set(starts)) < len(starts):
+        raise BadInput(f"Two stages of decoding steps have the same start ({starts}). Give each its own.")
+    if starts[-1] >= len(windows):
+        raise BadInput(f"start={starts[-1]} is past the last layer: this model has layers 0 to {len(windows) - 1}.")
+    for start in starts:
+        if windows[start - 1] is not None:
+            raise Unsupported(
+                f"Layer {start - 1} sees a sliding window, so it cannot choose from all visual tokens. Give a "
+                "start after a layer of full attention."
             )
 
 

@@ -17,6 +17,7 @@ from tokenprune.engine.decode_steps import StepReport
 from tokenprune.engine.forward import Forward, Merged
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.families.base import Span
+from tokenprune.methods.place import Layer
 from tokenprune.methods.stage import Stage
 
 
@@ -103,8 +104,9 @@ class Report:
             table.add_column(column, justify="right" if column else "left")
         for stage in self.stages:
             before, after = sum(stage.before), sum(stage.after)
-            place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
-            table.add_row(f"visual tokens {place} ({stage.method})", str(before), str(after), _share(after, before))
+            table.add_row(
+                f"visual tokens {Layer(stage.at)} ({stage.method})", str(before), str(after), _share(after, before)
+            )
         for row in self.figures():
             table.add_row(*row)
         table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")

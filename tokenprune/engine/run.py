@@ -29,13 +29,11 @@ from tokenprune.engine.overrides import Hook, Overrides
 from tokenprune.engine.padding import Padding
 from tokenprune.engine.prompt import Call, Prompt
 from tokenprune.engine.refuse import (
-    check_projection,
-    check_stages,
+    check_runs,
     refuse_checkpointing,
     refuse_compiled,
     refuse_packed,
     refuse_paged,
-    refuse_parallel,
     unwrapped,
 )
 from tokenprune.engine.report import Prefill, Report, layer_shape, measure
@@ -43,7 +41,8 @@ from tokenprune.engine.token_state import TokenState
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
-from tokenprune.methods.stage import DECODE, Stage
+from tokenprune.methods.place import Decode, Layer
+from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
 from tokenprune.signals.checks import read_signal
 from tokenprune.signals.table import AHEAD, BEFORE, SIGNALS, UNROTATED, taps_for
@@ -53,6 +52,17 @@ TURNS = ("refuse", "accept")
 IMAGES = ("each", "frames")
 # Text model -> its run, which must not keep the model alive.
 _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Run]] = weakref.WeakKeyDictionary()
+
+
+def check_policies(positions: str, turns: str, images: str) -> None:
+    """Raise `BadInput` for what `prune` knows no such policy of."""
+    for name, value, known in (
+        ("images", images, IMAGES),
+        ("positions", positions, POSITIONS),
+        ("turns", turns, TURNS),
+    ):
+        if value not in known:
+            raise unknown(name, value, known)
 
 
 class _Now(threading.local):
@@ -75,24 +85,18 @@ class Run:
         turns: str = "refuse",
         images: str = "each",
     ) -> None:
-        if images not in IMAGES:
-            raise unknown("images", images, IMAGES)
-        if positions not in POSITIONS:
-            raise unknown("positions", positions, POSITIONS)
-        if turns not in TURNS:
-            raise unknown("turns", turns, TURNS)
+        check_policies(positions, turns, images)
         self.model = unwrapped(model)
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
-        self.stages = sorted((s for s in stages if s.at != DECODE), key=lambda s: s.at)
-        decoding = [s for s in stages if s.at == DECODE]
+        check_runs(self.model, self.family, stages)
+        self.stages = sorted((s for s in stages if isinstance(s.place, Layer)), key=lambda s: s.at)
+        decoding = [s for s in stages if isinstance(s.place, Decode)]
         self.positions, self.turns, self.images = positions, turns, images
         self.layer_kinds = layer_kinds(self.text_model)
         self._cache_name = cache_name(self.text_model)
         self._stray_window = stray_window(self.text_model)
         self._routes = getattr(self.text_model.config, "output_router_logits", False)
-        if self.stages or not decoding:
-            check_stages(self.stages, len(self.text_model.layers))
         windows = [kind.window for kind in self.layer_kinds]
         self.decoding = DecodeStages(decoding, windows) if decoding else None
         # The layers that stages stand before, or that hold more than they show: from the first on, ours are in place.
@@ -106,12 +110,8 @@ class Run:
         self._given: dict[str, list[Tensor]] = {}
         self._rankings: list[Ranking] | None = None
         needs = {need for stage in self.stages for need in stage.method.needs}
-        for need in sorted(needs, key=str):
-            self.family.require(self.model, need.signal, need.variant)
-        check_projection(self.stages, self.family)
         vision = sorted((need for need in needs if SIGNALS[need.signal].encoder is not None), key=str)
         self._tapped = bool(decoding or vision) or any(SIGNALS[need.signal].taps for need in needs)
-        refuse_parallel(self.model)
         self._encoder = EncoderReader(self.model, self.family, vision)
         self._calls = Overrides(self.model)
         self._untap: weakref.finalize | None = None

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenprune.bench import record
 from tokenprune.errors import BadInput
-from tokenprune.integrations.lmms_eval.settings import Pruning
+from tokenprune.integrations.lmms_eval.code import code_of
+from tokenprune.integrations.lmms_eval.settings import plan_of
 
 
 class Cell(BaseModel):
@@ -20,7 +21,7 @@ class Cell(BaseModel):
 
     model: the name in lmms-eval; arguments: of that model. method: `none` is unpruned; options: of `tokenprune.prune`.
     limit: only the first questions of the task; None for all. plan, code: what method and options say, and the versions
-    of what does it (`Pruning`); empty in results that are older than the two.
+    of what does it (`Plan.describe`, `code_of`); empty in results that are older than the two.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,8 +41,8 @@ class Cell(BaseModel):
     @classmethod
     def of(cls, method: str, options: dict[str, Any], **others: Any) -> Cell:
         """The cell of a pruning as it is now: files are read. Raises `BadInput` for a wrong one."""
-        pruning = Pruning.of(method, options)
-        return cls(method=method, options=options, plan=pruning.says(), code=pruning.code(), **others)
+        plan = plan_of(method, options)
+        return cls(method=method, options=options, plan=plan.describe(), code=code_of(plan.methods), **others)
 
     @property
     def key(self) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import unknown
 from tokenprune.evaluation.cells import Cell
-from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
+from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.shelf import Shelf
 
@@ -114,7 +114,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
 def _checked(data: dict[str, Any], title: str) -> Benchmark:
     found = Benchmark.model_validate(data)
     for row in found.settings:
-        Pruning.of(row.method, row.options)
+        plan_of(row.method, row.options)
         for task in row.published:
             if task not in found.tasks:
                 raise unknown("task", task, found.tasks)

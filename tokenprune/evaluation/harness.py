@@ -94,7 +94,7 @@ def evaluate(cell: Cell, folder: Path, tasks: TaskManager, device: str | None) -
     began = time.perf_counter()
     given = {"batch_size": cell.batch_size, "max_batch_size": None, "device": device}
     model = get_model(cell.model).create_from_arg_string(arguments(cell), given)
-    if model.pruning.says() != cell.plan:
+    if model.plan.describe() != cell.plan:
         raise BadInput(f"{cell.method} was edited after the grid had begun. Start the command again.")
     found = simple_evaluate(
         model=model,

@@ -19,6 +19,7 @@ from tokenprune.families.base import Span
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
+from tokenprune.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ def explain(
     chat: Chat,
     shown: Image.Image | str | Path | Clip,
     question: str,
-    method: Any,
-    options: dict[str, Any],
+    plan: Plan,
     max_new_tokens: int = 40,
 ) -> Explained:
-    """Ask twice, the second time pruned by `tokenprune.prune(model, method, **options)`, and look at every stage.
+    """Ask twice, the second time pruned by `plan`, and look at every stage.
 
-    shown: a picture, open or a file, or a clip. Raises what `prune` raises.
+    shown: a picture, open or a file, or a clip. Raises what `prune` raises, before the first answer.
     """
+    plan.check(chat.model)
     shown = shown if isinstance(shown, Clip) else picture(shown)
     inputs = chat.inputs(shown, question)
     dense = chat.answer(inputs, max_new_tokens)
-    with prune(chat.model, method, **options) as run:
+    with prune(chat.model, plan) as run:
         rankings = run.trace()
         pruned = chat.answer(inputs, max_new_tokens)
     return looked_at(chat, shown, inputs, question, (dense, pruned), run, rankings)
@@ -85,9 +86,3 @@ def looked_at(
         stages=stage_views(run, rankings, span),
         pictures=pictures,
     )
-
-
-def python_line(method: str | Path, options: dict[str, Any]) -> str:
-    """The call that does the same to a model of one's own."""
-    given = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
-    return f"run = tokenprune.prune(model, {str(method)!r}{given})"

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from html import escape
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
-from tokenprune.explain.answers import Explained, python_line
+from tokenprune.explain.answers import Explained
 from tokenprune.explain.stages import StageView
 from tokenprune.html import document, picture_data
+from tokenprune.plan import Plan
 
 
-def page(found: Explained, model: str, method: str, options: dict[str, Any]) -> str:
+def page(found: Explained, model: str, plan: Plan) -> str:
     """The answers, the figures, and each stage token by token."""
     changed = "The answer is the same." if found.dense == found.pruned else "The answer changed."
     times = " / ".join(f"{1000 * seconds:.0f} ms" for seconds in found.seconds)
     parts = [
         f"<h1>{escape(found.question)}</h1>",
-        f"<p>Model {escape(model)}. <code>{escape(python_line(method, options))}</code></p>",
+        f"<p>Model {escape(model)}. <code>{escape(plan.python())}</code></p>",
         f"<table><tbody><tr><td>unpruned</td><td class=answer>{escape(found.dense)}</td></tr>"
         f"<tr><td>pruned</td><td class=answer>{escape(found.pruned)}</td></tr></tbody></table>",
         f"<p><strong>{changed}</strong> Answer times, one run each: {times}.</p>",

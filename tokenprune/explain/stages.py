@@ -53,7 +53,7 @@ def _view(run: Run, stage: int, rankings: Sequence[Ranking], span: Span) -> Stag
     kept = kept_tokens(run, span, stage)
     before = kept_tokens(run, span, stage - 1) if stage else np.ones_like(kept)
     view = StageView(
-        title=f"{run.stages[stage].method.name}, {'before the LLM' if at == 0 else f'before layer {at}'}",
+        title=f"{run.stages[stage].method.name}, {run.stages[stage].place}",
         present=before,
         kept=kept,
         scores=np.full(span.grid, np.nan),

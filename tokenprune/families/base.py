@@ -148,14 +148,8 @@ class Family(ABC):
         """
         return None
 
-    def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
-        """Raise `MissingSignal` where this model cannot give a signal."""
-        reason = self.lacks(signal, variant)
-        if reason is not None:
-            raise MissingSignal(f"{self.name} has no {signal}{variant and ':'}{variant} signal: {reason}")
-
-    def lacks(self, signal: str, variant: str) -> str | None:
-        """Why no model of this family can give a signal; None where one can."""
+    def lacks(self, signal: str, variant: str, model: PreTrainedModel | None = None) -> str | None:
+        """Why this model, or without one every model of this family, cannot give a signal; None where it can."""
         return self.missing.get(signal, self.missing.get(f"{signal}:{variant}"))
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:

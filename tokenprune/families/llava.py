@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.errors import MissingSignal, Unsupported
+from tokenprune.errors import Unsupported
 from tokenprune.families.base import NO_CLASS_TOKEN, without
 from tokenprune.families.square import Square
 
@@ -44,7 +44,8 @@ class Llava(Square):
                 "Use 'default' with CLIP and 'full' with SigLIP."
             )
 
-    def require(self, model: PreTrainedModel, signal: str, variant: str) -> None:
-        super().require(model, signal, variant)
-        if f"{signal}:{variant}" in NO_CLASS_TOKEN and not CLASS_TOKENS[model.config.vision_config.model_type]:
-            raise MissingSignal("This vision tower has no CLS token. Use source='received'.")
+    def lacks(self, signal: str, variant: str, model: PreTrainedModel | None = None) -> str | None:
+        key = f"{signal}:{variant}"
+        if model is not None and key in NO_CLASS_TOKEN and not CLASS_TOKENS[model.config.vision_config.model_type]:
+            return NO_CLASS_TOKEN[key]
+        return super().lacks(signal, variant, model)

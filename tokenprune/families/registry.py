@@ -39,14 +39,33 @@ def family_of(model: PreTrainedModel) -> Family:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = all_families().values()
     family = next((f for f in known if f.serves(model)), None) if model_type else None
-    if family is None and model_type in RETRIEVERS:
-        raise Unsupported(
+    if family is None and model_type:
+        raise _no_family(model_type)
+    if family is None:
+        raise Unsupported(f"tokenprune cannot prune an object of type {type(model).__name__}. {_supported()}")
+    family.check(model)
+    return family
+
+
+def family_named(name: str) -> Family:
+    """The family of that name (`Qwen2.5-VL`) or of that model type (`qwen2_5_vl`); raises `Unsupported` where there is
+    none."""
+    known = all_families()
+    found = known.get(name) or next((f for f in known.values() if name in f.model_types), None)
+    if found is None:
+        raise _no_family(name)
+    return found
+
+
+def _no_family(model_type: str) -> Unsupported:
+    if model_type in RETRIEVERS:
+        return Unsupported(
             f"tokenprune cannot prune model type {model_type!r}: it generates nothing, every token is an embedding of "
             "its page. Merge those: tokenprune.merge_pages(embeddings, keep=...)."
         )
-    if family is None:
-        what = f"model type {model_type!r}" if model_type else f"an object of type {type(model).__name__}"
-        types = sorted({t for f in known for t in f.model_types})
-        raise Unsupported(f"tokenprune cannot prune {what}. Supported model types: {', '.join(types)}.")
-    family.check(model)
-    return family
+    return Unsupported(f"tokenprune cannot prune model type {model_type!r}. {_supported()}")
+
+
+def _supported() -> str:
+    types = sorted({model_type for family in all_families().values() for model_type in family.model_types})
+    return f"Supported model types: {', '.join(types)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
+from tokenprune.methods.place import Layer, Place, place_of
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -178,10 +180,10 @@ class Method(ABC):
             "vispruner, visionzip and efficientvla do."
         )
 
-    def schedule(self, layers: int) -> list[tuple[int | tuple[str, int], Method]]:
-        """Where the paper puts it in a model of so many decoder layers: (layer, method) for each stage. A
-        stage of every decoding step has ("decode", start) for its layer."""
-        return [(self.default_at, self)]
+    def schedule(self, layers: int) -> Sequence[tuple[Place | int, Method]]:
+        """Where the paper puts it in a model of so many decoder layers: (place, method) for each stage. A number k is
+        `Layer(k)`."""
+        return [(Layer(self.default_at), self)]
 
     def budget(self, view: View) -> int:
         """Tokens to keep of each span."""
@@ -209,9 +211,9 @@ def options_of(method: type[Method]) -> list[Field]:
     return [f for f in fields(method) if "help" in f.metadata]
 
 
-def places(method: type[Method], layers: int = 32) -> list[int]:
-    """The layers before which a method's stages stand by name, in a model of so many layers."""
-    return [at for at, _ in method().schedule(layers)]
+def places(method: type[Method], layers: int = 32) -> list[Place]:
+    """Where a method's stages stand by name, in a model of so many layers."""
+    return [place_of(at) for at, _ in method().schedule(layers)]
 
 
 def signals_of(method: type[Method]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, option, within
+from tokenprune.methods.place import Decode
 from tokenprune.signals.need import Need
 
 
@@ -36,8 +38,8 @@ class DecodingMethod(Method):
     def needs(self) -> tuple[Need, ...]:
         return (Need("attention_row"),)
 
-    def schedule(self, layers: int) -> list[tuple[tuple[str, int], Method]]:
-        return [(("decode", min(self.default_start, layers - 1)), self)]
+    def schedule(self, layers: int) -> Sequence[tuple[Decode, Method]]:
+        return [(Decode(min(self.default_start, layers - 1)), self)]
 
     def budget(self, view: View) -> int:
         """Tokens that a step looks at: at most all, since rows of a batch have different numbers of them."""

@@ -16,7 +16,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.caching.response_cache import ResponseCache
 
 from tokenprune.errors import Unsupported
-from tokenprune.integrations.lmms_eval.settings import Pruning
+from tokenprune.integrations.lmms_eval.settings import digest
+from tokenprune.plan import Plan
 
 KEY = "_model_fingerprint_hash"
 
@@ -30,13 +31,13 @@ def key_responses() -> None:
 def _keyed(execute: Callable[..., list]) -> Callable[..., list]:
     @functools.wraps(execute)
     def keyed(self: ResponseCache, lm: lmms, reqtype: str, requests: list[Instance]) -> list[Any]:
-        pruning = getattr(lm, "pruning", None)
-        if not isinstance(pruning, Pruning):
+        plan = getattr(lm, "plan", None)
+        if not isinstance(plan, Plan):
             return execute(self, lm, reqtype, requests)
         if not hasattr(self, KEY):
             raise Unsupported("This lmms-eval's response cache cannot be told what is pruned. Leave out --use_cache.")
         written = getattr(self, KEY)
-        setattr(self, KEY, hashlib.sha256(f"{written} {pruning.digest}".encode()).hexdigest()[:16])
+        setattr(self, KEY, hashlib.sha256(f"{written} {digest(plan)}".encode()).hexdigest()[:16])
         try:
             return execute(self, lm, reqtype, requests)
         finally:

@@ -19,7 +19,7 @@ from tokenprune.families.registry import family_of
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """One row of a prompt.
 
     visual_tokens: that entered the prompt (unpruned: its placeholders, separators of tiles counted). kept_tokens: that
@@ -40,7 +40,7 @@ class Cost:
 class Measured(TokenCounts):
     """Token counts of lmms-eval's sample log, with what pruning did to this sample."""
 
-    cost: Cost | None = None
+    cost: RowCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers for the sample log."""
@@ -86,7 +86,7 @@ class Meter:
         """Prompts that were begun and not read to their end."""
         return self._begun - self._read
 
-    def take(self) -> list[list[Cost]]:
+    def take(self) -> list[list[RowCost]]:
         """Costs of the prompts since the last call, row by row. Waits for the device."""
         found, self._prompts = [self._costs(prompt) for prompt in self._prompts], []
         return found
@@ -122,11 +122,11 @@ class Meter:
         self._read += 1
 
     @staticmethod
-    def _costs(prompt: _Prompt) -> list[Cost]:
+    def _costs(prompt: _Prompt) -> list[RowCost]:
         batch = len(prompt.visual)
         kept = prompt.visual if prompt.kept is None else prompt.kept
         average = sum(prompt.visual) / batch if prompt.kept is None else prompt.average
         time, held = 1000 * prompt.watch.seconds, prompt.held // batch
         return [
-            Cost(visual, left, average, time, held, batch) for visual, left in zip(prompt.visual, kept, strict=True)
+            RowCost(visual, left, average, time, held, batch) for visual, left in zip(prompt.visual, kept, strict=True)
         ]

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.integrations.lmms_eval.cache import key_responses
-from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
-from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
+from tokenprune.integrations.lmms_eval.meter import Measured, Meter, RowCost
+from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
 from tokenprune.media.video import load_video
@@ -72,7 +72,7 @@ class Tokenprune(lmms):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1 or max_batch_size is not None:
             raise BadInput(f"batch_size={batch_size!r}: give a number from 1 on; it is not searched for.")
-        self.pruning = Pruning.of(method, options)
+        self.plan = plan_of(method, options)
         # Without a GPU several ranks meet through gloo.
         gpu = torch.cuda.is_available() and str(device) != "cpu"
         self.accelerator = Accelerator(cpu=not gpu)
@@ -92,7 +92,7 @@ class Tokenprune(lmms):
         """Answers in the order of the requests, each with its token counts and what its prompt cost."""
         found: list[GenerationResult | None] = [None] * len(requests)
         elapsed = produced = 0.0
-        run = self.pruning.attach(self.chat.model)
+        run = self.plan.attach(self.chat.model)
         try:
             with (
                 Meter(self.chat.model, run) as meter,
@@ -207,7 +207,7 @@ def _given(options: dict[str, Any]) -> Settings:
     return tuple((name, value) for name, value in options.items() if value is not None)
 
 
-def _counts(length: tuple[int, int], cost: Cost) -> Measured:
+def _counts(length: tuple[int, int], cost: RowCost) -> Measured:
     return Measured(input_tokens=length[0], output_tokens=length[1], cost=cost)
 
 

@@ -19,8 +19,8 @@ from tokenprune.engine.run import Run
 from tokenprune.errors import Unsupported
 from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.cache import key_responses
-from tokenprune.integrations.lmms_eval.meter import Cost, Measured, Meter
-from tokenprune.integrations.lmms_eval.settings import NONE, Pruning
+from tokenprune.integrations.lmms_eval.meter import Measured, Meter, RowCost
+from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
 
 PREFIX = "prune_"
 
@@ -37,7 +37,7 @@ class Pruned:
     def __init__(self, method: str = NONE, **arguments: Any) -> None:
         own = arguments_of(type(self).__mro__[2])
         asked = {name: value for name, value in arguments.items() if name not in own}
-        self.pruning = Pruning.of(method, {name.removeprefix(PREFIX): value for name, value in asked.items()})
+        self.plan = plan_of(method, {name.removeprefix(PREFIX): value for name, value in asked.items()})
         super().__init__(**{name: value for name, value in arguments.items() if name in own})
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -72,7 +72,7 @@ class Pruned:
             return super().loglikelihood(requests)
 
     def _pruned(self) -> AbstractContextManager[Run | None]:
-        return self.pruning.attach(self.model) or nullcontext()
+        return self.plan.attach(self.model) or nullcontext()
 
 
 class Documents:
@@ -89,7 +89,7 @@ class Documents:
         """Task, split and number of a document that goes into a batch."""
         self._asked.append(key)
 
-    def costs(self, prompts: list[list[Cost]]) -> dict[tuple, Cost]:
+    def costs(self, prompts: list[list[RowCost]]) -> dict[tuple, RowCost]:
         """What each document's prompt cost; nothing where rows and documents do not match."""
         rows = [cost for prompt in prompts for cost in prompt]
         if len(rows) != len(self._asked):

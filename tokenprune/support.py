@@ -1,0 +1,47 @@
+"""The one rule of what runs on what: whether a family has all that a method needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from tokenprune.families.base import Family
+from tokenprune.methods.base import Method
+from tokenprune.signals.need import Need
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps a family from running a method. need: the signal that it lacks, if it is that."""
+
+    why: str
+    need: Need | None = None
+
+    def __str__(self) -> str:
+        return f"it {self.why}" if self.need is None else f"no {self.need.signal}: {self.why}"
+
+    def of(self, family: Family) -> str:
+        """The same as a sentence about the family."""
+        if self.need is None:
+            return f"{family.name} {self.why}"
+        variant = f":{self.need.variant}" if self.need.variant else ""
+        return f"{family.name} has no {self.need.signal}{variant} signal: {self.why}"
+
+
+def obstacle(family: Family, method: Method, model: PreTrainedModel | None = None) -> Obstacle | None:
+    """What keeps a family from running a method, or this model of it; None where nothing does. Without a model, what
+    only some of its models give counts as given (see `condition`)."""
+    for need in method.needs:
+        why = family.lacks(need.signal, need.variant, model)
+        if why is not None:
+            return Obstacle(why, need)
+    if method.merges_in == "encoder" and not family.projects:
+        return Obstacle("does not project its features one by one. Use merge_in='projected'.")
+    return None
+
+
+def condition(family: Family, method: Method) -> str | None:
+    """What a model of the family must have to run a method, where not all have it."""
+    keys = [f"{need.signal}:{need.variant}" for need in method.needs]
+    return next((family.conditions[key] for key in keys if key in family.conditions), None)
