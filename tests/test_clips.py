@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
-
 from eval.clips import judge
 from eval.clips.data import LENGTH, PACK, Batches, labels
 from eval.clips.model import make_image_processor, make_model, make_tokenizer
@@ -14,6 +12,8 @@ from eval.clips.packed import PREFIX, encode, patches, rope_of
 from eval.clips.questions import ASK, TYPES, Question, is_right, vocabulary
 from eval.clips.world import COLOURS, EVENTS, FRAMES, STEPS, WAYS, make_clip, rng_for
 from eval.scenes.packed import packed_hidden
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+
 from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
 from tests.tiny.qwens import TinyQwen25VL

@@ -6,11 +6,11 @@ import copy
 from importlib.metadata import entry_points
 
 import pytest
+from eval.scenes import judge
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model, list_available_models
 from lmms_eval.tasks import TaskManager
 
-from eval.scenes import judge
 from tests.draw import cases
 from tests.fake_lmms import Batched, request
 from tokenprune import BadInput, Unsupported, scenes

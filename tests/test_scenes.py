@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
-
 from eval.scenes import judge
 from eval.scenes.data import LONG, PACK, SHORT, Batches, encode
 from eval.scenes.model import make_model, make_tokenizer
 from eval.scenes.packed import packed_hidden
 from eval.scenes.questions import ASK, TYPES, Question, box_iou, centre_of, distance, is_right, vocabulary
 from eval.scenes.world import Thing, make_scene, rng_for
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
 from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
 from tests.tiny.llavas import TinyLlava

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from eval.scenes.questions import vocabulary
-from eval.scenes.world import GRID, PATCH, SIZE
+from eval.worlds.scenes.draw import GRID, PATCH, SIZE
+from eval.worlds.scenes.questions import vocabulary
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>")
 CHAT_TEMPLATE = (
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-PREFIX = 2 + GRID * GRID  # <s> <user> and the image
+WIDTH = 128  # of the vision tower
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,7 +62,7 @@ def make_processor() -> LlavaProcessor:
 def make_config(vocab_size: int) -> LlavaConfig:
     """CLIP tower of 5 layers (features from the fourth, as LLaVA-1.5 takes the last but one), Llama of 8 layers."""
     vision = CLIPVisionConfig(
-        hidden_size=128,
+        hidden_size=WIDTH,
         intermediate_size=512,
         num_hidden_layers=5,
         num_attention_heads=4,

@@ -15,11 +15,12 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from eval.clips.questions import vocabulary
-from eval.clips.world import CELL, SIZE
+from eval.worlds.clips.draw import CELL, SIZE
+from eval.worlds.clips.questions import vocabulary
 
 MERGE = 2
 PATCH = CELL // MERGE
+WIDTH = 128  # of what the vision encoder gives
 SPECIAL = (
     *("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -98,7 +99,7 @@ def make_config(vocab_size: int) -> Qwen2_5_VLConfig:
         temporal_patch_size=2,
         window_size=SIZE,
         fullatt_block_indexes=[0, 1, 2, 3],
-        out_hidden_size=128,
+        out_hidden_size=WIDTH,
         tokens_per_second=4,
     )
     text = dict(
