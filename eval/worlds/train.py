@@ -54,8 +54,10 @@ def train_tower(
     check = Batches(world, tokenizer, "validation", world.check).batch(0).split(settings.tower_batch)
 
     def scores(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        tokens, states = (t.unflatten(0, pixels.shape[:2]) for t in see(pixels.flatten(0, 1)))
-        return [head(tokens).float() for head in heads.fields], heads.flags(states).float()
+        tokens, states = see(pixels.flatten(0, 1))
+        logits = [*(head(tokens) for head in heads.fields), heads.flags(states)]
+        *fields, flags = (x.float().unflatten(0, pixels.shape[:2]) for x in logits)
+        return fields, flags
 
     def loss_of(batch: Batch, _: float) -> tuple[Tensor, dict]:
         shown = torch.arange(len(batch.shown))[:, None], batch.shown
