@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from eval.worlds.base import Field, Lesson, Settings, World
 from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, KINDS, SIDE, SIZE, STEPS, WAYS, Clip, make_clip
@@ -41,6 +40,8 @@ class Clips(World):
     ask, judged_at_once = ASK, 20
     heldout_count, compare_count = 150, 40
     decodes = True
+    draw = staticmethod(make_clip)
+    make_tokenizer, make_model, save = staticmethod(make_tokenizer), staticmethod(make_model), staticmethod(save)
     settings = Settings(tower_batch=16, decoder_batch=16, tower_steps=1100, decoder_steps=1000, align_until=0.6)
     check = 64
     pack = (*("first", "last", "count", "change"), *("colour",) * 2, *("direction",) * 3, *("when",) * 3)
@@ -53,9 +54,6 @@ class Clips(World):
     )
     flag, flags, width = "flash", 1, WIDTH
     head, tail = ("<s>", "<user>", "<|vision_start|>"), ("<|vision_end|>",)
-
-    def draw(self, rng: np.random.Generator) -> Clip:
-        return make_clip(rng)
 
     def show(self, pixels: np.ndarray) -> video.Clip:
         times = [i / FPS for i in range(len(pixels))]
@@ -72,16 +70,10 @@ class Clips(World):
                 for options in VARIANTS.get(method, [{}]):
                     yield {"method": method, "options": options, "keep": keep}
 
-    def make_tokenizer(self) -> PreTrainedTokenizerFast:
-        return make_tokenizer()
-
-    def make_model(self, vocab_size: int) -> Qwen2_5_VLForConditionalGeneration:
-        return make_model(vocab_size)
-
     def lesson(self, rng: np.random.Generator) -> Lesson:
         """A type that the clip cannot answer gives its place to a question for a direction; the encoder is shown the
         steps at which something happens, and some others."""
-        clip = make_clip(rng)
+        clip = self.draw(rng)
         asked = [ASK[kind](rng, clip) or ASK["direction"](rng, clip) for kind in self.pack]
         events = {step for actor in clip.actors for step in (actor.step, actor.change) if step >= 0}
         steps = [*events, *(s for s in rng.permutation(STEPS).tolist() if s not in events)]
@@ -113,9 +105,6 @@ class Clips(World):
 
     def rope(self, model: Qwen2_5_VLForConditionalGeneration) -> tuple[Tensor, Tensor]:
         return rope_of(model.model.language_model, len(self.pack), *self.lengths)
-
-    def save(self, model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-        save(model, folder)
 
 
 def labels(clip: Clip) -> np.ndarray:

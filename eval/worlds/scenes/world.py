@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration
 
 from eval.worlds.base import Field, Lesson, Question, Settings, World, normalize
-from eval.worlds.scenes.draw import COLOURS, GRID, KINDS, SIZE, Scene, make_scene
+from eval.worlds.scenes.draw import COLOURS, GRID, KINDS, SIZE, make_scene
 from eval.worlds.scenes.model import WIDTH, make_model, make_processor, make_tokenizer
 from eval.worlds.scenes.questions import ASK, box_iou, distance
 from eval.worlds.scenes.resized import RESIZED, resized
@@ -43,6 +43,8 @@ class Scenes(World):
     ask, judged_at_once = ASK, 100
     heldout_count, compare_count = 1000, 60
     baselines = {RESIZED: resized}
+    draw = staticmethod(make_scene)
+    make_tokenizer, make_model = staticmethod(make_tokenizer), staticmethod(make_model)
     settings = Settings(tower_batch=32, decoder_batch=20, tower_steps=1600, decoder_steps=2900, align_until=0.7)
     check = 160
     # The types that hold the model back longest come more than once.
@@ -59,9 +61,6 @@ class Scenes(World):
     )
     flag, flags, width = "present", len(KINDS) + len(COLOURS), WIDTH
     head = ("<s>", "<user>")
-
-    def draw(self, rng: np.random.Generator) -> Scene:
-        return make_scene(rng)
 
     def show(self, pixels: np.ndarray) -> Image.Image:
         return Image.fromarray(pixels)
@@ -88,15 +87,9 @@ class Scenes(World):
                     for keep in KEEPS:
                         yield {"method": method, "options": options, "keep": keep, "positions": positions}
 
-    def make_tokenizer(self) -> PreTrainedTokenizerFast:
-        return make_tokenizer()
-
-    def make_model(self, vocab_size: int) -> LlavaForConditionalGeneration:
-        return make_model(vocab_size)
-
     def lesson(self, rng: np.random.Generator) -> Lesson:
         """A type that the scene cannot answer gives its place to a position question."""
-        scene = make_scene(rng)
+        scene = self.draw(rng)
         values = np.array([(KINDS.index(t.kind), list(COLOURS).index(t.colour), *t.bin) for t in scene.things])
         owner = np.where(scene.owner[:, None] >= 0, values[scene.owner], -1)
         present = torch.zeros(1, self.flags)
