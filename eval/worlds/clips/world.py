@@ -16,8 +16,9 @@ from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, KINDS, SIDE, SIZE, S
 from eval.worlds.clips.encoder import encode, patches, rope_of
 from eval.worlds.clips.model import WIDTH, make_model, make_tokenizer, save
 from eval.worlds.clips.questions import ASK
-from tokenprune import scenes, video
+from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
+from tokenprune.video import Clip as Video
 
 FPS = 8.0  # of which two frames make a step of a quarter of a second
 SHOWN = 6  # steps of a clip that the encoder learns from
@@ -55,9 +56,9 @@ class Clips(World):
     flag, flags, width = "flash", 1, WIDTH
     head, tail = ("<s>", "<user>", "<|vision_start|>"), ("<|vision_end|>",)
 
-    def show(self, pixels: np.ndarray) -> video.Clip:
+    def show(self, pixels: np.ndarray) -> Video:
         times = [i / FPS for i in range(len(pixels))]
-        return video.Clip([Image.fromarray(frame) for frame in pixels], times, len(pixels))
+        return Video([Image.fromarray(frame) for frame in pixels], times, len(pixels))
 
     def longest(self, kind: str) -> int:
         return 3
