@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -69,7 +68,7 @@ def model_of() -> LlavaForConditionalGeneration:
 def decoding(visual: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of one decoding step behind so many visual tokens: dense, choosing anew, and with a choice that
     stands."""
-    model, images = model_of(), visual // TOKENS
+    images = visual // TOKENS
     ids = torch.tensor([[1, *[VISUAL] * (images * TOKENS), 5, 6, 7]])
     pixels = torch.randn(images, 3, SIZE, SIZE)
     modes: dict[str, list[Stage]] = {
@@ -77,31 +76,25 @@ def decoding(visual: int, rounds: int) -> dict[str, Any]:
         "anew": [Stage("decode", DyCokeKV(keep=LOOKED, alike=2.0), start=2)],
         "stands": [Stage("decode", DyCokeKV(keep=LOOKED, alike=-1.0), start=2)],
     }
-    caches = {name: DynamicCache(config=model.config) for name in modes}
+    models = {name: model_of() for name in modes}  # the same weights: a run is told of the steps after its own prompt
+    runs = {name: prune(models[name], stages) for name, stages in modes.items() if stages}
+    caches = {name: DynamicCache(config=model.config) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in modes}
-    read: dict[str, float] = {}
 
-    def step(name: str, work: Callable[[], Any]) -> float:
-        if not modes[name]:
-            return timed(work)
-        with prune(model, modes[name]) as run:
-            took = timed(work)
-            if run.steps:
-                read[name] = run.steps[-1].read_bytes
-            return took
+    def step(name: str, **inputs: Any) -> float:
+        model = models[name]
+        return timed(lambda: model(**inputs, **{cache_name(model): caches[name]}))
 
-    given = {name: {cache_name(model): cache} for name, cache in caches.items()}
     for name in modes:
-        step(name, lambda c=given[name]: model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, **c))
+        step(name, input_ids=ids, pixel_values=pixels, logits_to_keep=1)
     for _ in range(rounds + 1):
         for name in modes:
-            token = torch.tensor([[9]])
-            times[name].append(step(name, lambda t=token, c=given[name]: model(input_ids=t, **c)))
+            times[name].append(step(name, input_ids=torch.tensor([[9]])))
     held = sum(x.nbytes for layer in caches["dense"].layers for x in (layer.keys, layer.values))
     return {
         "visual_tokens": images * TOKENS,
         "step_ms": {name: spread(values) for name, values in times.items()},
-        "read_bytes": {"dense": held, **read},
+        "read_bytes": {"dense": held} | {name: run.steps[-1].read_bytes for name, run in runs.items()},
     }
 
 
