@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -92,7 +92,7 @@ class Lesson:
     owner: Tensor  # int64 [T, n, fields] values of the fields on each visual token, -1 for background
     flags: Tensor  # [T, ...] 0 or 1, as the head of the flags gives them or of a shape that expands to it
     shown: Tensor  # int64 [S] steps that the tower learns from
-    asked: tuple[list[Question], ...] = field(default=())  # a pack of questions for each of the world's `lengths`
+    asked: tuple[list[Question], ...]  # a pack of questions for each of the world's `lengths`
 
 
 class World(ABC):
