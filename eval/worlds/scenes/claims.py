@@ -1,4 +1,4 @@
-"""Two published claims put to the test on the bundled model: `python -m eval.scenes.claims`.
+"""Two published claims put to the test on the bundled model: `python -m eval.worlds.scenes.claims`.
 
 FEATHER (arXiv 2412.13180): at equal FLOPs it beats FastV on grounding. FEATHER runs as published; FastV stands before
 layer 1 or 2 of this model's eight (3 of 32 is the published place) with the budget whose FLOPs come nearest.
@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from eval.results import RESULTS, write
-from eval.scenes.judge import judge
+from eval.worlds.judge import judge
+from eval.worlds.scenes.world import SCENES
 from tokenprune import FEATHER, FastV, Stage, prune, scenes
 from tokenprune.chat import Chat
 
@@ -29,7 +30,7 @@ KEEPS = (0.5, 0.25, 0.1)
 def judged(chat: Chat, stages: list[Stage], types: tuple[str, ...], count: int, positions: str) -> dict[str, Any]:
     """Right answers per type, and what the last prompts cost."""
     with prune(chat.model, stages, positions=positions) as run:
-        scores = judge(chat, count, types=types, note=f"{stages[0].method.name} {positions}")
+        scores = judge(SCENES, chat, count, types=types, note=f"{stages[0].method.name} {positions}")
         report = run.report()
     found = {kind: {k: v for k, v in scores[kind].items() if k in ("right", "mean_box_iou")} for kind in types}
     return {"types": found, "flops": report.flops / report.dense_flops}
@@ -37,7 +38,7 @@ def judged(chat: Chat, stages: list[Stage], types: tuple[str, ...], count: int, 
 
 def nearest_fastv(chat: Chat, at: int, flops: float) -> int:
     """Tokens that FastV before layer `at` may keep to cost as much."""
-    low, high = 1, 144
+    low, high = 1, SCENES.tokens
     while low < high:
         middle = (low + high) // 2
         cost = judged(chat, [Stage(at, FastV(keep=middle))], ("position",), 1, "original")["flops"]
@@ -62,13 +63,13 @@ def main(
         fastv = judged(chat, [Stage(at, FastV(keep=keep))], GROUNDING, count, "original")
         rows.append({"name": "fastv", "at": [at], "keep": keep} | fastv)
         console.print(rows[-1])
-    dense = judge(chat, count, types=GROUNDING + OTHERS)
+    dense = judge(SCENES, chat, count, types=GROUNDING + OTHERS)
     gap = []
     for method in SELECTORS:
         for keep in KEEPS:
             for positions in POLICIES:
                 with prune(chat.model, method, keep=keep, positions=positions):
-                    scores = judge(chat, count, types=GROUNDING + OTHERS, note=f"{method} {keep} {positions}")
+                    scores = judge(SCENES, chat, count, types=GROUNDING + OTHERS, note=f"{method} {keep} {positions}")
                 right = {kind: scores[kind]["right"] for kind in scores}
                 gap.append({"method": method, "keep": keep, "positions": positions, "types": right})
                 console.print(gap[-1])

@@ -1,6 +1,6 @@
 """Clips of coloured shapes that appear, move and change colour, over noise that flashes now and then.
 
-Every clip is a pure function of (split, index). Time is counted in steps of two frames, which the model sees as one;
+Time is counted in steps of two frames, which the model sees as one;
 whatever happens, happens between the two frames of a step, so that the step shows it.
 """
 
@@ -13,8 +13,7 @@ from itertools import combinations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from eval.scenes.world import COLOURS as ALL_COLOURS
-from eval.scenes.world import SPLITS
+from eval.worlds.scenes.draw import COLOURS as ALL_COLOURS
 
 SIZE = 64
 CELL = 16  # pixels along one side of a visual token
@@ -73,11 +72,6 @@ class Clip:
     @property
     def images(self) -> list[Image.Image]:
         return [Image.fromarray(frame) for frame in self.pixels]
-
-
-def rng_for(split: str, index: int) -> np.random.Generator:
-    """Independent stream for one clip; the splits never share a seed."""
-    return np.random.default_rng([1116, SPLITS[split], index])
 
 
 def make_clip(rng: np.random.Generator) -> Clip:

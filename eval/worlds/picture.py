@@ -1,26 +1,28 @@
-"""Draws the bundled scene and the README's picture: `python -m eval.scenes.picture`."""
+"""Draws the bundled scene, the README's picture and the bundled clip: `python -m eval.worlds.picture`."""
 
 from __future__ import annotations
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 
 from eval.results import RESULTS
-from eval.scenes.world import make_scene, rng_for
+from eval.worlds.clips.video import write_video
+from eval.worlds.clips.world import CLIPS
+from eval.worlds.scenes.world import SCENES
 from tokenprune import prune, scenes
 from tokenprune.chat import Chat
 from tokenprune.media.pictures import load_image
 from tokenprune.overlay import draw_overlay
 
-SCENE = 39
+SCENE, CLIP = 39, 7  # of the demo split
+SCALE = 2  # of the clip's file to what the model sees
 ASKED = ("what colour is the circle ?", "is there a green cross ?", scenes.QUESTION)
 SHOWN = (("divprune", 0.1), ("divprune", 0.25), ("random", 0.1))
 
 
-def main() -> None:
-    """Write `scene.png` beside the model and `overview.png` beside the results."""
-    matplotlib.use("agg")
-    make_scene(rng_for("demo", SCENE)).image.save(scenes.IMAGE)
+def draw_overview() -> None:
+    """The bundled scene with all of its tokens and with a few of them, and what the model answers."""
     chat, image = Chat.load(scenes.MODEL), load_image(scenes.IMAGE)
     prompts = [chat.inputs(image, question) for question in ASKED]
     large = image.resize((480, 480), 0)
@@ -39,6 +41,16 @@ def main() -> None:
         axis.text(0, 1.04, "\n".join(lines), transform=axis.transAxes, fontsize=9, va="top").set_y(-0.03)
     figure.tight_layout()
     figure.savefig(RESULTS / "overview.png", dpi=110)
+
+
+def main() -> None:
+    """Write `scene.png` and `clip.mp4` beside the models and `overview.png` beside the results."""
+    matplotlib.use("agg")
+    SCENES.draw(SCENES.rng("demo", SCENE)).image.save(scenes.IMAGE)
+    pixels = CLIPS.draw(CLIPS.rng("demo", CLIP)).pixels
+    large = np.kron(pixels, np.ones((1, SCALE, SCALE, 1), np.uint8))
+    write_video(scenes.VIDEO, large, "libx264", "yuv444p", crf="20", preset="veryslow")
+    draw_overview()
 
 
 if __name__ == "__main__":

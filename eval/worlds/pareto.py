@@ -1,4 +1,4 @@
-"""Accuracy against cost for every method on the bundled model: `python -m eval.scenes.pareto`."""
+"""Accuracy against cost for every method on a bundled model: `python -m eval.worlds.pareto scenes`, or clips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated
 import matplotlib
 import typer
 
-from eval.readme import compared
 from eval.results import RESULTS, read
+from eval.worlds.compare import average
+from eval.worlds.registry import Named
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -27,16 +28,20 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def main(out: Annotated[Path, typer.Option(help="Picture to write.")] = RESULTS / "scenes_pareto.png") -> None:
+def main(
+    world: Named,
+    out: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+) -> None:
     """Draw one line per method over its budgets; baselines in grey, the best known points joined in black."""
+    data = read(f"{world.name}_methods.json")
     lines: dict[str, list[dict]] = {}
-    for cell in compared():
-        if cell["positions"] == "original" or cell["label"] == "resized image":
+    for cell in average(data["cells"]):
+        if cell.get("positions", "original") == "original" or cell["label"] in world.baselines:
             lines.setdefault(cell["label"], []).append(cell)
     colours = plt.get_cmap("tab20").colors
     figure, axes = plt.subplots(figsize=(11, 7), layout="constrained")
     for number, (label, cells) in enumerate(sorted(lines.items())):
-        cells.sort(key=lambda c: c["flops"])
+        cells.sort(key=lambda c: (c["flops"], c["keep"]))
         plain = label in PLAIN
         axes.plot(
             [100 * c["flops"] for c in cells],
@@ -50,14 +55,14 @@ def main(out: Annotated[Path, typer.Option(help="Picture to write.")] = RESULTS 
         )
     points = [(100 * c["flops"], 100 * c["all"]) for cells in lines.values() for c in cells]
     axes.plot(*zip(*frontier(points), strict=True), color="black", linewidth=2.5, alpha=0.4, label="best known")
-    dense = read("scenes_methods.json")["dense"]
+    dense = data["dense"]
     axes.axhline(100 * sum(dense.values()) / len(dense), color="black", linewidth=0.8, linestyle=":", label="dense")
     axes.set_xlabel("prefill FLOPs of the language model, % of dense")
     axes.set_ylabel("right answers, % (mean over question types)")
-    axes.set_title("Scenes: every method at keep 50, 25, 10 and 5 %, original positions")
+    axes.set_title(world.title)
     axes.legend(fontsize=7, ncol=2, loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out or RESULTS / f"{world.name}_pareto.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What trainings share: optimizers, and a stage that warms up, decays, logs, validates and resumes."""
+"""A training stage that warms up, decays, logs, validates and resumes, and its optimizers."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerFast
 
 SAVE_EVERY = 100
 WARMUP = 50  # steps
@@ -29,23 +28,6 @@ def optimizers(modules: Iterable[nn.Module], muon_lr: float, adam_lr: float) -> 
         torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-
-
-class Endless(IterableDataset):
-    """Endless batches of one split from batch `start` on; a subclass makes the batch of a number."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, split: str, size: int, start: int = 0) -> None:
-        self.tokenizer, self.split, self.size, self.start = tokenizer, split, size, start
-
-    def __iter__(self) -> Iterator[Any]:
-        torch.set_num_threads(1)
-        number = self.start
-        while True:
-            yield self.batch(number)
-            number += 1
-
-    def batch(self, number: int) -> Any:
-        raise NotImplementedError
 
 
 class Stage:
@@ -87,7 +69,9 @@ class Stage:
                 bar.update(task, completed=step + 1, note=f"loss {loss.item():.3f}")
                 done = step + 1
                 if done % SAVE_EVERY == 0 or done == self.steps:
-                    record = {"stage": self.name, "step": done, **parts, **validate()}
+                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                        scores = validate()
+                    record = {"stage": self.name, "step": done, **parts, **scores}
                     record["seconds"] = round(time.monotonic() - began, 1)
                     with self.log.open("a") as log:
                         log.write(json.dumps(record) + "\n")

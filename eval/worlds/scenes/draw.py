@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes and glyph digits over noise; every scene is a pure function of (split, index)."""
+"""Scenes of coloured shapes and glyph digits over noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 DIGITS = tuple(str(d) for d in range(10))
 KINDS = SHAPES + DIGITS
-SPLITS = {"train": 0, "test": 1, "demo": 2, "validation": 3}
 MARGIN = 13  # pixels between a centre and the edge
 MIN_GAP = 10  # pixels between any two centres on each axis, so that left/right/above/below are never ambiguous
 
@@ -64,11 +63,6 @@ class Scene:
     @property
     def image(self) -> Image.Image:
         return Image.fromarray(self.pixels)
-
-
-def rng_for(split: str, index: int) -> np.random.Generator:
-    """Independent stream for one scene; the splits never share a scene seed."""
-    return np.random.default_rng([2026, SPLITS[split], index])
 
 
 def make_scene(rng: np.random.Generator) -> Scene:

@@ -1,29 +1,15 @@
-"""Questions about a clip, their answers, and how an answer is judged."""
+"""Questions about a clip, and their answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-import eval.tasks.utils as tasks
-from eval.clips.world import COLOURS, KINDS, STEPS, WAYS, Actor, Clip
+from eval.worlds.base import Question, pick
+from eval.worlds.clips.draw import COLOURS, KINDS, STEPS, WAYS, Actor, Clip
 
 NUMBERS = ("zero", "one", "two", "three")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question with its reference answer."""
-
-    type: str
-    text: str
-    answer: str
-
-
-def _pick(rng: np.random.Generator, items: list) -> object:
-    return items[int(rng.integers(len(items)))]
 
 
 def _first(rng: np.random.Generator, clip: Clip) -> Question:
@@ -35,7 +21,7 @@ def _last(rng: np.random.Generator, clip: Clip) -> Question:
 
 
 def _direction(rng: np.random.Generator, clip: Clip) -> Question:
-    actor = _pick(rng, list(clip.actors))
+    actor = pick(rng, list(clip.actors))
     return Question("direction", f"where does the {actor.name} go ?", actor.way)
 
 
@@ -45,8 +31,7 @@ def _count(rng: np.random.Generator, clip: Clip) -> Question:
 
 def _colour(rng: np.random.Generator, clip: Clip) -> Question | None:
     kinds = [a.kind for a in clip.actors]
-    asked = [a for a in clip.actors if not a.later and kinds.count(a.kind) == 1]
-    actor = _pick(rng, asked) if asked else None
+    actor = pick(rng, [a for a in clip.actors if not a.later and kinds.count(a.kind) == 1])
     return actor and Question("colour", f"what colour is the {actor.kind} ?", actor.colour)
 
 
@@ -60,7 +45,7 @@ def _when(rng: np.random.Generator, clip: Clip) -> Question:
     actor = _changing(clip)
     if actor is not None:
         asked.append((f"when does the {actor.name} change ?", actor.change))
-    text, step = _pick(rng, asked)
+    text, step = pick(rng, asked)
     return Question("when", text, f"t{step}")
 
 
@@ -77,7 +62,6 @@ ASK: dict[str, Callable[[np.random.Generator, Clip], Question | None]] = {
     "change": _change,
     "when": _when,
 }
-TYPES = tuple(ASK)
 
 
 def vocabulary() -> list[str]:
@@ -85,8 +69,3 @@ def vocabulary() -> list[str]:
     words = [*COLOURS, *KINDS, *WAYS, *(f"t{i}" for i in range(STEPS)), *NUMBERS]
     text = "what appears first last where does the go how many flashes are there colour is become when appear change ?"
     return words + text.split()
-
-
-def is_right(question: Question, answer: str) -> bool:
-    """Exact words; a time counts within one step."""
-    return tasks.is_right(question.type, question.answer, answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import normalizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -13,35 +13,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from eval.scenes.questions import vocabulary
-from eval.scenes.world import GRID, PATCH, SIZE
+from eval.worlds.scenes.draw import GRID, PATCH, SIZE
+from eval.worlds.scenes.questions import vocabulary
+from eval.worlds.words import build_tokenizer, write_template
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>")
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
-PREFIX = 2 + GRID * GRID  # <s> <user> and the image
+CHAT_TEMPLATE = write_template("{% if part['type'] == 'image' %}{{ '<image>' }}")
+WIDTH = 128  # of the vision tower
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the closed vocabulary; "color" is read as "colour"."""
-    words = {w: i for i, w in enumerate((*SPECIAL, *vocabulary()))}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("color", "colour")])
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
+    return build_tokenizer(
+        (*SPECIAL, *vocabulary()),
+        normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("color", "colour")]),
         additional_special_tokens=["<image>", "<user>", "<assistant>"],
-        padding_side="left",
         model_max_length=1024,
     )
 
@@ -62,7 +48,7 @@ def make_processor() -> LlavaProcessor:
 def make_config(vocab_size: int) -> LlavaConfig:
     """CLIP tower of 5 layers (features from the fourth, as LLaVA-1.5 takes the last but one), Llama of 8 layers."""
     vision = CLIPVisionConfig(
-        hidden_size=128,
+        hidden_size=WIDTH,
         intermediate_size=512,
         num_hidden_layers=5,
         num_attention_heads=4,

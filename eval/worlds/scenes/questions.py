@@ -1,15 +1,14 @@
-"""Questions about a scene, their answers, and how an answer is judged."""
+"""Questions about a scene, their answers, and how far off a position is."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-import eval.tasks.utils as tasks
-from eval.scenes.world import COLOURS, DIGITS, GRID, PATCH, SHAPES, Scene, Thing
+from eval.worlds.base import Question, pick
+from eval.worlds.scenes.draw import COLOURS, DIGITS, GRID, PATCH, SHAPES, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 SIDES = {
@@ -22,37 +21,23 @@ BOX = 24  # side in pixels of the fixed box that position answers are compared w
 PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question with its reference answer; `target` is the thing asked for, where there is one."""
-
-    type: str
-    text: str
-    answer: str
-    target: Thing | None = None
-
-
-def _pick(rng: np.random.Generator, items: list) -> object | None:
-    return items[int(rng.integers(len(items)))] if items else None
-
-
 def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
     kinds = [t.kind for t in scene.things]
-    thing = _pick(rng, [t for t in scene.things if kinds.count(t.kind) == 1])
+    thing = pick(rng, [t for t in scene.things if kinds.count(t.kind) == 1])
     return thing and Question("colour", f"what colour is the {thing.kind} ?", thing.colour, thing)
 
 
 def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
     shapes = [t for t in scene.things if not t.is_digit]
     colours = [t.colour for t in shapes]
-    thing = _pick(rng, [t for t in shapes if colours.count(t.colour) == 1])
+    thing = pick(rng, [t for t in shapes if colours.count(t.colour) == 1])
     return thing and Question("shape", f"what shape is {thing.colour} ?", thing.kind, thing)
 
 
 def _digit(rng: np.random.Generator, scene: Scene) -> Question | None:
     digits = [t for t in scene.things if t.is_digit]
     colours = [t.colour for t in digits]
-    thing = _pick(rng, [t for t in digits if colours.count(t.colour) == 1])
+    thing = pick(rng, [t for t in digits if colours.count(t.colour) == 1])
     return thing and Question("digit", f"what digit is {thing.colour} ?", thing.kind, thing)
 
 
@@ -60,14 +45,14 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question:
     counts = {f"how many {PLURALS[s]} are there ?": sum(t.kind == s for t in scene.things) for s in SHAPES}
     counts |= {f"how many {c} objects are there ?": sum(t.colour == c for t in scene.things) for c in COLOURS}
     counts["how many digits are there ?"] = sum(t.is_digit for t in scene.things)
-    number = _pick(rng, sorted(set(counts.values())))
-    text = _pick(rng, [q for q, n in counts.items() if n == number])
+    number = pick(rng, sorted(set(counts.values())))
+    text = pick(rng, [q for q, n in counts.items() if n == number])
     return Question("count", text, NUMBERS[number])
 
 
 def _existence(rng: np.random.Generator, scene: Scene) -> Question:
     """Half yes; nine in ten of the no questions differ from a thing that is there in exactly one attribute."""
-    thing = _pick(rng, list(scene.things))
+    thing = pick(rng, list(scene.things))
     if rng.random() < 0.5:
         return Question("existence", f"is there a {thing.name} ?", "yes", thing)
     names = {t.name for t in scene.things}
@@ -79,11 +64,11 @@ def _existence(rng: np.random.Generator, scene: Scene) -> Question:
         absent = [f"{thing.colour} {k}" for k in kinds]
     else:
         absent = [f"{c} {k}" for c in COLOURS for k in kinds]
-    return Question("existence", f"is there a {_pick(rng, [n for n in absent if n not in names])} ?", "no")
+    return Question("existence", f"is there a {pick(rng, [n for n in absent if n not in names])} ?", "no")
 
 
 def _position(rng: np.random.Generator, scene: Scene) -> Question:
-    thing = _pick(rng, list(scene.things))
+    thing = pick(rng, list(scene.things))
     column, row = thing.bin
     return Question("position", f"where is the {thing.name} ?", f"x{column} y{row}", thing)
 
@@ -94,7 +79,7 @@ def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     for side, (axis, sign) in SIDES.items():
         order = sorted(scene.things, key=lambda t: sign * (t.x, t.y)[axis], reverse=True)
         found.append((side, order[1], order[0]))
-    side, anchor, answer = _pick(rng, found)
+    side, anchor, answer = pick(rng, found)
     return Question("relation", f"what is {side} the {anchor.name} ?", answer.name, answer)
 
 
@@ -113,7 +98,6 @@ ASK: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
     "relation": _relation,
     "caption": _caption,
 }
-TYPES = tuple(ASK)
 
 
 def vocabulary() -> list[str]:
@@ -164,8 +148,3 @@ def box_iou(question: Question, answer: str) -> float:
         return 0.0
     w, h = (max(0.0, BOX - abs(a - b)) for a, b in zip(centre, (question.target.x, question.target.y), strict=True))
     return w * h / (2 * BOX * BOX - w * h)
-
-
-def is_right(question: Question, answer: str) -> bool:
-    """Exact words, but: a position counts within one patch on both axes, a caption as an unordered list."""
-    return tasks.is_right(question.type, question.answer, answer)

@@ -5,6 +5,7 @@ The library's own encoder goes through the frames one by one; the weights and th
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -14,19 +15,16 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_position_ids
 
-from eval.clips.model import MERGE, PATCH
-from eval.clips.world import SIDE, STEPS
+from eval.worlds.base import normalize
+from eval.worlds.clips.draw import SIDE, STEPS
+from eval.worlds.clips.model import MERGE, PATCH
 
 BASE = 3  # <s> <user> <|vision_start|>
-PREFIX = BASE + STEPS * SIDE * SIDE + 1
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
-def patches(frames: Tensor) -> Tensor:
+def patches(frames: np.ndarray) -> Tensor:
     """Patches [steps, n, 384] of uint8 frames [2 * steps, H, W, 3], those of one token side by side."""
-    x = (frames.permute(0, 3, 1, 2) / 255 - MEAN) / STD
-    x = x.unflatten(0, (-1, 2)).unflatten(-2, (-1, MERGE, PATCH)).unflatten(-1, (-1, MERGE, PATCH))
+    x = normalize(frames).unflatten(0, (-1, 2)).unflatten(-2, (-1, MERGE, PATCH)).unflatten(-1, (-1, MERGE, PATCH))
     return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).flatten(1, 4).flatten(2)
 
 

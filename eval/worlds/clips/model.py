@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.normalizers import Lowercase
 from transformers import (
     PreTrainedTokenizerFast,
@@ -15,38 +14,27 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from eval.clips.questions import vocabulary
-from eval.clips.world import CELL, SIZE
+from eval.worlds.clips.draw import CELL, SIZE
+from eval.worlds.clips.questions import vocabulary
+from eval.worlds.words import build_tokenizer, write_template
 
 MERGE = 2
 PATCH = CELL // MERGE
+WIDTH = 128  # of what the vision encoder gives
 SPECIAL = (
     *("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '>' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video') %}"
-    "{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+CHAT_TEMPLATE = write_template(
+    "{% if part['type'] in ('image', 'video') %}{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}"
 )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Word-level tokenizer over the closed vocabulary."""
-    words = {w: i for i, w in enumerate((*SPECIAL, *vocabulary()))}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
+    return build_tokenizer(
+        (*SPECIAL, *vocabulary()),
+        Lowercase(),
         extra_special_tokens={
             "user_token": "<user>",
             "assistant_token": "<assistant>",
@@ -56,7 +44,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
             "vision_eos_token": "<|vision_end|>",
         },
         chat_template=CHAT_TEMPLATE,
-        padding_side="left",
         model_max_length=4096,
     )
 
@@ -98,7 +85,7 @@ def make_config(vocab_size: int) -> Qwen2_5_VLConfig:
         temporal_patch_size=2,
         window_size=SIZE,
         fullatt_block_indexes=[0, 1, 2, 3],
-        out_hidden_size=128,
+        out_hidden_size=WIDTH,
         tokens_per_second=4,
     )
     text = dict(
