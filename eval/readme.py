@@ -284,7 +284,7 @@ def measured() -> str:
     where = f"32 frames, {videos['threads']} CPU threads, float32, keep {videos['keep']}"
     choosing.append({"tokens": 6272, "prefill_ms": round(times.pop("prefill")), "where": where, "ms": times})
     models = [
-        _scored("Scenes", results.read("scenes_methods.json"), compared()),
+        _scored("Scenes", results.read("scenes_methods.json"), average(results.read("scenes_methods.json")["cells"])),
         _scored(
             "Scenes-video", results.read("clips_methods.json"), average(results.read("clips_methods.json")["cells"])
         ),
