@@ -60,7 +60,7 @@ class Opened:
         """Raises `BadInput` that says what the file is, where it is no video."""
         self.path, self.container = path, _open(path)
         streams, name = self.container.streams, self.container.format.name
-        pictures = [s for s in streams.video if not int(s.disposition) & int(type(s.disposition).attached_pic)]
+        pictures = [s for s in streams.video if not s.disposition & type(s.disposition).attached_pic]
         if not pictures:
             kinds = ", ".join(sorted({s.type for s in streams if s.type != "video"})) or "nothing"
             held = f"no video stream, only {kinds}" + (" and a cover picture" if streams.video else "")
@@ -179,7 +179,7 @@ def _open(path: Path) -> Any:
 
     try:
         # Files alone: a playlist could name addresses.
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
     except (av.FFmpegError, ValueError) as error:
         raise _unreadable(path) from error
 
