@@ -10,14 +10,15 @@ import json
 import re
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import tokenprune
 from eval import results, versions
 from eval.bench.page import bars, speed
-from eval.clips.compare import averaged
-from eval.clips.questions import TYPES as CLIP_TYPES
 from eval.matrix import matrix
-from eval.scenes.questions import TYPES
+from eval.worlds.clips.world import CLIPS
+from eval.worlds.compare import average
+from eval.worlds.scenes.world import SCENES
 from tokenprune.catalogue.facts import own_options, place, shown
 from tokenprune.catalogue.reach import obstacle, variants_of
 from tokenprune.evaluation.cells import read_all
@@ -62,48 +63,34 @@ def recipes() -> str:
     return table(["method", "recipes"], [[f"`{method}`", ", ".join(names)] for method, names in groups.items()])
 
 
+def seen_and_blind(data: dict[str, Any]) -> str:
+    """A bundled model, seeing and blind, per question type."""
+    names = ("right", "blind", "majority")
+    rows = [[kind, *(f"{100 * found[n]:.1f}" for n in names)] for kind, found in data["types"].items()]
+    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in names)])
+    return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows)
+
+
 def heldout() -> str:
-    """The bundled model, seeing and blind, per question type."""
+    """The bundled model of pictures."""
     data = results.read("scenes_heldout.json")
-    rows = [[kind, *(f"{100 * t[n]:.1f}" for n in ("right", "blind", "majority"))] for kind, t in data["types"].items()]
-    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
     position = data["types"]["position"]
     note = (
         f"{data['questions_per_type']} held-out questions of each type. Blind: the picture is replaced by noise. "
         f"Position: median distance {position['median_distance_px']} pixels of 96, mean IoU of 24-pixel boxes "
         f"{position['mean_box_iou']:.2f}."
     )
-    return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
-
-
-def compared() -> list[dict]:
-    """Cells of the comparison; seeds of the random baseline averaged into one."""
-    groups: dict[tuple, list[dict]] = {}
-    for cell in results.read("scenes_methods.json")["cells"]:
-        options = {k: v for k, v in cell["options"].items() if k != "seed"}
-        label = " ".join([cell["method"], *(f"{k}={v}" for k, v in options.items())])
-        groups.setdefault((label, cell["keep"], cell["positions"]), []).append(cell)
-    return [
-        {
-            "label": label,
-            "keep": keep,
-            "positions": positions,
-            "all": sum(c["all"] for c in cells) / len(cells),
-            "types": {k: sum(c["types"][k] for c in cells) / len(cells) for k in TYPES},
-            **{k: cells[0][k] for k in ("average_tokens", "final_tokens", "flops")},
-        }
-        for (label, keep, positions), cells in groups.items()
-    ]
+    return f"{seen_and_blind(data)}\n\n{note}"
 
 
 def full_comparison() -> str:
     """Accuracy of every method at every budget by question type, both position policies."""
     data = results.read("scenes_methods.json")
-    head = ["method", "keep", "tokens: average / last layer", "prefill FLOPs", "positions", "all", *TYPES]
+    head = ["method", "keep", "tokens: average / last layer", "prefill FLOPs", "positions", "all", *SCENES.types]
     dense = data["dense"]
     first = ["none (dense)", "", "144 / 144", "100 %", ""]
     rows = [[*first, *(f"{100 * v:.1f}" for v in (mean(dense.values()), *dense.values()))]]
-    for cell in sorted(compared(), key=lambda c: (-c["keep"], c["label"], c["positions"] == "compact")):
+    for cell in sorted(average(data["cells"]), key=lambda c: (-c["keep"], c["label"], c["positions"] == "compact")):
         tokens = f"{cell['average_tokens']:.0f} / {cell['final_tokens']:.0f}"
         scores = [f"{100 * v:.1f}" for v in (cell["all"], *cell["types"].values())]
         share = f"{100 * cell['flops']:.0f} %"
@@ -113,9 +100,10 @@ def full_comparison() -> str:
 
 def comparison() -> str:
     """Every method at every budget: right answers over all types, and what one budget cost."""
-    dense = results.read("scenes_methods.json")["dense"]
+    data = results.read("scenes_methods.json")
+    dense = data["dense"]
     groups: dict[str, dict[tuple, dict]] = {}
-    for cell in compared():
+    for cell in average(data["cells"]):
         groups.setdefault(cell["label"], {})[cell["keep"], cell["positions"]] = cell
     rows = []
     for label, cells in groups.items():
@@ -179,19 +167,17 @@ def cost() -> str:
 
 
 def clips_heldout() -> str:
-    """The bundled video model, seeing and blind, per question type."""
+    """The bundled model of clips."""
     data = results.read("clips_heldout.json")
-    rows = [[kind, *(f"{100 * t[n]:.1f}" for n in ("right", "blind", "majority"))] for kind, t in data["types"].items()]
-    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
     note = f"{data['questions_per_type']} held-out questions of each type. Blind: the clip is replaced by noise."
-    return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
+    return f"{seen_and_blind(data)}\n\n{note}"
 
 
 def clips_comparison() -> str:
     """Every video method at every budget on the bundled video model."""
     data = results.read("clips_methods.json")
     groups: dict[str, dict[float, dict]] = {}
-    for cell in averaged(data["cells"]):
+    for cell in average(data["cells"]):
         groups.setdefault(cell["label"], {})[cell["keep"]] = cell
     rows = []
     for name, cells in groups.items():
@@ -200,12 +186,18 @@ def clips_comparison() -> str:
         if middle["looked_at"] is not None:
             tokens += f", a step looks at {256 * middle['looked_at']:.0f}"
         scores = [f"{100 * cells[keep]['all']:.1f}" for keep in (0.5, 0.25, 0.1)]
-        types = [f"{100 * middle['types'][kind]:.0f}" for kind in CLIP_TYPES]
+        types = [f"{100 * middle['types'][kind]:.0f}" for kind in CLIPS.types]
         rows.append([name, *scores, *types, tokens, f"{100 * middle['flops']:.0f} %"])
     rows.sort(key=lambda r: -float(r[2]))
     whole = f"{100 * mean(data['dense'].values()):.1f}"
-    first = ["none (dense)", *[whole] * 3, *(f"{100 * data['dense'][k]:.0f}" for k in CLIP_TYPES), "256 / 256", "100 %"]
-    types = [f"25 %: {CLIP_TYPES[0]}", *CLIP_TYPES[1:]]
+    first = [
+        "none (dense)",
+        *[whole] * 3,
+        *(f"{100 * data['dense'][k]:.0f}" for k in CLIPS.types),
+        "256 / 256",
+        "100 %",
+    ]
+    types = [f"25 %: {CLIPS.types[0]}", *CLIPS.types[1:]]
     head = ["method", "50 %", "25 %", "10 %", *types, "tokens at 25 %: average / last", "FLOPs at 25 %"]
     return table(head, [first, *rows]) + f"\n\n{data['questions_per_type']} questions of each type for a cell."
 
@@ -292,9 +284,9 @@ def measured() -> str:
     where = f"32 frames, {videos['threads']} CPU threads, float32, keep {videos['keep']}"
     choosing.append({"tokens": 6272, "prefill_ms": round(times.pop("prefill")), "where": where, "ms": times})
     models = [
-        _scored("Scenes", results.read("scenes_methods.json"), compared()),
+        _scored("Scenes", results.read("scenes_methods.json"), average(results.read("scenes_methods.json")["cells"])),
         _scored(
-            "Scenes-video", results.read("clips_methods.json"), averaged(results.read("clips_methods.json")["cells"])
+            "Scenes-video", results.read("clips_methods.json"), average(results.read("clips_methods.json")["cells"])
         ),
     ]
     return json.dumps({"choosing": choosing, "models": models}, indent=1) + "\n"

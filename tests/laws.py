@@ -19,7 +19,7 @@ from tokenprune import DivPrune, FastV, Random, Stage, Uniform, prune, select
 from tokenprune.catalogue.reach import variants
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 METHODS = {name.replace(" ", "-").replace("source=", ""): method for name, method in variants()}
 METHODS["todre-phase=migration"] = replace(METHODS["todre-phase=migration"], share=2.0)  # always low enough
@@ -60,7 +60,7 @@ def seen(method):
     given = signals(36)
 
     def read(need):
-        return f"{'encoder' if SIGNALS[need.signal].vision else need.signal} {need.variant.partition('@')[0]}".strip()
+        return f"{'encoder' if SIGNALS[need.signal].encoder else need.signal} {need.variant}".strip()
 
     mixes = any(select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages)
     return (
@@ -94,7 +94,7 @@ def works(family, plan):
     if plan in STAGES:
         return True
     needs = METHODS[plan].needs
-    if any(SIGNALS[n.signal].vision for n in needs) and family.name in NO_ENCODER:
+    if any(SIGNALS[n.signal].encoder for n in needs) and family.name in NO_ENCODER:
         return False
     lacking = {"rope_weight": family.name in ROTATES_BY_THREE}
     lacking["saliency_first"] = family.name == "qwen2_5_vl"  # its first layers work in windows
@@ -347,7 +347,7 @@ def check_cache(family, run, inputs, cache):
     kept, report = kept_by_layer(run), run.report()
     # Where a stage looks ahead and drops nothing, its layer does not yet forget what has left its window.
     ahead = any(need.variant == "next" for stage in run.stages for need in stage.method.needs)
-    for i, (layer, kind) in enumerate(zip(cache.layers, run.kinds, strict=True)):
+    for i, (layer, kind) in enumerate(zip(cache.layers, run.layer_kinds, strict=True)):
         stages = [n for n, stage in enumerate(run.stages) if stage.at <= i]
         tokens = sum(map(len, run.kept[stages[-1]])) if stages else visual
         alive = map(len, kept[run.stages[stages[-1]].at]) if stages else []

@@ -83,7 +83,7 @@ def test_windows_count_places_of_the_unpruned_sequence(name, tiny_models, plan, 
     with attach(model, plan, positions) as run:
         out = model.generate(**inputs, **long, output_logits=True, return_dict_in_generate=True)
         kept = kept_by_layer(run)
-        windows = [kind.window for kind in run.kinds]
+        windows = [kind.window for kind in run.layer_kinds]
     expected = oracle_logits(family, model, family.grown(inputs, out.sequences), kept, positions == "compact")
     for step, scores in enumerate(out.logits):
         torch.testing.assert_close(scores, expected[:, length - 1 + step], atol=1e-4, rtol=0)

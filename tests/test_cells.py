@@ -173,7 +173,7 @@ def test_the_version_of_the_engine(monkeypatch):
     files = set()
     monkeypatch.setattr(code, "_digest", lambda paths: files.update("/".join(p.parts[-2:]) for p in paths))
     code.engine.__wrapped__()
-    wanted = {"tokenprune/api.py", "media/video.py", "attach/forward.py", "core/selection.py", "families/llava.py"}
+    wanted = {"tokenprune/api.py", "media/video.py", "engine/forward.py", "core/selection.py", "families/llava.py"}
     assert wanted | {"kernels/dispatch.py", "fused/greedy.py", "lmms_eval/model.py"} <= files
     assert not {file for file in files if file.startswith(("methods/", "cli/", "demo/"))}
 

@@ -17,9 +17,10 @@ from eval.results import read
 from tests.draw import cases
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tokenprune import BadInput, DivPrune, FastV, Stage, Uniform, Unsupported, check, prune
-from tokenprune.attach import masks
-from tokenprune.attach.forward import Forward
 from tokenprune.checking import verify
+from tokenprune.engine import masks
+from tokenprune.engine.forward import Forward
+from tokenprune.engine.token_state import TokenState
 from tokenprune.version import TESTED_TRANSFORMERS
 
 PADDED = [[3, Picture(4, 6), 5], [2, Picture(3, 4), 4, Picture(4, 3), 6], [7]]
@@ -51,13 +52,13 @@ def test_right_runs_pass(name, tiny_models):
 
 def wrong_positions(monkeypatch):
     """From the second stage on, renumbered rows stand one further from each other."""
-    right = Forward._renumber
+    right = TokenState._renumbered
 
     def wrong(self, keep):
         positions, moved = right(self, keep)
-        return positions * (1 + (len(self.records) > 0)), moved
+        return positions * (1 + self.shortened), moved
 
-    monkeypatch.setattr(Forward, "_renumber", wrong)
+    monkeypatch.setattr(TokenState, "_renumbered", wrong)
 
 
 def wrong_rows(monkeypatch):
@@ -82,7 +83,7 @@ def wrong_mask(monkeypatch):
 def wrong_shift(monkeypatch):
     """Decoding goes on from the unpruned length, although the prompt was renumbered."""
     right = Forward.enter_group
-    monkeypatch.setattr(Forward, "enter_group", lambda self, layer: right(self, None if self.past else layer))
+    monkeypatch.setattr(Forward, "enter_group", lambda self, layer: right(self, None if self.piece.past else layer))
 
 
 FAULTS = {
@@ -113,9 +114,7 @@ def test_planted_faults_are_found_and_named(fault, monkeypatch, tiny_models):
 
 def test_a_fault_at_keep_all_is_found(monkeypatch, tiny_models):
     right = Forward.run_stage
-    monkeypatch.setattr(
-        Forward, "run_stage", lambda self, stage, hidden, policy: 1.01 * right(self, stage, hidden, policy)
-    )
+    monkeypatch.setattr(Forward, "run_stage", lambda self, *a: 1.01 * right(self, *a))
     family = FAMILIES["llava"]
     found = check(tiny_models(family), family.inputs(PADDED), "fastv", keep=0.3)
     assert found.parted_at_all is not None
@@ -281,7 +280,7 @@ def test_states_print_in_a_line(tiny_models):
     model, inputs = tiny_models(family), family.inputs(PADDED)
     seen = []
     with torch.no_grad(), prune(model, STAGED) as run:
-        handle = run.text_model.layers[3].register_forward_pre_hook(lambda *_: seen.append(repr(run._forward)))
+        handle = run.text_model.layers[3].register_forward_pre_hook(lambda *_: seen.append(repr(run._now.forward)))
         out = model(**inputs, use_cache=True)
         handle.remove()
         cache = next(out[name] for name in ("cache", "past_key_values") if name in out)
@@ -289,7 +288,7 @@ def test_states_print_in_a_line(tiny_models):
         assert "attached to a LlavaForConditionalGeneration" in repr(run)
     assert "removed from a LlavaForConditionalGeneration" in repr(run)
     assert repr(cache.layers[-1]).startswith("PrunedLayer(")
-    assert seen[0].startswith("Forward(prompt of ")
+    assert seen[0].startswith("Forward(")
     assert not any("\n" in text or "tensor(" in text for text in [*seen, repr(cache.layers[-1])])
 
 
@@ -300,9 +299,7 @@ def test_command(command, monkeypatch):
     assert out.startswith("holds: model LlavaForConditionalGeneration, dtype float32")
     assert "stage 0 before layer 2: fastv, 144 -> 36 visual tokens" in out
     right = Forward.run_stage
-    monkeypatch.setattr(
-        Forward, "run_stage", lambda self, stage, hidden, policy: right(self, stage, hidden, policy) + 0.1
-    )
+    monkeypatch.setattr(Forward, "run_stage", lambda self, *a: right(self, *a) + 0.1)
     code, out, _ = command("check", "--json", "--new-tokens", 1)
     assert code == 1
     found = json.loads(out)

@@ -10,7 +10,7 @@ from tests.decoding import GREEDY, LOGITS, PADDED, PLANS
 from tests.tiny import FAMILIES, Picture
 from tests.vectors import load
 from tokenprune import BadInput, DivPrune, DyCokeKV, FastOCR, Stage, Unsupported, prune
-from tokenprune.attach.retention import SPARE, Buffer, RetainedLayer
+from tokenprune.engine.decode_cache import SPARE, Buffer, RetainedLayer
 from tokenprune.methods.base import View
 from tokenprune.recipes import load_recipe
 

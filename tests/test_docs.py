@@ -18,7 +18,7 @@ import pytest
 import tokenprune
 from tests.draw import cases
 from tokenprune import scenes
-from tokenprune.bench.workload import SHAPES, SMALL, _llama, _llava
+from tokenprune.bench.workload import SHAPES, SMALL, configure_llama, configure_llava
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "tokenprune" / "docs"
@@ -99,7 +99,7 @@ def test_examples_that_get_an_answer_hold_it_to_the_truth():
 )
 def test_the_commands_of_the_pages_run(command, monkeypatch, packed_tasks, tmp_path, page):
     """tokenprune's own as they stand (benchmarks on a smaller model), lmms-eval's too; of others, that they exist."""
-    small = replace(SHAPES["llama-1024"], config=_llava(_llama(128, 256, 4, 4), SMALL))
+    small = replace(SHAPES["llama-1024"], config=configure_llava(configure_llama(128, 256, 4, 4), SMALL))
     monkeypatch.setitem(SHAPES, "llama-1024", small)
     names = {"MODEL_DIR": scenes.MODEL, "TASKS": packed_tasks}
     for name, target in names.items():

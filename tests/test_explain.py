@@ -19,8 +19,8 @@ from tokenprune.explain.page import page
 from tokenprune.explain.stages import GONE
 from tokenprune.methods.base import signals_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.signals import SIGNALS
 from tokenprune.overlay import heat_map
+from tokenprune.signals.table import SIGNALS
 
 IMAGE = Image.open(scenes.IMAGE).convert("RGB")
 GIVEN = {name for name, signal in SIGNALS.items() if signal.given}  # by the user alone

@@ -27,8 +27,8 @@ from tests.laws import (
 )
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, Random, Stage, Uniform, prune
-from tokenprune.attach import taps
 from tokenprune.core.budget import n_keep
+from tokenprune.signals import taps
 
 pytestmark = pytest.mark.laws
 CORE = ("fopru", "uniform", "divprune+fastv")  # on every family; the other plans on the anchors

@@ -13,10 +13,10 @@ from tests.laws import by_anchor, cells
 from tests.tiny import BREAK, FAMILIES, IMAGE, VIDEO, Picture, Video
 from tests.tiny.base import SIDE
 from tokenprune import Selection, prune
-from tokenprune.attach import taps
 from tokenprune.families import registry
 from tokenprune.families.llava import Llava
 from tokenprune.methods.base import Method, Need
+from tokenprune.signals import taps
 
 pytestmark = pytest.mark.laws
 SEEN: list[dict] = []

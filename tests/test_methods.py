@@ -17,7 +17,7 @@ from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
 from tokenprune.methods.base import Method, places
 from tokenprune.methods.registry import all_methods
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 TILES = [(1, 4, 4), (1, 8, 8)]  # a base image and one grid of 2 x 2 tiles
 

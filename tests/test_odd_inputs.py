@@ -16,7 +16,7 @@ from tokenprune import BadInput, MissingSignal, Unsupported, select
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of, signals_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 ROUNDS = 40  # of each method; other ones with every TP_SEED
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

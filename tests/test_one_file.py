@@ -17,7 +17,7 @@ from typing import ClassVar
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, option
 from tokenprune.methods.origin import Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from tests.oracle import oracle_logits
 from tests.tiny import FAMILIES, Picture
 from tests.tiny.base import IMAGE, llama
 from tokenprune import BadInput, DivPrune, FastV, Random, Stage, TokenpruneError, Unsupported, prune, scenes, select
-from tokenprune.attach import taps
-from tokenprune.attach.vision import EncoderReader
 from tokenprune.chat import Chat
+from tokenprune.engine.encoder import EncoderReader
+from tokenprune.signals import taps
 
 pytestmark = pytest.mark.laws
 DEAD = r"What follows column \d+ of row \d is predicted from that image token, which \S+ drops\. Put text between"

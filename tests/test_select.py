@@ -18,7 +18,7 @@ from tokenprune.core.diversity import cosine_distance, max_min, nearest, product
 from tokenprune.core.selection import top_k
 from tokenprune.methods.base import Method, make_method, options_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 
 @given(method=st.sampled_from(list(all_methods())), n=st.integers(1, 40), data=st.data())

@@ -10,9 +10,9 @@ from tests.laws import BATCHES, FAMILY, by_anchor, times
 from tests.signals import listen
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, FastV, MissingSignal, Stage, prune, select
-from tokenprune.attach import run as engine
 from tokenprune.core.pixels import grey_entropy
-from tokenprune.methods.signals import Need
+from tokenprune.engine import run as engine
+from tokenprune.signals.need import Need
 
 pytestmark = pytest.mark.laws
 
@@ -138,7 +138,7 @@ def test_what_the_encoder_computed(tiny_models):
     torch.testing.assert_close(joint[0]["saliency"], scores.softmax(-1)[1:], atol=1e-5, rtol=0)
     received = out.attentions[1][0].mean(0)
     times = round(float(received.mean(0).median() / received.mean()), 6)
-    wide, _ = listen(model, inputs, 0, Need("saliency", f"global@{times}"))
+    wide, _ = listen(model, inputs, 0, Need("saliency", "global", times))
     focus = received.mean(0) > times * received.mean()
     assert 10 < focus.sum() < 27
     torch.testing.assert_close(wide[0]["saliency"], received[focus].mean(0)[1:], atol=1e-5, rtol=0)

@@ -12,10 +12,10 @@ from PIL import Image
 from tests.tiny import FAMILIES
 from tests.tiny.saved import WORDS, llava
 from tokenprune import BadInput, Unsupported, prune, scenes, stream
-from tokenprune.attach.memory import Memory
-from tokenprune.attach.rotate import rotated
-from tokenprune.attach.stream import Stream
 from tokenprune.chat import Chat
+from tokenprune.engine.memory import Memory
+from tokenprune.engine.rotate import rotated
+from tokenprune.engine.stream import Stream
 from tokenprune.methods.evs import EVS
 
 QUESTION = "what is in the picture ?"

@@ -13,8 +13,8 @@ import torch
 from tests.tiny import FAMILIES
 from tests.tiny.talk import frame, talking
 from tokenprune import BadInput, Unsupported, prune, stream
-from tokenprune.attach.memory import Memory
-from tokenprune.attach.stream import Stream
+from tokenprune.engine.memory import Memory
+from tokenprune.engine.stream import Stream
 from tokenprune.methods.uniform import Uniform
 
 OPTIONS = {"budget": 90, "remember": 1, "slack": 0.0}  # llava: two frames of 36

@@ -12,7 +12,7 @@ from tests.talk_oracle import Shown, fresh
 from tests.tiny import FAMILIES, IMAGE, Picture
 from tests.tiny.talk import ASSISTANT, BOS, END, START, STOP, USER, frame, talking
 from tokenprune import BadInput, Unsupported, stream
-from tokenprune.attach.template import Template
+from tokenprune.engine.template import Template
 
 REFUSED = ("gemma3", "paligemma", "paligemma2", "mistral3")  # sliding windows, images that see both ways
 UNTURNED = ("glm4v", "glm46v")  # their keys are rotated pair by pair

@@ -18,7 +18,7 @@ import tokenprune
 from tests.tiny import FAMILIES, Picture
 from tokenprune.methods.base import signals_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.methods.signals import SIGNALS
+from tokenprune.signals.table import SIGNALS
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
 METHODS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
@@ -28,18 +28,19 @@ ALWAYS = {
     "families/qwen2_vl.py Qwen2VL.items": "how large they are, once for each prompt",
     "families/qwen2_vl.py Qwen2VL.place": "the same, where the encoder's attention is read",
     "families/llava_next.py LlavaNext._parts": "the same",
-    "attach/choose.py checked": "looks at values on a CPU alone",
+    "engine/select.py check_selection": "looks at values on a CPU alone",
+    "core/merging.py weighted_sums": "looks for zeros on a CPU alone",
 }
 TEXT = {
-    "attach/signals.py text_rows": "which rows are text, where a method reads text",
-    "attach/signals.py text_after": "which of them come after the picture",
+    "engine/token_state.py TokenState.text_rows": "which rows are text, where a method reads text",
+    "engine/token_state.py TokenState.text_after": "which of them come after the picture",
 }
 PADDED = {
-    "attach/run.py Run._start": "how many tokens of each row are padding, once for each forward with a mask",
-    "attach/masks.py attention_mask": "transformers looks whether anything is masked",
+    "engine/padding.py Padding.of": "how many tokens of each row are padding, once for each forward with a mask",
+    "engine/masks.py attention_mask": "transformers looks whether anything is masked",
 }
-ENDS = {"attach/forward.py Forward._shorten": "a row of tiles that has lost all its tokens loses its separator too"}
-RECALLS = {"attach/forward.py Forward._recall": "which tokens were set aside"}
+ENDS = {"engine/token_state.py TokenState.take": "a row of tiles that has lost all its tokens loses its separator too"}
+RECALLS = {"engine/token_state.py TokenState.recall": "which tokens were set aside"}
 CORE = {  # what methods that declare `waits` may call
     "core/frames.py stretches": "how many scenes there are",
     "core/merging.py Survivors.exactly": "how many tokens merged",

@@ -4,12 +4,12 @@
 from .api import prune as prune
 from .api import select as select
 from .api import stream as stream
-from .attach.report import Report as Report
-from .attach.run import Run as Run
-from .attach.stream import Stream as Stream
 from .checking.check import Check as Check
 from .checking.check import check as check
 from .core.selection import Selection as Selection
+from .engine.report import Report as Report
+from .engine.run import Run as Run
+from .engine.stream import Stream as Stream
 from .errors import BadInput as BadInput
 from .errors import MissingSignal as MissingSignal
 from .errors import TokenpruneError as TokenpruneError

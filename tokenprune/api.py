@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run
-from tokenprune.attach.stream import Stream
 from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection
+from tokenprune.engine.run import Run
+from tokenprune.engine.stream import Stream
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Grid, Method, View, make_method, options_of
 from tokenprune.methods.registry import method_class
-from tokenprune.methods.signals import SIGNALS, common_sizes, one_dtype, read_signal
 from tokenprune.plan import Planned, planned
+from tokenprune.signals.checks import common_sizes, one_dtype, read_signal
+from tokenprune.signals.table import SIGNALS
 
 
 def prune(

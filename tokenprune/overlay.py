@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
 from tokenprune.families.base import Span
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import language_layers
+from tokenprune.engine.run import language_layers
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method
 from tokenprune.methods.stage import Stage, staged

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.api import prune
-from tokenprune.attach.run import language_layers
 from tokenprune.core.selection import Selection
+from tokenprune.engine.run import language_layers
 from tokenprune.errors import BadInput
 from tokenprune.methods.adaptinfer import change_points
 from tokenprune.methods.base import Method, View
-from tokenprune.methods.signals import Need
 from tokenprune.methods.stage import Stage
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from statistics import median
 from typing import Any
 
 from tokenprune.api import prune
-from tokenprune.attach.report import Report
-from tokenprune.attach.run import Run
 from tokenprune.bench.measure import Ideal, Sample, Side, prompt, sample
 from tokenprune.bench.workload import Workload
+from tokenprune.engine.report import Report
+from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
 
 TIMES = ("prefill", "first_token", "token", "selection")

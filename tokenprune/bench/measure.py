@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tokenprune.attach.cache import cache_name
-from tokenprune.attach.report import kv_bytes
-from tokenprune.attach.run import Run, language_model
 from tokenprune.bench.workload import Workload
+from tokenprune.engine.cache import cache_name
+from tokenprune.engine.report import kv_bytes
+from tokenprune.engine.run import Run, language_model
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
-from tokenprune.methods.signals import SIGNALS, Signal
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
+from tokenprune.signals.table import SIGNALS, Signal
 
 SHARED = {field.name: field for field in options_of(Method)}
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
@@ -55,7 +55,7 @@ def reads(method: type[Method]) -> list[str]:
 
 
 def _source(name: str, signal: Signal) -> str:
-    kinds = {"you": signal.given, "encoder": signal.vision, "attention": signal.heard}
+    kinds = {"you": signal.given, "encoder": bool(signal.encoder), "attention": bool(signal.taps)}
     return next((kind for kind, holds in kinds.items() if holds), "text" if signal.asks else "features")
 
 

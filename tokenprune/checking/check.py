@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from tokenprune.attach.run import Run
 from tokenprune.checking.compare import TOLERANCES, Comparison, Parting, Recorder, outcome_of
+from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
 from tokenprune.methods.stage import Stage
 from tokenprune.plan import Planned, planned
@@ -194,8 +194,8 @@ def _stages_of(run: Run) -> list[tuple[str, str, int, int]]:
     for stage in report.stages:
         place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
         found.append((place, stage.method, sum(stage.before), sum(stage.after)))
-    if run.decoder is not None and report.decoding is not None:
-        for stage in run.decoder.stages:
+    if run.decoding is not None and report.decoding is not None:
+        for stage in run.decoding.stages:
             looked = report.decoding
             place = f"at every decoding step from layer {stage.start}"
             found.append((place, stage.method.name, round(looked.visual), round(looked.looked_at)))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach.run import Run
 from tokenprune.checking.reference import Outcome, hidden_from
+from tokenprune.engine.run import Run
 
 # Of the largest value at a place; what kernels of other shapes and orders of sums are seen to explain.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -190,9 +190,9 @@ def _with_separators(run: Run, rows: list[Tensor]) -> list[Tensor]:
 
 def _looked_at(run: Run) -> list[list[list[Tensor] | None]]:
     """For each decoding step, for each layer, for each row the visual columns seen; None: all of them."""
-    if run.decoder is None:
+    if run.decoding is None:
         return []
-    stages = run.decoder.stages
+    stages = run.decoding.stages
     reuses = stages[-1].method.reuses
     steps: list[list[list[Tensor] | None]] = []
     last: list[Tensor] | None = None
@@ -201,7 +201,7 @@ def _looked_at(run: Run) -> list[list[list[Tensor] | None]]:
         for i in range(len(run.text_model.layers)):
             passed = [n for n, stage in enumerate(stages) if stage.start <= i]
             # The layer that a stage chooses by sees everything, and so do sliding windows.
-            whole = run.kinds[i].window is not None or any(stage.start - 1 == i for stage in stages)
+            whole = run.layer_kinds[i].window is not None or any(stage.start - 1 == i for stage in stages)
             layers.append(None if whole else step.columns[passed[-1]] if passed else last if reuses else None)
         last = step.columns[-1]
         steps.append(layers)

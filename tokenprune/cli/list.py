@@ -16,8 +16,8 @@ from tokenprune.catalogue import facts, measured
 from tokenprune.catalogue.find import Policy, find
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
-from tokenprune.methods.signals import SIGNALS
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
+from tokenprune.signals.table import SIGNALS
 
 LEGEND = (
     "layers: of 32, before which it chooses; 0 is before the LLM. reads: projected features, the vision encoder, "

@@ -17,7 +17,7 @@ from tokenprune.errors import BadInput
 from tokenprune.media.files import MAX_PIXELS
 
 if TYPE_CHECKING:
-    from tokenprune.attach.run import Run
+    from tokenprune.engine.run import Run
 
 out = Console()
 

@@ -11,10 +11,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tokenprune.attach.run import POSITIONS, language_layers
 from tokenprune.catalogue import facts
 from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
+from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.media.readers import READERS
 from tokenprune.methods.registry import all_methods

@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from tokenprune.api import prune
-from tokenprune.attach.report import Report
-from tokenprune.attach.run import Run
 from tokenprune.chat import Chat
 from tokenprune.core.trace import Ranking
+from tokenprune.engine.report import Report
+from tokenprune.engine.run import Run
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
 from tokenprune.media.clip import Clip

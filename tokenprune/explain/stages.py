@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenprune.attach.run import Run
 from tokenprune.core.trace import Ranking
+from tokenprune.engine.run import Run
 from tokenprune.families.base import Span
 from tokenprune.overlay import kept_tokens
 

@@ -12,7 +12,7 @@ from tokenprune.core.selection import Selection, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 STAGES = ((1, 133 / 576), (10, 27 / 576), (20, 3 / 576))  # of 32 layers, at 64 tokens
 

@@ -15,7 +15,7 @@ from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, options_of, within
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.registry import method_class
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 def effective_rank(x: Tensor) -> Tensor:

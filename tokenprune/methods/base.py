@@ -15,7 +15,8 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import SIGNALS, Need
+from tokenprune.signals.need import Need
+from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
 Grid = tuple[int, int, int]
 SCOPES = ("part", "item")
@@ -148,7 +149,7 @@ class Method(ABC):
     @property
     def first_at(self) -> int:
         """The earliest stage the method can stand at: 1 where it reads attention of the layer before."""
-        return int(any(SIGNALS[need.signal].heard and need.variant != "next" for need in self.needs))
+        return int(any(taps_for(self.needs, where) for where in (BEFORE, UNROTATED)))
 
     @property
     def together(self) -> bool:

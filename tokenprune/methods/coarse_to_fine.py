@@ -12,7 +12,7 @@ from tokenprune.core.selection import Selection, handed, ranks, top_k
 from tokenprune.core.tiles import layout, tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

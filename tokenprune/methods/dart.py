@@ -13,7 +13,7 @@ from tokenprune.core.selection import Selection, gather_rows, marked, places, ra
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

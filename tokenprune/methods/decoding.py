@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, option, within
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tokenprune.core.diversity import cosine_distance, max_min
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

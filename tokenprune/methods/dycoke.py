@@ -14,7 +14,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 GROUP = 4
 NEW = -2.0  # below any cosine

@@ -14,7 +14,7 @@ from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 FIRST = 255.0
 

@@ -9,7 +9,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

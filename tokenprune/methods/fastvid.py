@@ -14,7 +14,7 @@ from tokenprune.core.merging import Survivors, assign, distances, mixtures, stac
 from tokenprune.core.selection import Selection, handed, ranked, ranks
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 from tokenprune_kernels.density import peak_scores
 
 NEIGHBOURS = 4

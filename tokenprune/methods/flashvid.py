@@ -16,7 +16,7 @@ from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 NEIGHBOURS = 7
 

@@ -15,7 +15,7 @@ from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection, places, ranked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

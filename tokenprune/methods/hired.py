@@ -13,7 +13,7 @@ from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.core.tiles import tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

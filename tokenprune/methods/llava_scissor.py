@@ -14,7 +14,7 @@ from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 ROUNDS = 14  # halvings of the threshold's interval, which is [-1, 1]
 

@@ -16,7 +16,7 @@ from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 NEIGHBOURS = 7
 FEW = 14  # tokens that are not worth merging

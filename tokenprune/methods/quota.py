@@ -17,7 +17,7 @@ from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

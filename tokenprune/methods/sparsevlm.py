@@ -13,7 +13,7 @@ from tokenprune.core.merging import averaged, density_peaks, in_order
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 STAGES = {  # of 32 layers, at 192 tokens
     "1.5": ((3, 300 / 576), (7, 200 / 576), (16, 110 / 576)),

@@ -10,7 +10,7 @@ from tokenprune.core.diversity import cosine_distance, max_min, max_sum
 from tokenprune.core.selection import Selection, ranks
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, option
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

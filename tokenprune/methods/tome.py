@@ -12,7 +12,7 @@ from tokenprune.core.merging import bipartite
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, marked, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class VFlowOpt(Method):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        importance = (Need("saliency", f"global@{self.threshold}"),)
+        importance = (Need("saliency", "global", self.threshold),)
         return (*importance, Need("entropy")) if self.entropy_weight else importance
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:

@@ -13,7 +13,7 @@ from tokenprune.core.frames import Frames, frame_means
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 TEMPERATURE = 0.01

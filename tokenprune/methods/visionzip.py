@@ -13,7 +13,7 @@ from tokenprune.core.merging import in_order
 from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, places, top_k
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, ranked
 from tokenprune.methods.base import Method, View, keep_option, option, within
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
-from tokenprune.methods.signals import Need
+from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)

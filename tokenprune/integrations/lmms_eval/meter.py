@@ -10,10 +10,10 @@ from lmms_eval.api.instance import TokenCounts
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.attach.cache import cache_in
-from tokenprune.attach.report import kv_bytes
-from tokenprune.attach.run import Run, language_model
-from tokenprune.attach.watch import Stopwatch
+from tokenprune.engine.cache import cache_in
+from tokenprune.engine.report import kv_bytes
+from tokenprune.engine.run import Run, language_model
+from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.families.layout import placeholder_columns
 from tokenprune.families.registry import family_of
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tokenprune.api import prune
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
 from tokenprune.integrations.lmms_eval.code import code_of
 from tokenprune.methods.base import Method

@@ -15,7 +15,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models import get_model
 from loguru import logger
 
-from tokenprune.attach.run import Run
+from tokenprune.engine.run import Run
 from tokenprune.errors import Unsupported
 from tokenprune.integrations.lmms_eval import WRAPPED
 from tokenprune.integrations.lmms_eval.cache import key_responses

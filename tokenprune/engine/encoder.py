@@ -1,0 +1,200 @@
+"""Watches the vision encoder: what was encoded, how it is laid out, and the signals of each part."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenprune.engine.overrides import Overrides
+from tokenprune.errors import Unsupported
+from tokenprune.families.base import Encoded, Family, Part, attention_of
+from tokenprune.signals import taps
+from tokenprune.signals.need import Need
+from tokenprune.signals.table import SIGNALS
+
+
+@dataclass
+class Laid:
+    """One call of a feature getter: medium, the parts of each item, and of each of these the signals [n, ...]."""
+
+    media: str
+    items: list[list[Part]]
+    signals: dict[Need, list[list[Tensor]]]
+
+
+class EncoderReader:
+    """Wraps the feature getters of the base model.
+
+    What a forward encodes by itself is kept per thread. generate() encodes before the first forward and passes the
+    outputs on, and so can a user who asks several questions about one picture: an output is known for as long as it
+    lives.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need]) -> None:
+        self.model, self.family, self.needs = model, family, needs
+        self.base = family.base(model)
+        self.layers = {media: self._layers_of(media) for media in family.getters} if needs else {}
+        self._getters = Overrides(self.base)
+        self._local = threading.local()
+        self._known: dict[int, tuple[weakref.ref, Laid]] = {}
+
+    def _layers_of(self, media: str) -> dict[Need, nn.Module]:
+        """For each need the encoder layer that it is read in; none where it is read from pixels."""
+        layers, chosen = self.family.encoder(self.model, media)
+        numbers = {"first": 0, "chosen": chosen, "last": -1}
+        sources = {need: SIGNALS[need.signal].encoder for need in self.needs}
+        return {need: layers[numbers[s.layer_of(need)]] for need, s in sources.items() if s.pixels is None}
+
+    def attention(self) -> list[nn.Module]:
+        """The attention modules that are listened to."""
+        wanted = [(need, layer) for layers in self.layers.values() for need, layer in layers.items()]
+        return [attention_of(layer) for need, layer in wanted if SIGNALS[need.signal].encoder.read is not None]
+
+    def attach(self) -> None:
+        """Put the wrappers on the base model."""
+        for media, name in self.family.getters.items():
+            self._getters.wrap(name, functools.partial(self._wrapped, media))
+
+    def detach(self) -> None:
+        """Take the wrappers off."""
+        self._getters.undo()
+
+    def _wrapped(self, media: str, original: Callable) -> Callable:
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def getter(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._local, "busy", False):  # a getter that calls another one
+                return original(*args, **kwargs)
+            calls: dict[Need, list[Tensor]] = {need: [] for need in self.needs}
+            self._local.busy = True
+            try:
+                with self._listening(media, calls):
+                    output = original(*args, **kwargs)
+            finally:
+                self._local.busy = False
+            arguments = signature.bind(*args, **kwargs).arguments
+            arguments |= arguments.pop("kwargs", {})
+            self._remember(Encoded(media, arguments, _rows(output)), output, calls)
+            return output
+
+        return getter
+
+    @contextmanager
+    def _listening(self, media: str, calls: dict[Need, list[Tensor]]) -> Iterator[None]:
+        """While the encoder runs, fill `calls` with what each needed layer gives."""
+        heard: dict[nn.Module, dict[Need, list[Tensor]]] = {}
+        handles = []
+        for need, layer in self.layers.get(media, {}).items():
+            if SIGNALS[need.signal].encoder.read is None:
+                handles.append(layer.register_forward_hook(functools.partial(_note_output, calls[need])))
+            else:
+                heard.setdefault(attention_of(layer), {})[need] = calls[need]
+        try:
+            for module, own in heard.items():
+                taps.listeners()[module] = functools.partial(_listen, own)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in heard:
+                taps.listeners().pop(module, None)
+
+    def _remember(self, encoded: Encoded, output: Any, calls: dict[Need, list[Tensor]]) -> None:
+        items = self.family.items(self.model, encoded)
+        length = sum(part.length for parts in items for part in parts)
+        if length != encoded.features:
+            raise Unsupported(
+                f"The layout of these {encoded.media}s gives {length} tokens, but the encoder made {encoded.features}. "
+                f"This {self.family.name} is built in a way that tokenprune does not know."
+            )
+        laid = Laid(encoded.media, items, {need: self._placed(need, encoded, calls[need]) for need in self.needs})
+        self.recent().append(laid)
+        if not isinstance(output, tuple):
+            key = id(output)
+            self._known[key] = weakref.ref(output, lambda _: self._known.pop(key, None)), laid
+
+    def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+        """A signal of the encoder as one tensor [n, ...] per part."""
+        of_pixels = SIGNALS[need.signal].encoder.pixels
+        if of_pixels is not None:
+            calls = [of_pixels(self.family.patches(self.model, encoded))]
+        scalar = SIGNALS[need.signal].ndim == 1
+        placed = self.family.place(self.model, encoded, [c[..., None] if scalar else c for c in calls])
+        return [[part[:, 0] if scalar else part for part in parts] for parts in placed]
+
+    def recent(self) -> list[Laid]:
+        """What this thread encoded since `forget`, in order."""
+        if not hasattr(self._local, "recent"):
+            self._local.recent = []
+        return self._local.recent
+
+    def forget(self) -> None:
+        """Start a new forward: what was encoded earlier counts only where its output is passed in."""
+        self._local.recent = []
+
+    def _find(self, media: str, output: Any) -> Laid | None:
+        """What is known of an encoder output, or of its copy: accelerate rebuilds what it passes on."""
+        reference, known = self._known.get(id(output), (None, None))
+        if reference is not None and reference() is output:
+            return known
+        for reference, known in list(self._known.values()):
+            original = reference()
+            if original is not None and known.media == media and _same(original.pooler_output, output.pooler_output):
+                return known
+        return None
+
+    def take(self, given: dict[str, Any]) -> list[Laid]:
+        """What the prompt of this forward is made of. given: its `mm_encoder_outputs`, by medium."""
+        laid = []
+        for media, output in given.items():
+            if output is None:
+                continue
+            known = self._find(media, output)
+            if known is None:
+                raise Unsupported(
+                    f"The {media} features of this prompt are not those that the pruned model encoded: they were made "
+                    "before prune(), or chunked prefill cut them. Pass pixel_values, or encode with the pruned model, "
+                    "and prefill in one piece."
+                )
+            laid.append(known)
+        return laid + self.recent()
+
+
+def _listen(
+    calls: dict[Need, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
+) -> None:
+    for need, found in calls.items():
+        found.append(SIGNALS[need.signal].encoder.read(query, key, scaling, mask, need))
+
+
+def _note_output(found: list[Tensor], module: nn.Module, args: tuple, output: Any) -> None:
+    """Hook of an encoder layer: its output as float32 [N, patches, c]."""
+    hidden = (output[0] if isinstance(output, tuple) else output).float()
+    found.append(hidden[None] if hidden.ndim == 2 else hidden)
+
+
+def _rows(output: Any) -> int:
+    """Feature rows that a getter's output gives to the prompt."""
+    features = output[1] if isinstance(output, tuple) else output.pooler_output
+    features = [features] if isinstance(features, Tensor) else features
+    return sum(f[..., 0].numel() for f in features)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs hold the same features."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one.to(other.device), other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor) or len(one) != len(other):
+        return False
+    return all(_same(a, b) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,160 @@
+"""Stages and ways of running that would go wrong in silence, and the wrappers that people put around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.cache_utils import Cache, StaticLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tokenprune.engine.cache import refuse_kinds
+from tokenprune.engine.masks import same_as_causal
+from tokenprune.errors import BadInput, MissingSignal, Unsupported
+from tokenprune.families.base import Family
+from tokenprune.methods.stage import Stage
+
+COMPILED = (
+    "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
+    "by itself, with a static cache on a GPU, pass disable_compile=True to it."
+)
+
+
+def check_stages(stages: Sequence[Stage], layers: int) -> None:
+    """Raise `BadInput` unless stages (sorted by place) can run one after the other in a model of so many layers."""
+    if not stages:
+        raise BadInput("No stages. Give a method name, a method or a list of Stage.")
+    places = [s.at for s in stages]
+    if len(set(places)) < len(places):
+        raise BadInput(f"Two stages stand at the same layer (at={places}). Give each its own.")
+    if places[-1] >= layers:
+        raise BadInput(f"at={places[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
+    for before, stage in zip([None, *stages], stages, strict=False):
+        waiting = before is not None and before.method.sets_aside
+        if waiting and not stage.method.recalls:
+            raise BadInput(
+                f"The stage at {stage.at} stands between a stage that sets tokens aside and one that recalls them."
+            )
+        if stage.method.recalls and not waiting:
+            raise BadInput(f"The stage at {stage.at} recalls tokens, but not after a stage that sets tokens aside.")
+    if stages[-1].method.sets_aside:
+        raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
+
+
+def check_projection(stages: Sequence[Stage], family: Family) -> None:
+    """Raise where a method would merge before a projector that does not take tokens one by one, or inside the LLM."""
+    for stage in stages:
+        if stage.method.merges_in == "encoder" and stage.at:
+            raise BadInput(f"merge_in='encoder' of {stage.method.name} works before the LLM, at=0, not {stage.at}.")
+        if stage.method.merges_in == "encoder" and not family.projects:
+            raise MissingSignal(
+                f"{family.name} does not project its features one by one, so nothing can be merged before. Use "
+                "merge_in='projected'."
+            )
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The model inside a PEFT wrapper.
+
+    Raises `Unsupported` for a model that is compiled, in whole or in part, and for what is no model but holds or names
+    one.
+    """
+    if isinstance(model, (str, Path)):
+        raise Unsupported(
+            f"{str(model)!r} is a name, not a model. Load it first: "
+            "AutoModelForImageTextToText.from_pretrained(...), or tokenprune.chat.Chat.load(...).model."
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise Unsupported(f"A {type(model).__name__} runs copies of a model. Prune the model inside it: model.module.")
+    if isinstance(model, ProcessorMixin):
+        raise Unsupported(f"{type(model).__name__} is a processor. Pass the model that it prepares inputs for.")
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        raise Unsupported(f"{type(model).__name__} is not a model but holds one. Prune that: its .model.")
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
+        raise Unsupported(COMPILED)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def refuse_compiled() -> None:
+    """Raise `Unsupported` inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        raise Unsupported(COMPILED)
+
+
+def refuse_checkpointing(text_model: PreTrainedModel, inside: bool) -> None:
+    """Raise `Unsupported` where gradient checkpointing would run hooks a second time, out of order.
+
+    inside: whether tokens are dropped between the layers.
+    """
+    layers = [layer for layer in text_model.layers if getattr(layer, "gradient_checkpointing", False)]
+    if not text_model.training or not layers:
+        return
+    if "__call__" in vars(GradientCheckpointingLayer):
+        raise Unsupported(
+            "Gradient checkpointing of a pruned model needs a newer transformers (5.23 will do): this one runs hooks "
+            "again while it recomputes."
+        )
+    given = [getattr(layer._gradient_checkpointing_func, "keywords", None) for layer in layers]
+    reentrant = any(isinstance(keywords, dict) and keywords.get("use_reentrant") is True for keywords in given)
+    if inside and reentrant:
+        raise Unsupported(
+            "Reentrant gradient checkpointing gives wrong gradients where a stage stands between the layers. Call "
+            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})."
+        )
+
+
+def refuse_packed(position_ids: Tensor | None) -> None:
+    """Raise `Unsupported` where position ids (int64 [B, L], or with three more axes in front) that start anew say that
+    a row holds several sequences."""
+    if position_ids is None or (position_ids.ndim == 3 and len(position_ids) != 4):
+        return
+    text = position_ids if position_ids.ndim == 2 else position_ids[0]
+    if bool((text.diff(dim=-1) != 1).any()):
+        raise Unsupported(
+            "These position_ids start anew within a row, so it holds several sequences that must not see each other, "
+            "and pruning does not keep packed sequences apart. Pass each as a row of a padded batch with its "
+            "attention_mask."
+        )
+
+
+def refuse_parallel(model: PreTrainedModel) -> None:
+    """Raise `Unsupported` for a model whose heads are split over several processes."""
+    if (getattr(model, "tp_size", None) or 1) > 1:
+        raise Unsupported(
+            f"This model runs tensor-parallel over {model.tp_size} processes, each of which sees only its own heads "
+            "and would keep other tokens. Load it without tp_plan, for instance with device_map='auto'."
+        )
+
+
+def refuse_paged(text_model: PreTrainedModel) -> None:
+    """Raise `Unsupported` under continuous batching, which holds keys in pages of its own."""
+    if text_model.config._attn_implementation.startswith("paged"):
+        raise Unsupported("Continuous batching (paged attention) cannot be pruned. Call generate() on plain batches.")
+
+
+def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tensor | None:
+    """Padding as bool or int [B, past + L], from what the base model was given.
+
+    generate() prepares 4-D masks for static caches; anything else prepared is refused. blocks: as `Family.blocks`.
+    """
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return mask
+    if cache is not None:
+        refuse_kinds(cache)
+    static = cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    if static and isinstance(mask, dict):  # by layer type; windows in a static cache were refused above
+        mask = mask["full_attention"]
+        if mask is None:
+            return None
+    if static and isinstance(mask, Tensor) and mask.ndim == 4:
+        past = int(cache.get_seq_length())
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        valid = seen[:, 0].any(1)  # padding is what no token sees
+        if same_as_causal(seen, valid, blocks, past):
+            return valid[:, : past + mask.shape[2]]
+    raise Unsupported("tokenprune needs a 2-D attention_mask [batch, tokens] (or none), not a prepared mask.")

@@ -1,0 +1,249 @@
+"""What a pruned prompt really cost, beside what it would have cost unpruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from tokenprune.core.flops import LayerShape, field_flops, layer_flops
+from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.decode_steps import StepReport
+from tokenprune.engine.forward import Forward, Merged
+from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.families.base import Span
+from tokenprune.methods.stage import Stage
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage: visual tokens of each batch row before and after it, and what its selection took."""
+
+    at: int
+    method: str
+    before: list[int]
+    after: list[int]
+    selection_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Means over the decoding steps so far: visual tokens there are and looked at (mean over stages), the share of
+    steps that chose anew, keys and values held and read, host time in choosing and in attention."""
+
+    steps: int
+    visual: float
+    looked_at: float
+    anew: float
+    held_bytes: float
+    read_bytes: float
+    selection_ms: float
+    attention_ms: float
+
+
+def summary(steps: list[StepReport]) -> Decoding | None:
+    """The steps on average; None without any."""
+    if not steps:
+        return None
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(steps)
+
+    return Decoding(
+        steps=len(steps),
+        visual=mean(s.visual for s in steps),
+        looked_at=mean(sum(s.chosen) / len(s.chosen) for s in steps),
+        anew=mean(s.anew > 0 for s in steps),
+        held_bytes=mean(s.held_bytes for s in steps),
+        read_bytes=mean(s.read_bytes for s in steps),
+        selection_ms=mean(s.selection_ms for s in steps),
+        attention_ms=mean(s.attention_ms for s in steps),
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last prompt. Token counts are visual tokens summed over the batch; FLOPs and bytes are of its prefill.
+
+    average_tokens: visual tokens that a decoder layer processes, mean over layers; final_tokens: in the last layer.
+    flops: this model's decoder layers, text included, causal attention. field_flops: the papers' image-only formula.
+    kv_bytes: keys and values in the cache after the prompt (None where no cache was used). selection_ms: time in
+    selection; on a GPU it is the device's.
+    """
+
+    method: str
+    positions: str
+    stages: list[StageReport]
+    tokens: int
+    average_tokens: float
+    final_tokens: int
+    layer_tokens: list[int]
+    flops: int
+    dense_flops: int
+    field_flops: int
+    dense_field_flops: int
+    kv_bytes: int | None
+    dense_kv_bytes: int | None
+    selection_ms: float = 0.0
+    decoding: Decoding | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """The report as a rich table."""
+        table = Table(title=f"{self.method}, positions {self.positions}")
+        for column in ("", "dense", "pruned", "kept"):
+            table.add_column(column, justify="right" if column else "left")
+        for stage in self.stages:
+            before, after = sum(stage.before), sum(stage.after)
+            place = "before the LLM" if stage.at == 0 else f"before layer {stage.at}"
+            table.add_row(f"visual tokens {place} ({stage.method})", str(before), str(after), _share(after, before))
+        for row in self.figures():
+            table.add_row(*row)
+        table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
+        if self.decoding is not None:
+            d = self.decoding
+            table.add_row(
+                "KV read by a step, KiB", "", f"{d.read_bytes / 1024:.1f}", f"held: {d.held_bytes / 1024:.1f}"
+            )
+            table.add_row("a step, ms in choosing / attention", "", f"{d.selection_ms:.2f} / {d.attention_ms:.2f}", "")
+        return table
+
+    def figures(self) -> list[tuple[str, str, str, str]]:
+        """What can be said of both sides: its name, unpruned, pruned, and the share of it that is left."""
+        rows = [
+            ("visual tokens, average over layers", self.tokens, self.average_tokens, "{:.1f}"),
+            ("visual tokens, last layer", self.tokens, self.final_tokens, "{}"),
+            ("prefill GFLOPs, this model", self.dense_flops / 1e9, self.flops / 1e9, "{:.3f}"),
+            ("prefill GFLOPs, image-only formula", self.dense_field_flops / 1e9, self.field_flops / 1e9, "{:.3f}"),
+        ]
+        if self.kv_bytes is not None:
+            rows.append(("KV cache, KiB", self.dense_kv_bytes / 1024, self.kv_bytes / 1024, "{:.1f}"))
+        if self.decoding is not None:
+            rows.append(("visual tokens a step looks at", self.decoding.visual, self.decoding.looked_at, "{:.1f}"))
+        return [(name, style.format(a), style.format(b), _share(b, a)) for name, a, b, style in rows]
+
+    def __str__(self) -> str:
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
+    """What a decoder layer costs, from its linear maps and the heads of its config."""
+    holders = [m for m in layer.modules() if hasattr(m, "in_features")]
+    # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
+    leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
+    linear = sum(m.in_features * m.out_features for m in leaves)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return LayerShape(linear, config.num_attention_heads * head)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What is known of a finished prompt. The report lacks the times, which may not be there yet.
+
+    history: from which layer on, the prompt column of each row (int64 [B, K]), and bool [B, K], False for padding.
+    """
+
+    history: list[tuple[int, Tensor, Tensor]]
+    kept: list[list[Tensor]]
+    spans: list[Span]
+    merged: list[list[Merged]]
+    untimed: Report
+    watches: list[Stopwatch]
+    steps: list[StepReport] = field(default_factory=list)  # decoding steps since, which are added as they come
+
+    def columns(self, layer: int) -> Tensor:
+        """int64 [B, K]: the prompt column of each row in a decoder layer, -1 for padding."""
+        column, valid = [(column, valid) for at, column, valid in self.history if at <= layer][-1]
+        return column.masked_fill(~valid, -1)
+
+    def report(self) -> Report:
+        """The report with its times (which waits for the device), and with the decoding steps since."""
+        times = [1000 * watch.seconds for watch in self.watches]
+        stages = [replace(stage, selection_ms=ms) for stage, ms in zip(self.untimed.stages, times, strict=True)]
+        return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(self.steps))
+
+
+def measure(
+    forward: Forward,
+    cache: Cache | None,
+    stages: Sequence[Stage],
+    decoding: Sequence[Stage],
+    positions: str,
+    shapes: Sequence[LayerShape],
+) -> Prefill:
+    """Look back on a finished prompt. decoding: the stages at every decoding step. shapes: of the decoder layers."""
+    config = forward.model.config
+    layers = range(len(shapes))
+    visual = sum(span.count for span in forward.state.spans)
+    piece, dense_rows = forward.piece, forward.history[0][1].counts
+    states = [forward.state_before(i) for i in layers]
+    past = [forward.past_rows.get(i, piece.past) for i in layers]
+    tokens = [sum(len(rows) for rows in state.token_rows) for state in states]
+    sizes = (config.hidden_size, config.intermediate_size)
+    kv, dense_kv = kv_bytes(cache)
+    done = [
+        StageReport(stage.at, stage.method.name, record.before, record.after)
+        for stage, record in zip(stages, forward.records, strict=True)
+    ]
+    report = Report(
+        method=" + ".join(dict.fromkeys([*(s.method for s in done), *(s.method.name for s in decoding)])),
+        positions=positions,
+        stages=done,
+        tokens=visual,
+        average_tokens=sum(tokens) / len(tokens),
+        final_tokens=tokens[-1],
+        layer_tokens=tokens,
+        flops=sum(
+            layer_flops(shape, n, p) for shape, state, p in zip(shapes, states, past, strict=True) for n in state.counts
+        ),
+        dense_flops=sum(layer_flops(shape, n, piece.past) for shape in shapes for n in dense_rows),
+        field_flops=field_flops(tokens, *sizes),
+        dense_field_flops=field_flops([visual] * len(layers), *sizes),
+        kv_bytes=kv,
+        dense_kv_bytes=dense_kv,
+    )
+    watches = [record.watch for record in forward.records]
+    history = [(at, state.column, state.valid) for at, state in forward.history]
+    return Prefill(history, forward.kept, list(forward.state.spans), forward.merged, report, watches)
+
+
+def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:
+    """Bytes really held, and what the same cache would hold unpruned."""
+    if cache is None:
+        return None, None
+    held = dense = 0
+    for layer in cache.layers:
+        pruned = layer if isinstance(layer, PrunedLayer) else None
+        store = pruned.store if pruned else layer
+        size = sum(t.nbytes for value in vars(store).values() for t in _tensors(value) if t.ndim > 1)
+        held += size
+        if pruned is None:
+            dense += size
+        elif pruned.capacity is not None:
+            dense += size // store.max_cache_len * pruned.capacity
+        else:
+            length = pruned.logical if pruned.window is None else min(pruned.logical, pruned.window - 1)
+            dense += size * length // max(pruned.rows, 1)
+    return held, dense
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in a cache layer's attribute: quantized layers keep tuples."""
+    if isinstance(value, (tuple, list)):
+        return [t for part in value for t in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []

@@ -1,0 +1,1 @@
+"""What methods read: one table of names, shapes, meanings and providers."""
