@@ -79,7 +79,7 @@ def notebook_page(path: Path) -> str:
 
 def part(source: str) -> str:
     """The part of a file of the repository below a heading: `FILE | HEADING`."""
-    name, heading = source.split(" | ")
+    name, heading = re.split(r"\s\|\s", source)
     pieces = re.split(r"^## (.+)\n", (ROOT / name).read_text(), flags=re.MULTILINE)
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))[heading].strip()
 
