@@ -49,19 +49,20 @@ lock: $(UV)/uv
 
 # Train the bundled models again (under two hours each on two cores).
 train: $(VENV)/.dev
-	$(BIN)/python -m eval.scenes.train --out runs/scenes
-	$(BIN)/python -m eval.clips.train --out runs/clips
+	$(BIN)/python -m eval.worlds.train scenes --out runs/scenes
+	$(BIN)/python -m eval.worlds.train clips --out runs/clips
 
 results: $(VENV)/.dev
-	$(BIN)/python -m eval.scenes.heldout
-	$(BIN)/python -m eval.scenes.compare
-	$(BIN)/python -m eval.scenes.claims
-	$(BIN)/python -m eval.scenes.pareto
+	$(BIN)/python -m eval.worlds.heldout scenes
+	$(BIN)/python -m eval.worlds.compare scenes
+	$(BIN)/python -m eval.worlds.scenes.claims
+	$(BIN)/python -m eval.worlds.pareto scenes
 	$(BIN)/python -m eval.tasks.pack --out runs/tasks --count 60 --video-count 20
 	$(BIN)/python -m eval.tasks.grid
 	$(BIN)/python -m eval.selection_cost
-	$(BIN)/python -m eval.clips.heldout
-	$(BIN)/python -m eval.clips.compare
+	$(BIN)/python -m eval.worlds.heldout clips
+	$(BIN)/python -m eval.worlds.compare clips
+	$(BIN)/python -m eval.worlds.pareto clips
 	$(BIN)/python -m eval.video_cost
 	$(BIN)/python -m eval.media.compare
 
@@ -73,11 +74,9 @@ bench: $(VENV)/.dev
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python -m eval.bench.gpu
 
-# The API reference, from docstrings: runs/docs/index.html
+# The site, offline and with warnings as errors: runs/docs/index.html
 docs: $(VENV)/.dev
-	$(BIN)/python -m pdoc --output-directory runs/docs tokenprune tokenprune.methods.base tokenprune.signals \
-	  tokenprune.families.base tokenprune.core tokenprune.chat tokenprune.overlay tokenprune.explain tokenprune.evaluation \
-	  tokenprune.integrations.lmms_eval.model
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 readme: $(VENV)/.dev
 	$(BIN)/python -m eval.faithfulness
@@ -106,8 +105,8 @@ $(HF_TESTS)/.done: eval/hf_tests/requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(HF_TESTS) -r $<
 	touch $@
 
-# Which method runs on which family: into the README, and on the screen.
-matrix: readme
+# Which method runs on which family, on the screen.
+matrix: $(VENV)/.dev
 	$(BIN)/python -m eval.matrix
 
 clean:

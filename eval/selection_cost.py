@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from eval.results import RESULTS, write
+from tokenprune.bench.workload import configure_llama
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.registry import all_methods
 from tokenprune.signals.table import SIGNALS
@@ -32,10 +33,7 @@ SIZES = {"m": TEXT, "q": 1, "H": 16, "K": 16, "d": 1024, "e": 64, "c": 1024, "v"
 def llama() -> LlamaModel:
     """A random decoder of 16 layers, width 1024."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32, hidden_size=1024, intermediate_size=2752, num_hidden_layers=16, num_attention_heads=16
-    )
-    return LlamaModel(config).eval()
+    return LlamaModel(configure_llama(1024, 2752, 16, 16)).eval()
 
 
 def signals(n: int, names: set[str]) -> dict[str, torch.Tensor]:

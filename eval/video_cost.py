@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -13,19 +12,19 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from eval.results import RESULTS, write
 from eval.selection_cost import TEXT, llama, signals, timed
 from tokenprune import DyCokeKV, Stage, prune
+from tokenprune.bench.workload import VISUAL, configure_llama, configure_llava
 from tokenprune.engine.cache import cache_name
 from tokenprune.methods.base import View
 from tokenprune.methods.registry import all_methods
 
 GRID = (32, 14, 14)
 KEEP = 0.1
-IMAGE = 31  # token id of a visual token
-TOKENS = 36  # of one small picture
+SIZE, TOKENS = 84, 36  # pixels along a side of one small picture, and its visual tokens
 CONTEXTS = (1024, 4096, 16384)
 LOOKED = 0.1  # of the visual tokens, at a step
 
@@ -60,59 +59,42 @@ def choosing(rounds: int, console: Console) -> dict[str, Any]:
 def model_of() -> LlavaForConditionalGeneration:
     """A random LLaVA: a tiny encoder, a decoder of 8 layers, width 512, grouped keys."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=4
-    )
-    text = LlamaConfig(
-        vocab_size=32,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=32768,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
-    return LlavaForConditionalGeneration(config).eval()
+    tower = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    text = configure_llama(512, 1376, 8, 8, num_key_value_heads=4, max_position_embeddings=32768)
+    return LlavaForConditionalGeneration(configure_llava(text, tower)(SIZE)).eval()
 
 
 @torch.inference_mode()
 def decoding(visual: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of one decoding step behind so many visual tokens: dense, choosing anew, and with a choice that
     stands."""
-    model, images = model_of(), visual // TOKENS
-    ids = torch.tensor([[1, *[IMAGE] * (images * TOKENS), 5, 6, 7]])
-    pixels = torch.randn(images, 3, 24, 24)
+    images = visual // TOKENS
+    ids = torch.tensor([[1, *[VISUAL] * (images * TOKENS), 5, 6, 7]])
+    pixels = torch.randn(images, 3, SIZE, SIZE)
     modes: dict[str, list[Stage]] = {
         "dense": [],
         "anew": [Stage("decode", DyCokeKV(keep=LOOKED, alike=2.0), start=2)],
         "stands": [Stage("decode", DyCokeKV(keep=LOOKED, alike=-1.0), start=2)],
     }
-    caches = {name: DynamicCache(config=model.config) for name in modes}
+    models = {name: model_of() for name in modes}  # the same weights: a run is told of the steps after its own prompt
+    runs = {name: prune(models[name], stages) for name, stages in modes.items() if stages}
+    caches = {name: DynamicCache(config=model.config) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in modes}
-    read: dict[str, float] = {}
 
-    def step(name: str, work: Callable[[], Any]) -> float:
-        if not modes[name]:
-            return timed(work)
-        with prune(model, modes[name]) as run:
-            took = timed(work)
-            if run.steps:
-                read[name] = run.steps[-1].read_bytes
-            return took
+    def step(name: str, **inputs: Any) -> float:
+        model = models[name]
+        return timed(lambda: model(**inputs, **{cache_name(model): caches[name]}))
 
-    given = {name: {cache_name(model): cache} for name, cache in caches.items()}
     for name in modes:
-        step(name, lambda c=given[name]: model(input_ids=ids, pixel_values=pixels, logits_to_keep=1, **c))
+        step(name, input_ids=ids, pixel_values=pixels, logits_to_keep=1)
     for _ in range(rounds + 1):
         for name in modes:
-            token = torch.tensor([[9]])
-            times[name].append(step(name, lambda t=token, c=given[name]: model(input_ids=t, **c)))
+            times[name].append(step(name, input_ids=torch.tensor([[9]])))
     held = sum(x.nbytes for layer in caches["dense"].layers for x in (layer.keys, layer.values))
     return {
         "visual_tokens": images * TOKENS,
         "step_ms": {name: spread(values) for name, values in times.items()},
-        "read_bytes": {"dense": held, **read},
+        "read_bytes": {"dense": held} | {name: run.steps[-1].read_bytes for name, run in runs.items()},
     }
 
 

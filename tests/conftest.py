@@ -134,6 +134,8 @@ def command(monkeypatch, capsys):
     """Run the command line in this process: (exit code, stdout, stderr)."""
     from tokenprune import cli
 
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it
+
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tokenprune", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.laws import close, kept_by_layer
+from tests.oracle import oracle_logits
 from tests.tiny import BREAK, IMAGE, VIDEO, Picture, Video
 from tokenprune import DivPrune, DyCokeKV, FastOCR, FastV, Stage, prune
 
@@ -47,45 +48,18 @@ def looked_at(run, stages):
 
 
 def oracle(family, model, inputs, run, length):
-    """Logits of the whole sequence: the unpatched model, in which each step's row hides what it did not look at."""
-    decoding = sorted((s for s in run.decoding_stages), key=lambda s: s.start)
-    steps = looked_at(run, decoding)
-    kept = kept_by_layer(run)
-    placeholders = torch.isin(inputs["input_ids"], torch.tensor(family.placeholder))
-    visual = torch.zeros_like(placeholders)
+    """Logits of the whole sequence, in which each step hides what it did not look at, but for separators."""
+    separators = torch.isin(inputs["input_ids"], torch.tensor(family.placeholder))
     for span in run.spans:
-        visual[span.row, list(span.columns)] = True
-    valid = inputs["attention_mask"].bool()
-    handles = []
+        separators[span.row, list(span.columns)] = False
+    beside = [row.nonzero().flatten() for row in separators]
 
-    def hide(i):
-        def hook(module, args, kwargs):
-            total = visual.shape[1]
-            alive = valid.clone()
-            for at in [at for at in kept if at <= i]:
-                for row, columns in enumerate(kept[at]):
-                    alive[row] &= ~placeholders[row]
-                    alive[row, columns] = True
-            allowed = torch.ones(total, total).tril().bool() & alive[:, None]
-            for step, shown in enumerate(steps):
-                if shown[i] is not None:
-                    for row, columns in enumerate(shown[i]):
-                        allowed[row, length + step] &= ~visual[row]
-                        allowed[row, length + step, columns] = alive[row, columns]
-            allowed = (allowed | torch.eye(total).bool())[:, None]
-            mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-            return args, kwargs | {"attention_mask": mask}
+    def seen(shown):
+        return shown and [torch.cat(pair) for pair in zip(shown, beside, strict=True)]
 
-        return hook
-
-    for i, layer in enumerate(family.text_model(model).layers):
-        handles.append(layer.register_forward_pre_hook(hide(i), with_kwargs=True))
-    try:
-        with torch.no_grad():
-            return model(**inputs, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
+    decoding = sorted((s for s in run.decoding_stages), key=lambda s: s.start)
+    steps = {length + i: [seen(shown) for shown in step] for i, step in enumerate(looked_at(run, decoding))}
+    return oracle_logits(family, model, inputs, kept_by_layer(run), steps=steps)
 
 
 def check_steps(family, model, plan):

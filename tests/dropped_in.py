@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import tokenprune
-from eval import readme
+from eval import readme, tables
+from eval.method_page import method_page
 from tests.laws import BATCHES, check_oracle
 from tests.tiny import FAMILIES
 from tokenprune import prune, scenes, select
@@ -58,11 +59,12 @@ def test_in_python():
 
 
 def test_in_the_tables():
-    page = readme.render(readme.README.read_text())
-    assert "\n| `spread` | 2026 | arXiv 0000.00000 | diversity | before the LLM | `features` |" in page
-    assert "| `channels=8` |\n" in page
-    assert "\n| `asked` | 2026 | arXiv 0000.00001 | text-guided | before layer 2 | `text_attention` |" in page
-    assert page.count("`spread`") == 2, "in the table of methods and in the matrix"
+    assert "| [`spread`](spread.md) | 2026 | diversity | before the LLM | 17 |" in tables.methods()
+    assert "| [`asked`](asked.md) | 2026 | text-guided | before layer 2 | 17 |" in tables.methods()
+    assert tables.matrix().count("`spread`") == 1
+    page = method_page(all_methods()["spread"])
+    assert "| `channels` | `8` | how many channels count |" in page
+    assert "| `features` | `[n, d]` |" in page
 
 
 @pytest.mark.parametrize("method", NEW)

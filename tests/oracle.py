@@ -22,14 +22,16 @@ def oracle_logits(
     compact: bool = False,
     merges: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] | None = None,
     bypass: tuple[int, int] | None = None,
+    steps: dict[int, list[list[Tensor] | None]] | None = None,
 ) -> Tensor:
     """Logits [B, L, V]. stages: layer -> for each row the columns of the visual tokens (and of the separators between
     them) still there from it on. Who sees whom is the model's own mask; columns are only ever taken away from it.
 
     merges: layer -> (row, columns that go in, columns that stay, weights): mixtures of hidden states at that layer's
-    input. bypass: tokens gone between two layers come back as they were.
+    input. bypass: tokens gone between two layers come back as they were. steps: column of a decoding step -> for each
+    layer, for each row the columns of the visual tokens (and separators) that it looks at; None: all there are.
     """
-    merges = merges or {}
+    merges, steps = merges or {}, steps or {}
     waiting: dict[str, Tensor] = {}
     ids = inputs["input_ids"]
     batch, length = ids.shape
@@ -72,7 +74,13 @@ def oracle_logits(
                 if own.dtype == torch.bool
                 else own == 0
             )
-            allowed = own & alive[:, None, None] | torch.eye(length).bool()
+            allowed = own & alive[:, None, None]
+            for column, layers in steps.items():
+                for row, columns in enumerate(layers[i] or []):
+                    looked = ~visual[row]
+                    looked[columns] = True
+                    allowed[row, :, column] &= looked
+            allowed |= torch.eye(length).bool()
             mask = torch.zeros(allowed.shape, dtype=args[0].dtype)
             changed = {"attention_mask": mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)}
             if compact:

@@ -7,13 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
-from eval.clips import judge
-from eval.clips.data import LENGTH, PACK, Batches, labels
-from eval.clips.model import make_image_processor, make_model, make_tokenizer
-from eval.clips.packed import PREFIX, encode, patches, rope_of
-from eval.clips.questions import ASK, TYPES, Question, is_right, vocabulary
-from eval.clips.world import COLOURS, EVENTS, FRAMES, STEPS, WAYS, make_clip, rng_for
-from eval.scenes.packed import packed_hidden
+from eval.worlds import judge
+from eval.worlds.base import Question, is_right
+from eval.worlds.batches import Batches
+from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, STEPS, WAYS
+from eval.worlds.clips.encoder import encode, patches
+from eval.worlds.clips.model import make_image_processor
+from eval.worlds.clips.questions import ASK, vocabulary
+from eval.worlds.clips.world import CLIPS, labels
+from eval.worlds.packed import packed_hidden
 from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
 from tests.tiny.qwens import TinyQwen25VL
@@ -34,7 +36,7 @@ def test_it_is_a_standard_model(chat):
     assert next(model.parameters()).dtype == torch.float16
     assert model.config.text_config.rope_parameters["mrope_section"] == [6, 5, 5]
     assert sum(f.stat().st_size for f in scenes.VIDEO_MODEL.iterdir()) <= 16 * 2**20
-    inputs = chat.inputs(judge.shown(make_clip(rng_for("demo", 0)).pixels), "what appears first ?")
+    inputs = chat.inputs(CLIPS.show(CLIPS.draw(CLIPS.rng("demo", 0)).pixels), "what appears first ?")
     assert inputs["video_grid_thw"].tolist() == [[STEPS, 8, 8]]
     assert int((inputs["input_ids"] == model.config.video_token_id).sum()) == 256
     assert chat.processor.tokenizer.unk_token_id not in inputs["input_ids"]
@@ -48,10 +50,10 @@ def test_it_answers_about_the_bundled_clip(chat):
 @pytest.mark.nightly
 def test_it_sees(chat):
     """A small sample of the held-out report: far above the blind score."""
-    seeing, blind = judge.judge(chat, 12), judge.judge(chat, 12, blind=True)
-    assert sum(seeing.values()) / len(TYPES) >= 0.75, seeing
-    for kind in TYPES:
-        assert seeing[kind] > blind[kind] + 0.2, (kind, seeing[kind], blind[kind])
+    seeing, blind = judge.judge(CLIPS, chat, 12), judge.judge(CLIPS, chat, 12, blind=True)
+    assert judge.summed(seeing)["all"] >= 0.75, seeing
+    for kind in CLIPS.types:
+        assert seeing[kind]["right"] > blind[kind]["right"] + 0.2, (kind, seeing[kind], blind[kind])
 
 
 @pytest.mark.laws
@@ -59,9 +61,9 @@ def test_it_sees(chat):
 @pytest.mark.parametrize("method", ["evs", "dycoke", "vidcom2", "fastv"])
 def test_trained_weights_equal_the_oracle(chat, method, positions):
     """Law 3 where attention is sharp, with real clips and M-RoPE."""
-    asked = [judge.questions(kind, 1)[0] for kind in ("first", "direction")]
+    asked = [judge.questions(CLIPS, kind, 1)[0] for kind in ("first", "direction")]
     turns = [f"<s><user><|vision_start|><|video_pad|><|vision_end|>{a.question.text}<assistant>" for a in asked]
-    inputs = dict(chat.processor(text=turns, videos=[a.clip for a in asked], padding=True))
+    inputs = dict(chat.processor(text=turns, videos=[a.shown for a in asked], padding=True))
     inputs["second_per_grid_ts"] = torch.tensor(inputs["second_per_grid_ts"])
     with torch.no_grad(), prune(chat.model, method, keep=0.25, positions=positions) as run:
         logits = chat.model(**inputs).logits
@@ -74,7 +76,7 @@ def test_trained_weights_equal_the_oracle(chat, method, positions):
 
 def test_clips_are_reproducible_and_show_what_they_say():
     for index in range(20):
-        one, other = (make_clip(rng_for("test", index)) for _ in range(2))
+        one, other = (CLIPS.draw(CLIPS.rng("test", index)) for _ in range(2))
         assert one.actors == other.actors
         assert np.array_equal(one.pixels, other.pixels)
         assert len({a.name for a in one.actors}) == len(one.actors)
@@ -95,19 +97,19 @@ def test_clips_are_reproducible_and_show_what_they_say():
         bright = one.pixels.mean((1, 2, 3)).reshape(STEPS, 2).mean(1)
         quiet = [s for s in range(STEPS) if s not in one.flashes]
         assert all(bright[s] > bright[quiet].max() + 20 for s in one.flashes)
-    assert make_clip(rng_for("train", 0)).actors != make_clip(rng_for("test", 0)).actors
+    assert CLIPS.draw(CLIPS.rng("train", 0)).actors != CLIPS.draw(CLIPS.rng("test", 0)).actors
 
 
 def test_questions_fit_and_answers_are_right():
-    tokenizer, words = make_tokenizer(), set(vocabulary())
+    tokenizer, words = CLIPS.make_tokenizer(), set(vocabulary())
     for index in range(60):
-        rng = rng_for("train", index)
-        clip = make_clip(rng)
+        rng = CLIPS.rng("train", index)
+        clip = CLIPS.draw(rng)
         for ask in ASK.values():
             question = ask(rng, clip)
             if question is not None:
                 assert set(question.text.split()) | set(question.answer.split()) <= words
-                assert len(question.text.split()) + len(question.answer.split()) + 2 <= LENGTH
+                assert len(question.text.split()) + len(question.answer.split()) + 2 <= CLIPS.lengths[0]
                 assert is_right(question, question.answer)
                 assert not is_right(question, "")
                 ids = tokenizer(question.text)["input_ids"]
@@ -119,28 +121,27 @@ def test_questions_fit_and_answers_are_right():
 def test_training_sees_what_inference_sees():
     """Batched encoder and packed questions against the library's own model and image processor."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer)).eval()
-    batch = Batches(tokenizer, "train", 2).batch(0)
-    assert batch.ids.shape == (2, len(PACK), LENGTH)
-    clip = make_clip(rng_for("train", 0))
+    tokenizer = CLIPS.make_tokenizer()
+    model = CLIPS.make_model(len(tokenizer)).eval()
+    batch = Batches(CLIPS, tokenizer, "train", 2).batch(0)
+    (pack,) = batch.packs
+    assert pack.ids.shape == (2, len(CLIPS.pack), CLIPS.lengths[0])
+    clip = CLIPS.draw(CLIPS.rng("train", 0))
     made = make_image_processor()(images=clip.images, return_tensors="pt")["pixel_values"].view(FRAMES, 64, 3, 2, 64)
     frames = made[:, :, :, 0].unflatten(0, (STEPS, 2)).movedim(1, 3).flatten(2)
-    torch.testing.assert_close(frames, patches(torch.from_numpy(clip.pixels)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(frames, patches(clip.pixels), atol=1e-5, rtol=0)
     pixels, text = batch.pixels.float(), model.model.language_model
     video = tokenizer.convert_tokens_to_ids("<|video_pad|>")
     with torch.no_grad():
         features = encode(model.model.visual, pixels.flatten(0, 1)).unflatten(0, (2, -1)).flatten(1, 2)
         own = model.model.visual(pixels[0].flatten(0, 1), torch.tensor([[STEPS, 8, 8]])).pooler_output
         torch.testing.assert_close(features[0], own, atol=1e-5, rtol=0)
-        names = ["<s>", "<user>", "<|vision_start|>"], ["<|vision_end|>"]
-        head, tail = (torch.tensor(tokenizer.convert_tokens_to_ids(list(part))) for part in names)
+        head, tail = (torch.tensor(tokenizer.convert_tokens_to_ids(list(p))) for p in (CLIPS.head, CLIPS.tail))
         parts = [text.embed_tokens(head).expand(2, -1, -1), features, text.embed_tokens(tail).expand(2, -1, -1)]
         prefix = torch.cat(parts, dim=1)
-        assert prefix.shape[1] == PREFIX
-        hidden = packed_hidden(text, prefix, [batch.ids], rope_of(text, len(PACK), LENGTH))[0]
-        asked = int((batch.weight[1, 3] > 0).nonzero()[0])
-        ids = torch.cat([head, torch.full((256,), video), tail, batch.ids[1, 3, :asked]])[None]
+        hidden = packed_hidden(text, prefix, [pack.ids], CLIPS.rope(model))[0]
+        asked = int((pack.weight[1, 3] > 0).nonzero()[0])
+        ids = torch.cat([head, torch.full((256,), video), tail, pack.ids[1, 3, :asked]])[None]
         inputs = {
             "input_ids": ids,
             "pixel_values_videos": pixels[1].flatten(0, 1),

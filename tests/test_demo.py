@@ -6,14 +6,17 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from itertools import pairwise
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import av
 import gradio as gr
 import pytest
 import skimage
@@ -25,15 +28,17 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import tokenprune
+from eval.media import clips
 from tests.browser import browser, complaints, needs_browser, shot
 from tests.draw import cases
 from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
-from tokenprune.demo.app import told
+from tokenprune.demo.app import AUTOMATIC, told
 from tokenprune.demo.plan import PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.media.clip import Clip
+from tokenprune.media.readers import READERS
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import recipe_names
 
@@ -170,6 +175,20 @@ def test_the_content_tells_what_a_file_is(session, tmp_path, name):
         assert (len(opened.frames) if isinstance(opened, Clip) else None) == size
 
 
+def test_the_reader_can_be_chosen_and_is_said(session, tmp_path):
+    """Whatever the menu offers reads the bundled clip; what a reader does not read right, it refuses."""
+    for reader in (None, *READERS):
+        by = f"read by {reader or 'av'}"
+        assert session.preview(scenes.VIDEO, reader)[1] == f"32 of 32 frames, 0.00 to 3.88 s, {by}"
+        steps = session.ask(scenes.VIDEO, scenes.VIDEO_QUESTION, plan(*controls(keep=0.5)), reader)
+        shown = last(steps)
+        assert (shown.pruned, by in shown.opened) == ("purple ring", True)
+    assert session.preview(scenes.IMAGE, "decord")[1] == "a picture of 96 x 96 pixels"
+    turned = clips.write(tmp_path / "turned.mp4", "libx264", turn="mirrored")
+    with pytest.raises(BadInput, match=r"^decord does not read turned\.mp4 right"):
+        session.preview(turned, "decord")
+
+
 def test_questions_that_cannot_be_asked(session):
     with pytest.raises(BadInput, match=r"takes 1147 positions \(1003 tokens of text and 144 visual ones\), but"):
         last(session.ask(scenes.IMAGE, "a " * 1000, plan(*controls())))
@@ -190,8 +209,8 @@ def test_a_question_that_is_given_up_lets_the_next_one_in(session):
 
 
 @pytest.fixture(scope="module")
-def address():
-    """The demo as a user starts it."""
+def served():
+    """The demo as a user starts it: its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -207,9 +226,14 @@ def address():
         except OSError:
             assert started.poll() is None, started.stdout.read()
             time.sleep(0.5)
-    yield url
+    yield url, started.pid
     started.terminate()
     started.wait(timeout=20)
+
+
+@pytest.fixture
+def address(served):
+    return served[0]
 
 
 class Page:
@@ -296,6 +320,7 @@ def test_a_visit(address, tmp_path):
         page.ask()
         page.wait(lambda: page.value("pruned") == "purple ring")
         page.wait(lambda: "128 of 256 tokens" in page.find("#stages").text)
+        page.wait(lambda: "32 of 32 frames, 0.00 to 3.88 s, read by av" in page.find("#opened").text)
         shot(driver, "demo_video")
 
         wrong = tmp_path / "wrong.png"
@@ -398,7 +423,7 @@ def test_no_file_of_the_server_is_readable(address):
             assert status(f"{address}/{route}{path}") in (400, 403, 404), path
     for path in ("/etc/passwd", str(folder / "scenes" / "clip.mp4")):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        data = json.dumps({"data": [file, scenes.QUESTION, *controls()]}).encode()
+        data = json.dumps({"data": [file, scenes.QUESTION, *controls(), AUTOMATIC]}).encode()
         call = f"{address}/gradio_api/call/ask"
         with urlopen(Request(call, data, {"Content-Type": "application/json"}), timeout=30) as answer:
             event = json.load(answer)["event_id"]
@@ -411,9 +436,51 @@ def test_the_app_as_an_interface(address):
     client = Client(address, verbose=False)
     found = client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls(), api_name="/ask")
     assert found[:2] == ("x10 y4", "x10 y4")
+    asked = handle_file(scenes.VIDEO), scenes.VIDEO_QUESTION, *controls("uniform", 0.5), "decord"
+    assert client.predict(*asked, api_name="/ask")[-1].endswith("read by decord")
     assert Image.open(found[2]).size == Image.open(found[3]["value"][0]["image"]).size == (480, 480)
     with pytest.raises(Exception, match="not in the list of choices"):
         client.predict(handle_file(scenes.IMAGE), scenes.QUESTION, *controls("/etc/x.yaml"), api_name="/ask")
+
+
+def test_huge_files_do_not_take_the_memory(served, tmp_path):
+    """A few KiB that are gigabytes when opened: the clip is asked about in little memory, the picture is refused."""
+    clip, bomb, side = tmp_path / "huge.mp4", tmp_path / "bomb.png", 24_000
+    with av.open(str(clip), "w") as out:
+        stream = out.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 4096, 4096, "yuv420p"
+        grey = av.VideoFrame(4096, 4096, "yuv420p")
+        for grey.pts in range(32):
+            out.mux(stream.encode(grey))
+        out.mux(stream.encode())
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((side // 8 + 1) * side))
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    assert max(clip.stat().st_size, bomb.stat().st_size) < 100_000
+    url, process = served
+    client = Client(url, verbose=False)
+
+    def ask(path):
+        return client.predict(handle_file(path), scenes.VIDEO_QUESTION, *controls(), AUTOMATIC, api_name="/ask")
+
+    ask(scenes.VIDEO)
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # the peak begins anew
+    before = peak(process)
+    assert ask(clip)[-1] == "32 of 32 frames, 0.00 to 3.10 s, read by av, scaled from 4096 x 4096 to 256 x 256"
+    with pytest.raises(Exception, match=r"^bomb\.png is too large: over \d+ million pixels\. Scale it down first"):
+        ask(bomb)
+    assert ask(scenes.VIDEO)[1] == "purple ring"
+    assert peak(process) - before < 500
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def peak(process):
+    """The most memory that a process has held, in MiB."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
 
 
 def test_no_folder_of_the_server_is_told(address, tmp_path):
@@ -433,8 +500,12 @@ def test_no_folder_of_the_server_is_told(address, tmp_path):
             client.predict(handle_file(tmp_path / name), "what ?", *controls(), api_name="/ask")
         texts.append(str(error.value))
     for path in ("/etc/passwd", str(scenes.IMAGE), "/nowhere/a.png", "", "../a", None, 7):
-        texts.append(refusal(address, [{"path": path, "meta": {"_type": "gradio.FileData"}}, "what ?", *controls()]))
-    texts += [refusal(address, [None, text, *controls(extra=text)]) for text in ("", "keep=/etc/x", "a=b", "[")]
+        texts.append(
+            refusal(address, [{"path": path, "meta": {"_type": "gradio.FileData"}}, "what ?", *controls(), AUTOMATIC])
+        )
+    texts += [
+        refusal(address, [None, text, *controls(extra=text), AUTOMATIC]) for text in ("", "keep=/etc/x", "a=b", "[")
+    ]
     folders = {str(Path(tokenprune.__file__).parent.parent), str(tmp_path), str(Path.home()), sys.prefix, os.getcwd()}
     for text in texts:
         assert not [folder for folder in {*folders, "/tmp/gradio"} if folder in text], text

@@ -16,7 +16,7 @@ from tokenprune import Selection, prune
 from tokenprune.families import registry
 from tokenprune.families.llava import Llava
 from tokenprune.methods.base import Method, Need
-from tokenprune.signals import taps
+from tokenprune.signals import encoder
 
 pytestmark = pytest.mark.laws
 SEEN: list[dict] = []
@@ -205,7 +205,7 @@ def test_saliency_follows_the_features(family, monkeypatch, media):
             return (key - still[len(moved) - 1]).norm(dim=-1).mean(1)
         return torch.ones(key.shape[0], key.shape[2])
 
-    monkeypatch.setattr(taps, "received_attention", movement)
+    monkeypatch.setitem(encoder.SALIENCY, "received", movement)
     model = family.build()
     # Pixtral's saliency is a share of its own image, and an image in which nothing moved has none.
     more = [] if family.name in ("pixtral", "mistral3") else [Picture(3, 4), 2]

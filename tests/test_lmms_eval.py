@@ -10,7 +10,8 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model, list_available_models
 from lmms_eval.tasks import TaskManager
 
-from eval.scenes import judge
+from eval.worlds import judge
+from eval.worlds.scenes.world import SCENES
 from tests.draw import cases
 from tests.fake_lmms import Batched, request
 from tokenprune import BadInput, Plan, Unsupported, scenes
@@ -87,7 +88,7 @@ def test_the_unpruned_baseline_is_the_model_itself(evaluate):
     """The same questions, asked without any harness."""
     _, samples = evaluate("tokenprune", MODEL, batch=4)
     chat = Chat.load("scenes")
-    by_type = [judge.answers(chat, judge.questions(kind, 2)) for kind in judge.TYPES]
+    by_type = [judge.answers(SCENES, chat, judge.questions(SCENES, kind, 2)) for kind in SCENES.types]
     assert words(samples) == [text for turn in zip(*by_type, strict=True) for text in turn]
     assert {one["visual_tokens"] for one in costs(samples)} == {one["kept_tokens"] for one in costs(samples)} == {144}
 

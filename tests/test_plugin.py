@@ -35,6 +35,7 @@ COMMANDS = {
     "json": ["run", "--json", "--repeat", "1"],
     "centre": ["run", "--method", "centre", "--keep", "16", "--wide", "0.5", "--json", "--repeat", "1"],
     "list": ["list"],
+    "described": ["list", "centre"],
 }
 pytestmark = pytest.mark.package
 
@@ -92,4 +93,4 @@ def test_what_another_package_brings(said):
     assert said["family"] == "Framed LLaVA"
     assert json.loads(said["centre"][1])["report"]["stages"][0]["after"] == [16]
     assert "centre" in said["list"][1]
-    assert "--wide 1.0  how much a column counts beside a row" in said["list"][1]
+    assert "--wide 1.0  how much a column counts beside a row" in said["described"][1]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from eval.scenes import judge
-from eval.scenes.data import LONG, PACK, SHORT, Batches, encode
-from eval.scenes.model import make_model, make_tokenizer
-from eval.scenes.packed import packed_hidden
-from eval.scenes.questions import ASK, TYPES, Question, box_iou, centre_of, distance, is_right, vocabulary
-from eval.scenes.world import Thing, make_scene, rng_for
+from eval.worlds import judge
+from eval.worlds.base import Question, is_right
+from eval.worlds.batches import Batches, encode
+from eval.worlds.packed import packed_hidden
+from eval.worlds.scenes.draw import Thing
+from eval.worlds.scenes.questions import ASK, box_iou, centre_of, distance, vocabulary
+from eval.worlds.scenes.world import SCENES
 from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
 from tests.tiny.llavas import TinyLlava
@@ -46,12 +47,12 @@ def test_it_is_a_standard_model():
 @pytest.mark.nightly
 def test_it_sees(chat):
     """A small sample of the held-out report: every type is far above its blind score."""
-    scores = judge.judge(chat, 20)
-    blind = judge.judge(chat, 20, blind=True)
-    for kind in TYPES:
+    scores = judge.judge(SCENES, chat, 20)
+    blind = judge.judge(SCENES, chat, 20, blind=True)
+    for kind in SCENES.types:
         assert scores[kind]["right"] >= 0.75, (kind, scores[kind])
         assert scores[kind]["right"] > blind[kind]["right"] + 0.2, (kind, blind[kind])
-    assert sum(s["right"] for s in scores.values()) / len(TYPES) >= 0.9
+    assert sum(s["right"] for s in scores.values()) / len(SCENES.types) >= 0.9
 
 
 @pytest.mark.nightly
@@ -59,7 +60,10 @@ def test_diversity_beats_the_baselines_at_a_tenth(chat):
     scores = {}
     for method in ("divprune", "random", "uniform"):
         with prune(chat.model, method, keep=0.1):
-            found = [judge.score(asked := judge.questions(k, 40), judge.answers(chat, asked)) for k in TYPES[:-1]]
+            found = []
+            for kind in SCENES.types[:-1]:
+                asked = judge.questions(SCENES, kind, 40)
+                found.append(judge.score(SCENES, asked, judge.answers(SCENES, chat, asked)))
         scores[method] = sum(f["right"] for f in found) / len(found)
     assert scores["divprune"] > max(scores["random"], scores["uniform"]), scores
 
@@ -69,9 +73,9 @@ def test_diversity_beats_the_baselines_at_a_tenth(chat):
 @pytest.mark.parametrize("method", ["divprune", "fastv", "fopru", "random", "uniform"])
 def test_trained_weights_equal_the_oracle(chat, method, positions):
     """Law 3 where attention is sharp: logits of a padded batch of real questions."""
-    asked = [judge.questions(kind, 1)[0] for kind in ("position", "relation", "count")]
+    asked = [judge.questions(SCENES, kind, 1)[0] for kind in ("position", "relation", "count")]
     texts = [f"<s><user><image>{a.question.text}<assistant>" for a in asked]
-    inputs = chat.processor(images=[a.image for a in asked], text=texts, return_tensors="pt", padding=True)
+    inputs = chat.processor(images=[a.shown for a in asked], text=texts, return_tensors="pt", padding=True)
     with prune(chat.model, method, keep=0.25, positions=positions) as run:
         out = chat.model.generate(
             **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
@@ -92,34 +96,35 @@ def test_trained_weights_equal_the_oracle(chat, method, positions):
 
 def test_scenes_are_reproducible_and_apart():
     for index in range(30):
-        a, b = (make_scene(rng_for("test", index)) for _ in range(2))
+        a, b = (SCENES.draw(SCENES.rng("test", index)) for _ in range(2))
         assert a.things == b.things
         assert np.array_equal(a.pixels, b.pixels)
         assert len({t.name for t in a.things}) == len(a.things)
         covered = set(a.owner.tolist()) - {-1}
         assert covered == set(range(len(a.things)))
-    assert make_scene(rng_for("train", 0)).things != make_scene(rng_for("test", 0)).things
+    assert SCENES.draw(SCENES.rng("train", 0)).things != SCENES.draw(SCENES.rng("test", 0)).things
 
 
 def test_questions_fit_and_answers_are_right():
-    tokenizer, words = make_tokenizer(), set(vocabulary())
+    tokenizer, words = SCENES.make_tokenizer(), set(vocabulary())
+    short, long = SCENES.lengths
     for index in range(100):
-        rng = rng_for("train", index)
-        scene = make_scene(rng)
+        rng = SCENES.rng("train", index)
+        scene = SCENES.draw(rng)
         for kind, ask in ASK.items():
             question = ask(rng, scene)
             if question is None:
                 continue
             assert set(question.text.split()) | set(question.answer.split()) <= words
-            ids, _ = encode(tokenizer, question, LONG if kind == "caption" else SHORT)
-            assert len(ids) == (LONG if kind == "caption" else SHORT)
+            ids, _ = encode(tokenizer, question, long if kind == "caption" else short)
+            assert len(ids) == (long if kind == "caption" else short)
             assert is_right(question, question.answer)
             assert not is_right(question, "")
             assert tokenizer(question.text)["input_ids"] == ids[: len(question.text.split())]
 
 
 def test_existence_is_balanced():
-    asked = judge.questions("existence", 400)
+    asked = judge.questions(SCENES, "existence", 400)
     assert 0.44 <= sum(a.question.answer == "yes" for a in asked) / 400 <= 0.56
 
 
@@ -141,14 +146,14 @@ def test_scoring():
 def test_packed_questions_equal_questions_alone():
     """Training sees what inference sees: a packed question's hidden states are those of the same question alone."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    llama = make_model(len(tokenizer)).model.language_model.eval()
-    batch = Batches(tokenizer, "train", 2).batch(0)
-    assert batch.short.shape == (2, len(PACK), SHORT)
+    tokenizer = SCENES.make_tokenizer()
+    llama = SCENES.make_model(len(tokenizer)).model.language_model.eval()
+    packs = Batches(SCENES, tokenizer, "train", 2).batch(0).packs
+    assert [p.ids.shape for p in packs] == [(2, len(SCENES.pack), SCENES.lengths[0]), (2, 1, SCENES.lengths[1])]
     prefix = torch.randn(2, 9, 160)
     with torch.no_grad():
-        short, caption = packed_hidden(llama, prefix, [batch.short, batch.caption])
-        for got, ids in ((short[1, 5], batch.short[1, 5]), (caption[1, 0], batch.caption[1, 0])):
+        short, caption = packed_hidden(llama, prefix, [pack.ids for pack in packs])
+        for got, ids in ((short[1, 5], packs[0].ids[1, 5]), (caption[1, 0], packs[1].ids[1, 0])):
             alone = torch.cat([prefix[1:], llama.embed_tokens(ids)[None]], dim=1)
             expected = llama(inputs_embeds=alone).last_hidden_state[0, 9:]
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)

@@ -29,6 +29,8 @@ from tokenprune.families.registry import family_of
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
 from tokenprune.media.qwen import FrameProcessor
+from tokenprune.media.target import Target
+from tokenprune.media.video import load_video
 
 PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # as the processors of Qwen call them
 
@@ -85,6 +87,14 @@ class Chat:
         kind = "video" if isinstance(shown, Clip) else "image"
         content = [{"type": kind, kind: shown}, {"type": "text", "text": question}]
         return self.batch([[{"role": "user", "content": content}]])
+
+    def load_video(self, path: str | Path, **options: Any) -> Clip:
+        """A clip as `tokenprune.load_video` gives it, its frames held no larger than this model can use.
+
+        Frames of more than twice the size that the processor resizes them to are divided by a whole number while they
+        are decoded. The model's inputs are those of whole frames, but for the rounding of one more resize.
+        """
+        return load_video(path, **options, target=Target.of(self.processor))
 
     def batch(self, conversations: list[list[dict[str, Any]]]) -> BatchFeature:
         """Model inputs of conversations side by side, padded on the left.

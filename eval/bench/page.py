@@ -1,4 +1,4 @@
-"""The speed tables of the README, from the committed result."""
+"""The speed tables of a CPU, from the committed result."""
 
 from __future__ import annotations
 
@@ -51,9 +51,19 @@ def speed() -> str:
 
 def bars() -> str:
     """What was asked, and how much of it is met."""
+    found = read("bench_cpu.json")["bars"]
+    idle = [bar["value"] for bar in found if "without" in bar["name"] and _does_nothing(bar["where"])]
+    note = (
+        "`uniform` and `random` choose in no time, so what they differ from their ideal by is the noise of this "
+        f"machine: {min(idle):.2f} to {max(idle):.2f}. A single method's miss within that says nothing; the medians do."
+    )
+    return f"{bar_table(found)}\n\n{note}"
+
+
+def bar_table(found: list[dict[str, Any]]) -> str:
+    """Bars of one name in one row."""
     groups: dict[tuple[str, float, bool], list[dict[str, Any]]] = {}
-    data = read("bench_cpu.json")
-    for bar in data["bars"]:
+    for bar in found:
         groups.setdefault((bar["name"], bar["limit"], bar["at_most"]), []).append(bar)
     rows = []
     for (name, limit, at_most), own in groups.items():
@@ -65,12 +75,7 @@ def bars() -> str:
         met = f"{len(own) - len(missed)} of {len(own)}"
         spread = f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
         rows.append([name, f"{sign} {limit}", met, spread, worst + more])
-    idle = [bar["value"] for bar in data["bars"] if "without" in bar["name"] and _does_nothing(bar["where"])]
-    note = (
-        "`uniform` and `random` choose in no time, so what they differ from their ideal by is the noise of this "
-        f"machine: {min(idle):.2f} to {max(idle):.2f}. A single method's miss within that says nothing; the medians do."
-    )
-    return table(["bar", "limit", "met", "median of medians (range)", "missed most"], rows) + f"\n\n{note}"
+    return table(["bar", "limit", "met", "median of medians (range)", "missed most"], rows)
 
 
 def _does_nothing(where: str) -> bool:

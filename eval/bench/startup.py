@@ -7,11 +7,12 @@ import sys
 import time
 
 from rich.console import Console
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from eval.bench.bars import Bar
 from tokenprune import prune
 from tokenprune.bench.compare import Spread
+from tokenprune.bench.workload import configure_llama, configure_llava
 
 IMPORT = "import time, torch, transformers; a = time.perf_counter(); import tokenprune; print(time.perf_counter() - a)"
 FIRST = (
@@ -52,15 +53,5 @@ def _python(code: str) -> str:
 
 def _model() -> LlavaForConditionalGeneration:
     """Narrow, but as deep as LLaVA-1.5-7B."""
-    text = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=32, num_attention_heads=4
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=24,
-        num_attention_heads=4,
-        image_size=336,
-        patch_size=14,
-    )
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=31))
+    tower = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=24, num_attention_heads=4)
+    return LlavaForConditionalGeneration(configure_llava(configure_llama(64, 128, 32, 4), tower)(336))

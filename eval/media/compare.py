@@ -1,12 +1,11 @@
 """Every container and codec, by every reader: which frames come out, when, and which way up.
 
-python -m eval.media.compare    # into eval/results/media.json and tokenprune/docs/media.md
+python -m eval.media.compare    # into eval/results/media.json
 """
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ import numpy as np
 
 from eval.media import clips
 from eval.media.numbered import read
-from tokenprune import BadInput, load_video, markdown
+from eval.results import RESULTS
+from tokenprune import BadInput, load_video
 from tokenprune.media.readers import READERS
 
-ROOT = Path(__file__).parent.parent.parent
-RESULT = ROOT / "eval" / "results" / "media.json"
-PAGE = ROOT / "tokenprune" / "docs" / "media.md"
+RESULT = RESULTS / "media.json"
 PICKS = 8
 
 
@@ -64,36 +62,12 @@ def cases(folder: Path) -> list[tuple[str, Path, int, int, int]]:
     return found
 
 
-def page(table: dict[str, Any]) -> str:
-    """The table as Markdown: one row for each clip, one column for each reader."""
-    lines = [
-        "# Which videos are read\n",
-        "Written by `python -m eval.media.compare`. Clips of frames that carry their own number, written by PyAV;",
-        f"{PICKS} frames of each are read. Right: their order, numbers, times and rotation are.\n",
-        markdown.table(
-            ["container, codec", "default", *READERS],
-            [[name, *map(_cell, own.values())] for name, own in table.items()],
-            rest="---",
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(answer: dict[str, Any]) -> str:
-    if "refused" in answer:
-        found = re.search(r"\((.*?)\)", answer["refused"])
-        return "refused" + (f": {found[1]}" if found else "")
-    wrong = [name for name, value in answer.items() if value == "wrong"]
-    return f"**wrong**: {', '.join(wrong)}" if wrong else "right"
-
-
 def main() -> None:
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, path, first, total, rate in cases(Path(folder)):
             table[name] = {reader or "default": judged(path, reader, first, total, rate) for reader in (None, *READERS)}
     RESULT.write_text(json.dumps(table, indent=1) + "\n")
-    PAGE.write_text(page(table))
     wrong = [name for name, own in table.items() if any("wrong" in answer.values() for answer in own.values())]
     print(f"{len(table)} clips, wrong: {wrong or 'none'}")
 

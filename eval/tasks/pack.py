@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,34 +18,38 @@ from datasets import Dataset, Features, Image, Value
 from rich.console import Console
 from rich.progress import track
 
-from eval.clips import judge as clips
-from eval.scenes import judge as scenes
+from eval.worlds.base import World
+from eval.worlds.clips.video import write_video
+from eval.worlds.clips.world import CLIPS
+from eval.worlds.judge import questions
+from eval.worlds.scenes.world import SCENES
 
 HERE = Path(__file__).parent
-LONGEST = {"scenes": 20, "scenes_video": clips.LONGEST + 1}
+LONGEST = {"scenes": 20, "scenes_video": 4}  # tokens that an answer may have
 
 
-def pictures(count: int, types: Sequence[str]) -> Dataset:
+def pictures(count: int) -> Dataset:
     """`count` held-out questions of each type, by turns, each with its picture."""
     rows = []
-    for turn in zip(*(scenes.questions(kind, count) for kind in types), strict=True):
+    for turn in zip(*(questions(SCENES, kind, count) for kind in SCENES.types), strict=True):
         for asked in turn:
             stored = io.BytesIO()
-            asked.image.save(stored, "PNG")
+            asked.shown.save(stored, "PNG")
             own = {"image": {"bytes": stored.getvalue(), "path": None}}
             rows.append(own | _row(asked.question))
     return _table(rows, image=Image())
 
 
-def videos(count: int, types: Sequence[str], folder: Path) -> Dataset:
+def videos(count: int, folder: Path) -> Dataset:
     """The same about clips, whose files go to `folder`/clips."""
     (folder / "clips").mkdir(exist_ok=True)
     rows = []
-    turns = list(zip(*(clips.questions(kind, count) for kind in types), strict=True))
+    turns = list(zip(*(questions(CLIPS, kind, count) for kind in CLIPS.types), strict=True))
     for i, turn in enumerate(track(turns, description="clips", transient=True)):
         for asked in turn:
             name = f"clips/{asked.question.type}_{i:04}.mp4"
-            write_clip(folder / name, np.stack([np.asarray(frame) for frame in asked.clip.frames]))
+            frames = np.stack([np.asarray(frame) for frame in asked.shown.frames])
+            write_video(folder / name, frames, "libx264rgb", "rgb24", crf="0")  # the same values come back
             rows.append({"video": name} | _row(asked.question))
     return _table(rows, video=Value("string"))
 
@@ -61,20 +63,7 @@ def _table(rows: list[dict[str, Any]], **shown: Any) -> Dataset:
     return Dataset.from_list(rows, features=Features(shown | words))
 
 
-def write_clip(path: Path, frames: np.ndarray) -> None:
-    """Frames uint8 [n, H, W, 3] as an MP4 from which the same values come back."""
-    import av
-
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264rgb", rate=Fraction(int(clips.FPS)), options={"crf": "0"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "rgb24"
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
-
-
-def write_task(name: str, folder: Path, types: Sequence[str]) -> None:
+def write_task(name: str, world: World, folder: Path) -> None:
     """The task file of `folder`/`name`.parquet."""
     task = {
         "task": name,
@@ -85,7 +74,7 @@ def write_task(name: str, folder: Path, types: Sequence[str]) -> None:
         "doc_to_target": "answer",
         "generation_kwargs": {"max_new_tokens": LONGEST[name], "temperature": 0, "do_sample": False, "until": []},
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("score", *types)
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("score", *world.types)
         ],
         "metadata": [{"version": 1.0}],
     }
@@ -104,12 +93,12 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "utils.py", out / "utils.py")
     sets = {
-        "scenes": (pictures(count, scenes.TYPES), scenes.TYPES),
-        "scenes_video": (videos(video_count, clips.TYPES, out), clips.TYPES),
+        "scenes": (SCENES, pictures(count)),
+        "scenes_video": (CLIPS, videos(video_count, out)),
     }
-    for name, (table, types) in sets.items():
+    for name, (world, table) in sets.items():
         table.to_parquet(out / f"{name}.parquet")
-        write_task(name, out, types)
+        write_task(name, world, out)
         Console().print(f"{name}: {len(table)} questions in {out}", highlight=False)
 
 

@@ -61,18 +61,15 @@ class Shape:
     video: bool = False
 
 
-def _llama(width: int, inner: int, layers: int, heads: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=8192,
-    )
+def configure_llama(width: int, inner: int, layers: int, heads: int, **others: int) -> LlamaConfig:
+    """A decoder by its sizes; others: fields of the configuration that differ from the usual."""
+    sizes = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+    return LlamaConfig(**{"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | sizes | others)
 
 
-def _llava(text: LlamaConfig, tower: dict[str, int]) -> Callable[[int], LlavaConfig]:
+def configure_llava(text: LlamaConfig, tower: dict[str, int]) -> Callable[[int], LlavaConfig]:
+    """A function of the pixels along a side of a picture, cut into patches of 14; tower: sizes of the encoder."""
+
     def config(size: int) -> LlavaConfig:
         vision = CLIPVisionConfig(**tower, image_size=size, patch_size=14)
         return LlavaConfig(vision_config=vision, text_config=text, image_token_index=VISUAL)
@@ -111,8 +108,12 @@ SMALL = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_a
 LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
 STILL = {576: 1, 2304: 1, 6272: 32}
 SHAPES = {
-    "llama-1024": Shape(_llava(_llama(1024, 2752, 16, 16), SMALL), LlavaForConditionalGeneration, STILL, _square),
-    "llava-1.5-7b": Shape(_llava(_llama(4096, 11008, 32, 32), LARGE), LlavaForConditionalGeneration, STILL, _square),
+    "llama-1024": Shape(
+        configure_llava(configure_llama(1024, 2752, 16, 16), SMALL), LlavaForConditionalGeneration, STILL, _square
+    ),
+    "llava-1.5-7b": Shape(
+        configure_llava(configure_llama(4096, 11008, 32, 32), LARGE), LlavaForConditionalGeneration, STILL, _square
+    ),
     # 27 x 27 patches of a frame are pooled to 14 x 14.
     "onevision-qwen2-7b": Shape(
         _onevision, LlavaOnevisionForConditionalGeneration, {6272: 32}, lambda _: 14 * 27, video=True

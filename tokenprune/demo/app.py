@@ -16,12 +16,14 @@ from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.errors import BadInput, TokenpruneError
+from tokenprune.media.readers import READERS
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names
 
 UPLOAD_LIMIT = "50mb"
 QUEUE = 32
 PICTURES = "40vh"  # high: leaves room for the answers above and the figures below
+AUTOMATIC = "automatic"
 FAILED = "The demo failed at this. Its log, where it was started, says why."
 PLAIN = ["system-ui", "sans-serif"]  # fonts of the reader's machine: none is fetched
 
@@ -40,6 +42,7 @@ def build(session: Session) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=280):
                 file = gr.File(label="image or video", type="filepath", elem_id="file", height=100)
+                opened = gr.Markdown(elem_id="opened")
                 question = gr.Textbox(label="question", lines=1, max_lines=3, elem_id="question")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
                 choices = [*inside, *decoding, *recipe_names()]
@@ -59,6 +62,7 @@ def build(session: Session) -> gr.Blocks:
                     second_at = gr.Slider(0, layers - 1, value=layers // 2, step=1, label="before layer")
                     extra = gr.Textbox(value="", label="options, as name=value; name=value", elem_id="extra")
                     known = gr.Markdown(options, elem_id="options")
+                    reader = gr.Dropdown([AUTOMATIC, *READERS], value=AUTOMATIC, label="video reader", elem_id="reader")
             with gr.Column(scale=10, min_width=320, elem_id="results"):
                 with gr.Row():
                     text = dict(lines=2, max_lines=2, interactive=False, autoscroll=False, min_width=280)
@@ -75,8 +79,8 @@ def build(session: Session) -> gr.Blocks:
         controls = [method, keep, at, positions, extra, second, second_keep, second_at]
         gr.Examples(EXAMPLES, inputs=[file, question], label="examples")
 
-        def previewed(path: str | None) -> Any:
-            return None if path is None else told(lambda: session.preview(path))
+        def previewed(path: str | None, by: str) -> tuple[Any, str]:
+            return (None, "") if path is None else told(lambda: session.preview(path, reader_of(by)))
 
         def described(name: str) -> tuple[str, str]:
             return describe_method(name, layers)
@@ -88,27 +92,35 @@ def build(session: Session) -> gr.Blocks:
                 return f"# {error}"
 
         def asked(path: str | None, text: str, *values: Any) -> Iterator[tuple]:
-            steps = told(lambda: session.ask(path, text, plan(*values)))
+            *wanted, by = values
+            steps = told(lambda: session.ask(path, text, plan(*wanted), reader_of(by)))
             while (found := told(lambda: next(steps, None))) is not None:
                 seen = gr.skip() if found.seen is None else found.seen
-                yield found.dense, found.pruned, seen, last(found.stages), last(found.scores), figures_of(found.rows)
+                pictures = seen, last(found.stages), last(found.scores)
+                yield found.dense, found.pruned, *pictures, figures_of(found.rows), found.opened
 
-        file.change(previewed, file, picture, api_visibility="private")
+        for control in (file, reader):
+            control.change(previewed, [file, reader], [picture, opened], api_visibility="private")
         method.change(described, method, [about, known], api_visibility="private", show_progress="hidden")
         for control in controls:
             control.change(written, controls, line, api_visibility="private", show_progress="hidden")
         app.load(written, controls, line, api_visibility="private")
-        results = [dense, pruned, picture, stages, scores, figures]
+        results = [dense, pruned, picture, stages, scores, figures, opened]
         pressed = gr.on(
             [ask.click, question.submit],
             asked,
-            [file, question, *controls],
+            [file, question, *controls, reader],
             results,
             api_name="ask",
             show_progress_on=[dense, pruned],
         )
         pressed.then(written, controls, line, api_visibility="private")
     return app.queue(max_size=QUEUE, default_concurrency_limit=1)
+
+
+def reader_of(choice: str) -> str | None:
+    """The `reader=` that a choice of the menu stands for."""
+    return None if choice == AUTOMATIC else choice
 
 
 def told(work: Any) -> Any:

@@ -19,7 +19,6 @@ from tokenprune.explain.answers import Explained, looked_at
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import load_image
 from tokenprune.media.sniff import kind_of
-from tokenprune.media.video import load_video
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
 from tokenprune.plan import Plan
 
@@ -28,9 +27,10 @@ LONGEST_QUESTION = 2000
 
 @dataclass
 class Shown:
-    """What is on the screen so far. seen: all that the model sees; stages, scores: pictures with captions; rows: the
-    figures, text by text."""
+    """What is on the screen so far. opened: what is asked about, in words; seen: all that the model sees; stages,
+    scores: pictures with captions; rows: the figures, text by text."""
 
+    opened: str = ""
     dense: str = ""
     pruned: str = ""
     seen: Image.Image | None = None
@@ -46,40 +46,48 @@ class Session:
         """Loads `model`, or the bundled image model; the bundled video model is loaded with the first clip."""
         self.model, self.frames, self.max_new_tokens = model, frames, max_new_tokens
         self._chats: dict[str, Chat] = {}
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self.chat("image")
 
     def chat(self, media: str) -> Chat:
         """The model that answers about an image or a video."""
         name = self.model or {"image": "scenes", "video": "scenes-video"}[media]
-        if name not in self._chats:
-            self._chats[name] = Chat.load(name)
-        return self._chats[name]
+        with self._loading:
+            if name not in self._chats:
+                self._chats[name] = Chat.load(name)
+            return self._chats[name]
 
-    def open(self, path: str | Path | None) -> Image.Image | Clip:
-        """The picture or the clip in a file, by its content, or `BadInput` that names the file without its folder."""
+    def open(self, path: str | Path | None, reader: str | None = None) -> Image.Image | Clip:
+        """The picture or the clip in a file, by its content, or `BadInput` that names the file without its folder.
+
+        reader: of `load_video`.
+        """
         if path is None:
             raise BadInput("Upload an image or a video first.")
         path = Path(path)
         try:
-            return load_video(path, self.frames) if kind_of(path) == "video" else load_image(path)
+            if kind_of(path) == "image":
+                return load_image(path)
+            return self.chat("video").load_video(path, frames=self.frames, reader=reader)
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), path.name)) from error
 
-    def preview(self, path: str | Path | None) -> Image.Image:
-        """What was opened, as one picture."""
-        shown = self.open(path)
-        return strip([fitted(f, 96) for f in frames_of(shown.frames, 16)]) if isinstance(shown, Clip) else shown
+    def preview(self, path: str | Path | None, reader: str | None = None) -> tuple[Image.Image, str]:
+        """What was opened, as one picture, and in words."""
+        opened = self.open(path, reader)
+        if isinstance(opened, Clip):
+            return strip([fitted(f, 96) for f in frames_of(opened.frames, 16)]), described(opened)
+        return fitted(opened), described(opened)
 
-    def ask(self, path: str | Path | None, question: str, asked: Plan) -> Iterator[Shown]:
+    def ask(self, path: str | Path | None, question: str, asked: Plan, reader: str | None = None) -> Iterator[Shown]:
         """Both answers as they grow, then everything about the pruned one."""
         if len(question) > LONGEST_QUESTION:
             raise BadInput(f"The question has {len(question)} characters; ask in at most {LONGEST_QUESTION}.")
-        opened = self.open(path)
+        opened = self.open(path, reader)
         with self._lock:
             chat = self.chat("video" if isinstance(opened, Clip) else "image")
             inputs = chat.inputs(opened, question)
-            shown = Shown()
+            shown = Shown(opened=described(opened))
             asked.check(chat.model)  # a plan that this model refuses should not wait for an answer
             began = time.perf_counter()
             for shown.dense in chat.stream(inputs, self.max_new_tokens):
@@ -96,6 +104,11 @@ class Session:
         shown.seen, shown.stages, shown.scores = seen(found), stage_pictures(found), score_pictures(found)
         shown.rows = table(found)
         yield shown
+
+
+def described(opened: Image.Image | Clip) -> str:
+    """What was opened: a picture's size; of a clip the frames that were taken, and what read them."""
+    return str(opened) if isinstance(opened, Clip) else f"a picture of {opened.width} x {opened.height} pixels"
 
 
 def seen(found: Explained) -> Image.Image:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from tokenprune.errors import BadInput
 from tokenprune.media.files import MAX_PIXELS, check_limit, existing
@@ -33,7 +33,8 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             with Image.open(path) as image:
                 _check(path, image, max_pixels)
                 image.load()
-                return as_shown(image)
+                shown = as_shown(image)
+                return image.copy() if shown is image else shown  # a picture that knows nothing of the file
     except UnidentifiedImageError as error:
         raise BadInput(f"{path} is not an image that can be read. Give a PNG, JPEG, WebP or similar file.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow has a limit of its own
@@ -53,9 +54,10 @@ def picture(given: str | Path | Image.Image) -> Image.Image:
 def as_shown(image: Image.Image) -> Image.Image:
     """A picture as 8-bit RGB, the way up that its EXIF orientation says.
 
-    CMYK, palette, grey, alpha (on white) and 16-bit pictures are converted. What is so already stays as it is.
+    CMYK, palette, grey, alpha (on white) and 16-bit pictures are converted. What is so already is not copied.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in SIXTEEN_BIT:
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -63,7 +65,7 @@ def as_shown(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, "white")
         white.paste(clear, mask=clear.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _has_streams(path: Path) -> bool:
         start = io.BytesIO(file.read(PROBED))  # nameless: an ending would sway FFmpeg
     alone = {"protocol_whitelist": "none"}  # a playlist or session description must not make it open what it names
     try:
-        with av.open(start, options=alone) as container:
+        with av.open(start, container_options=alone) as container:
             kinds = {stream.type for stream in container.streams}
             return not container.format.name.endswith("_pipe") and bool(kinds & {"video", "audio"})
     except (av.FFmpegError, ValueError):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokenprune.errors import BadInput
+from tokenprune.media.sniff import kind_of
 
 # Containers that store the time of each frame, so that it is right after a jump as well.
 JUMPED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
@@ -59,13 +60,15 @@ class Opened:
         """Raises `BadInput` that says what the file is, where it is no video."""
         self.path, self.container = path, _open(path)
         streams, name = self.container.streams, self.container.format.name
-        pictures = [s for s in streams.video if not int(s.disposition) & int(type(s.disposition).attached_pic)]
+        pictures = [s for s in streams.video if not s.disposition & type(s.disposition).attached_pic]
         if not pictures:
             kinds = ", ".join(sorted({s.type for s in streams if s.type != "video"})) or "nothing"
             held = f"no video stream, only {kinds}" + (" and a cover picture" if streams.video else "")
             raise BadInput(f"{path} has {held}. Give a video file.")
-        if name.endswith("_pipe") or name == "image2":
-            raise BadInput(f"{path} is a picture, not a video. Give it as an image.")
+        if name.endswith("_pipe") or name == "image2":  # also of a damaged file that is named like a picture
+            if kind_of(path) == "image":
+                raise BadInput(f"{path} is a picture, not a video. Give it as an image.")
+            raise _unreadable(path)
         self.stream: Any = pictures[0]
         self.number = self.stream.index
         codec = self.stream.codec_context
@@ -176,12 +179,15 @@ def _open(path: Path) -> Any:
 
     try:
         # Files alone: a playlist could name addresses.
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        return av.open(f"file:{path}", container_options={"protocol_whitelist": "file"})
     except (av.FFmpegError, ValueError) as error:
-        raise BadInput(
-            f"{path} is not a video that can be read: damaged, cut short, or no video file. "
-            "Give an MP4, WebM or similar."
-        ) from error
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} is not a video that can be read: damaged, cut short, or no video file. Give an MP4, WebM or similar."
+    )
 
 
 @dataclass(frozen=True)

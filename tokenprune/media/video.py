@@ -14,10 +14,10 @@ from tokenprune.errors import BadInput
 from tokenprune.media.clip import Clip, asked, sample
 from tokenprune.media.files import MAX_PIXELS, check_limit, existing
 from tokenprune.media.readers import READERS, Misplaced, read_av, read_decord
+from tokenprune.media.target import LEAST, Target
 from tokenprune.media.timeline import Opened, Timeline
 
 LONG = 64  # frames from which on decoding shows a progress bar
-LEAST = 2**16  # pixels of a frame, below which frames are not scaled down to fit: 256 x 256
 
 
 def load_video(
@@ -27,6 +27,7 @@ def load_video(
     reader: str | None = None,
     progress: bool = False,
     max_pixels: int = MAX_PIXELS,
+    target: Target | None = None,
 ) -> Clip:
     """Frames of a video, evenly spread over its time: `frames` of them (default 32), or `fps` a second.
 
@@ -35,6 +36,7 @@ def load_video(
 
     reader: av (PyAV, the default) or decord, whose frames are compared with PyAV's. max_pixels: of all frames together;
     larger ones are scaled down as they are decoded, and none may have more by itself. progress: a bar for long clips.
+    target: what the model's processor will resize frames to; PyAV scales those that are much larger down as it decodes.
 
     Raises `BadInput` for a file that is missing, empty, broken, cut short or without pictures, for one that the reader
     does not read right, and for wrong numbers.
@@ -47,11 +49,11 @@ def load_video(
     _check_size(path, (opened.width, opened.height), max_pixels)
     timeline = opened.indexed()
     try:
-        return _clip(opened, timeline or opened.decoded(), frames, fps, reader, progress, max_pixels)
+        return _clip(opened, timeline or opened.decoded(), frames, fps, reader, progress, max_pixels, target)
     except Misplaced:
         pass  # the index names frames that do not come out
     try:
-        return _clip(opened, opened.decoded(), frames, fps, reader, progress, max_pixels)
+        return _clip(opened, opened.decoded(), frames, fps, reader, progress, max_pixels, target)
     except Misplaced as error:
         raise BadInput(f"{path} is damaged: its frames come out in another order each time.") from error
 
@@ -74,6 +76,7 @@ def _clip(
     reader: str | None,
     progress: bool,
     max_pixels: int,
+    target: Target | None,
 ) -> Clip:
     picks = sample(timeline.times, frames, fps)
     if reader == "decord" and len(picks) * opened.width * opened.height > max_pixels:
@@ -81,7 +84,7 @@ def _clip(
             f"{len(picks)} frames of {opened.path} have more than max_pixels={max_pixels}, and decord, which holds "
             "many at their full size, is not used to scale them down. Leave reader= out, or give a higher max_pixels."
         )
-    fit = _Fit(opened.path, len(picks), max_pixels)
+    fit = _Fit(opened.path, len(picks), max_pixels, None if reader == "decord" else target)
     decoded = (read_decord if reader == "decord" else read_av)(opened, timeline, picks, fit)
     if progress and len(picks) >= LONG:
         decoded = track(decoded, description="decoding", total=len(picks), transient=True)
@@ -91,25 +94,27 @@ def _clip(
 
 
 class _Fit:
-    """The size of the first frame, less where `count` of them have more than `max_pixels`; the others get it too."""
+    """The size of the first frame, less where `target` needs less, or where `count` of them have more than `max_pixels`
+    all the same; the others get it too."""
 
-    def __init__(self, path: Path, count: int, max_pixels: int) -> None:
-        self.path, self.count, self.max_pixels = path, count, max_pixels
+    def __init__(self, path: Path, count: int, max_pixels: int, target: Target | None) -> None:
+        self.path, self.count, self.max_pixels, self.target = path, count, max_pixels, target
         self.first: tuple[int, int] | None = None
 
     def __call__(self, size: tuple[int, int]) -> tuple[int, int]:
         _check_size(self.path, size, self.max_pixels)
         self.first = self.first or size
-        area = math.prod(self.first)
+        needed = self.first if self.target is None else self.target.divided(self.first)
+        area = math.prod(needed)
         share = self.max_pixels / (self.count * area)
         if share >= 1:
-            return self.first
+            return needed
         if share * area < LEAST:
             raise BadInput(
                 f"{self.count} frames of {self.path} do not fit into {self.max_pixels} pixels at a size that shows "
                 "anything. Ask for fewer with frames= or fps=, or give a higher max_pixels."
             )
-        width, height = (max(1, math.floor(side * math.sqrt(share))) for side in self.first)
+        width, height = (max(1, math.floor(side * math.sqrt(share))) for side in needed)
         return width, height
 
 

@@ -1,0 +1,184 @@
+"""Train a bundled model: `python -m eval.worlds.train scenes --out runs/scenes`, or clips.
+
+Two stages. `tower` teaches the vision encoder what each visual token shows, from labels per token and flags. `decoder`
+freezes it and teaches projector and language model to answer, with a fading side loss that pulls each token towards the
+words for what it shows. Both stages resume from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from eval.worlds.base import Field, Settings, World
+from eval.worlds.batches import Batch, Batches
+from eval.worlds.packed import packed_hidden
+from eval.worlds.registry import Named
+from eval.worlds.stage import Stage, optimizers
+
+BACKGROUND_WEIGHT = 0.1
+TEMPERATURE = 0.1
+
+
+class Heads(nn.Module):
+    """Throw-away classifiers of the tower stage."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.fields = nn.ModuleList(nn.Linear(world.width, field.values + 1) for field in world.fields)
+        self.flags = nn.Linear(world.width, world.flags)
+
+
+def field_loss(field: Field, logits: Tensor, owner: Tensor) -> Tensor:
+    """Cross-entropy of a field's logits [..., values + 1] against its values [...], the last class for background."""
+    weight = torch.tensor([*(field.weights or [1.0] * field.values), BACKGROUND_WEIGHT])
+    labels = owner.masked_fill(owner < 0, field.values)
+    return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
+
+
+def train_tower(
+    world: World, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stage: Stage, settings: Settings
+) -> None:
+    """Labels of every token on what the encoder gives for it, flags beside them."""
+    tower, see, heads = world.tower(model), world.see(model), Heads(world)
+    check = Batches(world, tokenizer, "validation", world.check).batch(0).split(settings.tower_batch)
+
+    def scores(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        tokens, states = see(pixels.flatten(0, 1))
+        logits = [*(head(tokens) for head in heads.fields), heads.flags(states)]
+        *fields, flags = (x.float().unflatten(0, pixels.shape[:2]) for x in logits)
+        return fields, flags
+
+    def loss_of(batch: Batch, _: float) -> tuple[Tensor, dict]:
+        shown = torch.arange(len(batch.shown))[:, None], batch.shown
+        fields, flags = scores(batch.pixels[shown])
+        owner = batch.owner[shown]
+        total = functional.binary_cross_entropy_with_logits(flags, batch.flags[shown].expand_as(flags))
+        for i, (field, logits) in enumerate(zip(world.fields, fields, strict=True)):
+            total = total + field_loss(field, logits, owner[..., i])
+        return total, {"loss": round(total.item(), 4)}
+
+    def validate() -> dict:
+        found: dict[str, list[Tensor]] = {}
+        for part in check:
+            fields, flags = scores(part.pixels)
+            inside = part.owner[..., 0] >= 0
+            for i, (field, logits) in enumerate(zip(world.fields, fields, strict=True)):
+                right = logits.argmax(-1) == part.owner[..., i]
+                found.setdefault(field.name, []).append(right[inside].float().mean())
+                if field.unnamed:
+                    rare = part.owner[..., i] >= field.unnamed
+                    found.setdefault(f"rare {field.name}", []).append(right[rare].float().mean())
+            found.setdefault(world.flag, []).append(((flags > 0) == part.flags.bool()).float().mean())
+        return {name: round(torch.stack(values).mean().item(), 4) for name, values in found.items()}
+
+    opts = optimizers([tower, heads], settings.muon_lr, settings.tower_lr)
+    stage.run({"tower": tower, "heads": heads}, opts, loss_of, validate)
+
+
+def align_loss(
+    fields: Sequence[Field], features: Tensor, owner: Tensor, words: Tensor, ids: Sequence[Tensor]
+) -> Tensor:
+    """Cosine cross-entropy of each covered token against the words for its fields; `ids` are those words' ids."""
+    x = functional.normalize(features.float(), dim=-1)
+    total = x.new_zeros(())
+    for i, (field, own) in enumerate(zip(fields, ids, strict=True)):
+        labels = owner[..., i] - field.unnamed
+        named = labels >= 0
+        table = functional.normalize(words[own].float(), dim=-1)
+        total = total + functional.cross_entropy(x[named] @ table.T / TEMPERATURE, labels[named])
+    return total
+
+
+def train_decoder(
+    world: World, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stage: Stage, settings: Settings
+) -> None:
+    """Answers to packed questions; the encoder stays as the first stage left it."""
+    projector, text = world.projector(model), model.model.language_model
+    world.tower(model).requires_grad_(False)
+    projector.requires_grad_(True)
+    see, answer = world.see(model), torch.compile(packed_hidden, dynamic=False)
+
+    def ids_of(words: Sequence[str]) -> Tensor:
+        return torch.tensor(tokenizer.convert_tokens_to_ids(list(words)), dtype=torch.long)
+
+    field_ids = [ids_of(field.words) for field in world.fields]
+    head, tail = ids_of(world.head), ids_of(world.tail)
+    check = Batches(world, tokenizer, "validation", world.check).batch(0).split(settings.decoder_batch)
+
+    def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        count = len(batch.pixels)
+        tokens, _ = see(batch.pixels.flatten(0, 1))
+        features = world.project(model, tokens).unflatten(0, (count, -1)).flatten(1, 2)
+        start, end = (text.embed_tokens(ids).expand(count, -1, -1) for ids in (head, tail))
+        prefix = torch.cat([start, features.to(start.dtype), end], dim=1)
+        return features, answer(text, prefix, [pack.ids for pack in batch.packs], world.rope(model))
+
+    def losses(hidden: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        asked = weight[..., 1:] > 0
+        logits = model.lm_head(hidden[..., :-1, :][asked]).float()
+        targets = ids[..., 1:][asked]
+        wrong = torch.zeros_like(asked)
+        wrong[asked] = logits.argmax(-1) != targets
+        weights = weight[..., 1:][asked]
+        each = functional.cross_entropy(logits, targets, reduction="none")
+        return (each * weights).sum(), weights.sum(), ~wrong.any(-1)
+
+    def loss_of(batch: Batch, progress: float) -> tuple[Tensor, dict]:
+        features, hidden = read(batch)
+        found = [losses(h, pack.ids, pack.weight) for h, pack in zip(hidden, batch.packs, strict=True)]
+        answers = sum(loss for loss, _, _ in found) / sum(weight for _, weight, _ in found)
+        align = align_loss(world.fields, features, batch.owner.flatten(1, 2), text.embed_tokens.weight, field_ids)
+        share = settings.align_weight * max(0.0, 1 - progress / settings.align_until)
+        return answers + share * align, {"loss": round(answers.item(), 4), "align": round(align.item(), 4)}
+
+    def validate() -> dict:
+        rights: dict[str, list[bool]] = {kind: [] for kind in world.types}
+        for part in check:
+            for hidden, pack in zip(read(part)[1], part.packs, strict=True):
+                right = losses(hidden, pack.ids, pack.weight)[2]
+                for i, kind in enumerate(world.types):
+                    rights[kind] += right[pack.types == i].tolist()
+        return {kind: round(sum(r) / len(r), 4) for kind, r in rights.items()}
+
+    opts = optimizers([projector, text, model.lm_head], settings.muon_lr, settings.adam_lr)
+    parts = {"projector": projector, "text": text, "lm_head": model.lm_head}
+    stage.run(parts, opts, loss_of, validate)
+
+
+def main(
+    world: Named,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
+    tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower stage; default: the world's.")] = None,
+    decoder_steps: Annotated[int | None, typer.Option(help="Steps of the decoder stage.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = 7,
+) -> None:
+    """Train both stages (or go on where a stopped run left off) and save the model in half precision."""
+    steps = {"tower_steps": tower_steps, "decoder_steps": decoder_steps}
+    settings = replace(world.settings, seed=seed, **{k: v for k, v in steps.items() if v is not None})
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "log.jsonl").open("a") as log:  # each start and resumption leaves its settings in the log
+        log.write(json.dumps({"settings": asdict(settings), "pack": world.pack}) + "\n")
+    torch.manual_seed(settings.seed)
+    tokenizer = world.make_tokenizer()
+    model = world.make_model(len(tokenizer))
+    batches = partial(Batches, world, tokenizer, "train")
+    tower = Stage("tower", out, settings.tower_steps, partial(batches, settings.tower_batch))
+    train_tower(world, model, tokenizer, tower, settings)
+    decoder = Stage("decoder", out, settings.decoder_steps, partial(batches, settings.decoder_batch))
+    train_decoder(world, model, tokenizer, decoder, settings)
+    world.save(model, out / "model")
+
+
+if __name__ == "__main__":
+    typer.run(main)
