@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import tokenprune
 from tests.signals import signals
 from tokenprune import BadInput, MissingSignal, select
+from tokenprune.catalogue import facts
 from tokenprune.core.budget import n_keep
 from tokenprune.core.diversity import cosine_distance, max_min, nearest, products
 from tokenprune.core.selection import top_k
@@ -146,6 +147,22 @@ def test_every_option_keeps_the_contract(method):
     choices = {field.name for field in options_of(cls) if field.metadata["choices"]}
     for options in settings(cls):
         contract(cls, options, lambda n: (1, n - 1), exact=not choices & {*options})
+
+
+def test_limits_are_held_and_said():
+    """At a limit a number is taken; past it, and where it is none, it is refused by name. Lists of options say both."""
+    limited = [(cls, f) for cls in all_methods().values() for f in options_of(cls) if f.metadata["low"] is not None]
+    assert len(limited) >= 29
+    for cls, field in limited:
+        low, high = field.metadata["low"], field.metadata["high"]
+        said = f"at least {low}" if high is None else f"between {low} and {high}"
+        assert facts.meaning(field).endswith(f"; {said}")
+        many = len(field.default) if isinstance(field.default, tuple) else None
+        for value in filter(lambda end: end is not None, (low, high)):
+            cls(**{field.name: value if many is None else (value,) * many})
+        for value in (low - 1, float("nan"), *([] if high is None else [high + 1])):
+            with pytest.raises(BadInput, match=f"^{field.name}={value!r} of {cls.name} must be {said}"):
+                cls(**{field.name: value if many is None else (value,) * many})
 
 
 def test_no_option_has_the_name_of_a_signal():

@@ -7,7 +7,7 @@ import re
 from dataclasses import Field
 from typing import Any
 
-from tokenprune.methods.base import Method, options_of, places, signals_of
+from tokenprune.methods.base import Method, limits, options_of, places, signals_of
 from tokenprune.methods.place import Decode, Layer, Place
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
@@ -99,6 +99,11 @@ def own_options(method: type[Method]) -> list[Field]:
 def shown(value: Any) -> str:
     """A default as people write it."""
     return f"{value:.5g}" if isinstance(value, float) and not value.is_integer() else str(value)
+
+
+def meaning(option: Field) -> str:
+    """What an option does, and what it may be."""
+    return "; ".join(filter(None, (option.metadata["help"], limits(option))))
 
 
 def recipes_of(method: type[Method]) -> list[Recipe]:

@@ -182,6 +182,4 @@ def method_rows(method: type[Method]) -> list[tuple[str, list[str]]]:
 
 def option(field: Field) -> str:
     """An option with its default, what it does and what it may be."""
-    choices = field.metadata["choices"]
-    limits = f"; one of {', '.join(choices)}" if choices else ""
-    return f"--{field.name.replace('_', '-')} {facts.shown(field.default)}  {field.metadata['help']}{limits}"
+    return f"--{field.name.replace('_', '-')} {facts.shown(field.default)}  {facts.meaning(field)}"

@@ -158,9 +158,7 @@ def describe_method(name: str, layers: int) -> tuple[str, str]:
         return f"A recipe for {recipe.model}: its stages, budgets and positions are fixed.{source}", ""
     cls = all_methods()[name]
     own = [
-        f"- `{f.name}={facts.shown(f.default)}` {f.metadata['help']}"
-        for f in facts.own_options(cls)
-        if f.name != "keep"
+        f"- `{f.name}={facts.shown(f.default)}` {facts.meaning(f)}" for f in facts.own_options(cls) if f.name != "keep"
     ]
     return f"{facts.summary(cls, layers)}.", "\n".join(own)
 

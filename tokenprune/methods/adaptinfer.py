@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, scaled
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -18,7 +18,7 @@ STAGES = ((1, 133 / 576), (10, 27 / 576), (20, 3 / 576))  # of 32 layers, at 64 
 
 
 @dataclass(frozen=True)
-class AdaptInfer(Method):
+class AdaptInfer(ScoreMethod):
     """AdaptInfer (arXiv 2508.06084): dynamic text guidance.
 
     At a pruning layer, for each head: S = A + A^T - diag(A) of the text's attention to itself, blended with the mean of
@@ -44,11 +44,7 @@ class AdaptInfer(Method):
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(133 / 576, "what survives the first stage: a fraction of the tokens, or a number")
-    blend: float = option(1.0, "weight of S against its mean, in [0, 1]")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "blend", self.blend, 0.0, 1.0)
+    blend: float = option(1.0, "weight of S against its mean", low=0.0, high=1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -62,13 +58,12 @@ class AdaptInfer(Method):
         shares = scaled(self.keep, tuple(share for _, share in STAGES))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
-    def select(self, view: View) -> Selection:
+    def score(self, view: View) -> Tensor:
         own = view["text_self_attention"].float()
         symmetric = own + own.mT - torch.diag_embed(own.diagonal(dim1=-2, dim2=-1))
         mean = symmetric.mean((-3, -2, -1), keepdim=True)
         weight = (self.blend * symmetric + (1 - self.blend) * mean).sum(-2)
-        scores = torch.einsum("shm,shmn->sn", weight, view["text_attention"].float())
-        return Selection(top_k(scores, self.budget(view)))
+        return torch.einsum("shm,shmn->sn", weight, view["text_attention"].float())
 
 
 def change_points(curve: torch.Tensor, count: int = 3) -> list[int]:

@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, options_of, within
+from tokenprune.methods.base import Method, View, keep_option, option, options_of, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.registry import method_class
 from tokenprune.signals.need import Need
@@ -56,13 +56,9 @@ class AgilePruner(Method):
     )
 
     keep: Keep = keep_option(0.111)
-    erank_average: float = option(106.0, "effective rank of an average picture")
+    erank_average: float = option(106.0, "effective rank of an average picture", low=1.0)
     tau_max: float = option(0.5, "largest margin, in cosine distance")
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "erank_average", self.erank_average, 1.0)
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -116,17 +112,17 @@ class AgileRatio(Method):
 
     keep: Keep = keep_option(0.222)
     base: str = option("vispruner", "the method whose budget is split")
-    shares: tuple[float, ...] = option((0.75, 0.25), "share by attention of a simple and of a complex picture")
+    shares: tuple[float, ...] = option(
+        (0.75, 0.25), "share by attention of a simple and of a complex picture", low=0.0, high=1.0
+    )
     eranks: tuple[float, ...] = option((78.0, 106.0), "effective rank of a simple and of a complex picture")
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+    source: str = source_option("cls")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("shares", "eranks"):
             if len(getattr(self, name)) != 2:
                 raise BadInput(f"{name}={getattr(self, name)!r} of agile_ratio must be two numbers.")
-        for share in self.shares:
-            within(self.name, "shares", share, 0.0, 1.0)
         if not self.eranks[0] < self.eranks[1]:
             raise BadInput(f"eranks={self.eranks!r} of agile_ratio must rise: a simple picture, then a complex one.")
         method_class(self.base)().with_attention_share(0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
-from tokenprune.core.selection import Selection, handed
+from tokenprune.core.selection import Selection, handed, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Layer, Place, place_of
@@ -61,6 +60,10 @@ class View:
         """Where the signals are; None without any."""
         return next((s.device for s in self.signals.values()), None if self.tokens is None else self.tokens.device)
 
+    def mean_over_heads(self, name: str) -> Tensor:
+        """A signal of attention, [S, heads, ...], as float32 [S, ...], the mean over its heads."""
+        return self[name].float().mean(1)
+
     def first(self, k: int) -> Selection:
         """The first k tokens of every span: what keeping none of them, or all, comes to."""
         return Selection(torch.arange(k, device=self.device).expand(self.spans, -1))
@@ -91,9 +94,37 @@ class View:
         return Frames.of(first[part] + frame, row * widths[part] + column, count, size)
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """Dataclass field of a method: its default (the paper's) and the help text that every interface shows."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(
+    default: Any, help: str, choices: tuple[str, ...] = (), *, low: float | None = None, high: float | None = None
+) -> Any:
+    """Dataclass field of a method: its default (the paper's), the help text that every interface shows, and what it may
+    be: one of `choices`, or a number (each number of a list) from `low` to `high`; None for no such limit."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def limits(option: Field) -> str:
+    """What an option may be, in words; empty where anything of its type."""
+    choices, low, high = (option.metadata[name] for name in ("choices", "low", "high"))
+    if choices:
+        return f"one of {', '.join(choices)}"
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    return f"at least {low}" if low is not None else f"at most {high}" if high is not None else ""
+
+
+def source_option(default: str, help: str = "whose attention counts") -> Any:
+    """The field `source` of methods that rank by what the encoder's CLS token attends to, or by attention received."""
+    return option(default, help, ("cls", "received"))
+
+
+def fill_option(default: str, help: str = "how the budget is met exactly") -> Any:
+    """The field `fill` of methods whose published rounding leaves a remainder: what it goes to, or none."""
+    return option(default, help, (default, "none"))
+
+
+def rounding_option(default: str) -> Any:
+    """The field `rounding` with the paper's own default."""
+    return option(default, "how a fraction becomes a number of tokens", ROUNDINGS)
 
 
 def merge_option() -> Any:
@@ -109,7 +140,11 @@ def keep_option(default: Keep | None, help: str = "") -> Any:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Base of every method. Subclasses set the class attributes, add options and write `select`."""
+    """Base of every method. Subclasses set the class attributes, add options and write `select`.
+
+    Where that is a score and the k highest of it, `ScoreMethod` is the base to take; where k = 0 and k = n need no
+    thought, `BudgetMethod`.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -120,27 +155,40 @@ class Method(ABC):
     default_at: ClassVar[int] = 0
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
+    stage_of: ClassVar[type[Method] | None] = None  # the method whose later stage it is, where no method of its own
     waits: ClassVar[str] = ""  # why choosing makes the host wait for the device; empty where it does not
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
     keep: Keep = keep_option(0.1)
-    rounding: str = option("nearest", "how a fraction becomes a number of tokens", choices=ROUNDINGS)
+    rounding: str = rounding_option("nearest")
     of: str = option(
         "current", "what a fraction counts from: tokens that the stage sees, or before any", ("current", "original")
     )
+
+    def __init_subclass__(cls, stage_of: type[Method] | None = None, **more: Any) -> None:
+        """stage_of: the method whose schedule has it. It has a name, so that recipes can place it, but paper, origin
+        and differences are that method's, and lists and tables show that method alone."""
+        super().__init_subclass__(**more)
+        cls.stage_of = stage_of
+        if stage_of is not None:
+            for fact in ("paper", "year", "kind", "origin", "differences"):
+                setattr(cls, fact, getattr(stage_of, fact))
 
     def __post_init__(self) -> None:
         if not (self.keep is None and self.adaptive):
             check_keep(self.keep)
         for f in options_of(type(self)):
             value = getattr(self, f.name)
-            choices = f.metadata["choices"]
+            choices, low, high = (f.metadata[name] for name in ("choices", "low", "high"))
             if choices and value not in choices:
                 raise unknown(f"{f.name} of {self.name}", value, choices)
+            for one in value if isinstance(value, tuple) else (value,):
+                if not ((low is None or one >= low) and (high is None or one <= high)):
+                    raise BadInput(f"{f.name}={one!r} of {self.name} must be {limits(f)}.")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Signals this method reads, given its options."""
+        """Signals this method reads, given its options. A class attribute will do where they do not depend on any."""
         return ()
 
     @property
@@ -185,6 +233,11 @@ class Method(ABC):
         `Layer(k)`."""
         return [(Layer(self.default_at), self)]
 
+    def derive(self, stage: type[Method], **options: Any) -> Method:
+        """A stage of this method's schedule: `options`, and this method's values of all others that both have."""
+        common = {f.name for f in options_of(type(self))} & {f.name for f in options_of(stage)}
+        return stage(**{name: getattr(self, name) for name in common} | options)
+
     def budget(self, view: View) -> int:
         """Tokens to keep of each span."""
         if self.of == "current":
@@ -204,6 +257,32 @@ class Method(ABC):
     @abstractmethod
     def select(self, view: View) -> Selection:
         """Choose `budget(view)` tokens of each span."""
+
+
+@dataclass(frozen=True)
+class ScoreMethod(Method):
+    """Base of methods that keep the tokens of the highest score, of equal ones the first. Subclasses write `score`."""
+
+    @abstractmethod
+    def score(self, view: View) -> Tensor:
+        """[S, n], of any dtype: how much each token is worth keeping."""
+
+    def select(self, view: View) -> Selection:
+        return Selection(top_k(self.score(view), self.budget(view)))
+
+
+@dataclass(frozen=True)
+class BudgetMethod(Method):
+    """Base of methods that share or merge, which takes some tokens that stay and some that go. Subclasses write
+    `choose`; all and none are settled here."""
+
+    @abstractmethod
+    def choose(self, view: View) -> Selection:
+        """Choose 0 < `budget(view)` < n tokens of each span, or, with keep=None, as many as the method finds."""
+
+    def select(self, view: View) -> Selection:
+        k = None if self.keep is None else self.budget(view)
+        return view.first(k) if k is not None and k in (0, view.count) else self.choose(view)
 
 
 def options_of(method: type[Method]) -> list[Field]:
@@ -249,10 +328,3 @@ def scaled(keep: float, shares: tuple[float, ...]) -> list[float]:
     keep=1.0 keeps everything at every stage.
     """
     return [1.0 if keep == 1.0 else keep * share / shares[0] for share in shares]
-
-
-def within(who: str, name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raise `BadInput` unless low <= value <= high."""
-    if not low <= value <= high:
-        limits = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise BadInput(f"{name}={value!r} of {who} must be {limits}.")

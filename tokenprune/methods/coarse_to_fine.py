@@ -51,7 +51,7 @@ class CoarseToFine(Method):
         return (Need("attention_row"),)
 
     def select(self, view: View) -> Selection:
-        paid, k, n = view["attention_row"].float().mean(-2), self.budget(view), view.count
+        paid, k, n = view.mean_over_heads("attention_row"), self.budget(view), view.count
         part, _, row, column = view.cells(self.name)
         tile = tile_numbers(view.grids, part, row, column) if len(view.grids) > 1 else torch.zeros_like(part)
         base = tile == 0

@@ -11,7 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, marked, places, ranked
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -48,12 +48,8 @@ class DART(Method):
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.229)
-    pivots: int = option(4, "visual pivots, and text pivots")
+    pivots: int = option(4, "visual pivots, and text pivots", low=0)
     order: tuple[int, ...] = option((), "order in which pivots choose; empty: visual ones first, by norm")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "pivots", self.pivots, 0)
 
     @property
     def needs(self) -> tuple[Need, ...]:

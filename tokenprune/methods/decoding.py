@@ -9,14 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, option, within
+from tokenprune.methods.base import Method, ScoreMethod, View, option
 from tokenprune.methods.place import Decode
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class DecodingMethod(Method):
+class DecodingMethod(ScoreMethod):
     """Base of the methods of decoding steps. The whole cache stays; a step looks at a part of it.
 
     The signal is `attention_row` [1, n] of the token that is being decoded, mean over the heads, in the layer before
@@ -27,12 +26,8 @@ class DecodingMethod(Method):
     default_start: ClassVar[int] = 3
     reuses: ClassVar[bool] = False  # whether layers before the choosing one look at what the step before chose
 
-    alike: float = option(0.9, "cosine with the step before from which on a step does not choose anew")
+    alike: float = option(0.9, "cosine with the step before from which on a step does not choose anew", low=-1.0)
     otherwise: str = option("previous", "what such a step looks at: previous choice or full", ("previous", "full"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "alike", self.alike, -1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -51,5 +46,5 @@ class DecodingMethod(Method):
             return torch.ones(len(row), dtype=torch.bool, device=row.device)
         return torch.cosine_similarity(row, last, dim=-1) < self.alike
 
-    def select(self, view: View) -> Selection:
-        return Selection(top_k(view["attention_row"].float().mean(1), self.budget(view)))
+    def score(self, view: View) -> Tensor:
+        return view.mean_over_heads("attention_row")

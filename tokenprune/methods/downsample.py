@@ -10,12 +10,12 @@ import torch
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View
+from tokenprune.methods.base import BudgetMethod, View
 from tokenprune.methods.origin import Origin
 
 
 @dataclass(frozen=True)
-class Downsample(Method):
+class Downsample(BudgetMethod):
     """Pools the grid of tokens to k cells of nearly equal size: what a smaller picture would give, at equal count.
 
     Frames share k evenly; a frame's cells lie in rows of nearly equal height, a row's cells have nearly equal width,
@@ -29,10 +29,8 @@ class Downsample(Method):
     origin: ClassVar[Origin] = Origin("ours")
     waits: ClassVar[str] = "how large frames are and how their rows lie is read from the tokens that are left"
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k, n = self.budget(view), view.count
-        if k in (0, n):
-            return view.first(k)
         if view.grids and n != sum(t * h * w for t, h, w in view.grids):
             raise BadInput(f"downsample pools the whole grid, but {n} tokens are left of it. Make it the first stage.")
         part, frame, row, column = (axis[0] for axis in view.cells(self.name))

@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -60,12 +60,10 @@ class DyCoke(Method):
     )
 
     keep: Keep | None = keep_option(0.472, "what survives; none: first frames, and `changed` of the others")
-    changed: float = option(0.3, "share of its tokens that a compared frame keeps, where keep does not say")
+    changed: float = option(
+        0.3, "share of its tokens that a compared frame keeps, where keep does not say", low=0.0, high=1.0
+    )
     last: str = option("pruned", "a third frame that is the last but one: pruned, or whole as published", LAST)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "changed", self.changed, 0.0, 1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:

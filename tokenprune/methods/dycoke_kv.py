@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.core.budget import Keep
-from tokenprune.methods.base import keep_option, option
+from tokenprune.methods.base import keep_option, rounding_option
 from tokenprune.methods.decoding import DecodingMethod
 from tokenprune.methods.origin import Difference, Origin
 
@@ -45,4 +45,4 @@ class DyCokeKV(DecodingMethod):
     default_start: ClassVar[int] = 3
 
     keep: Keep = keep_option(0.3, "which visual tokens a step looks at: a fraction, or a number of tokens")
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("down")

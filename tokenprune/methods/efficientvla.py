@@ -10,7 +10,7 @@ import torch
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, marked, ranked
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Origin
 from tokenprune.signals.need import Need
 
@@ -37,13 +37,8 @@ class EfficientVLA(Method):
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.22)
-    key: int = option(4, "key tokens: the most relevant ones, which the diverse ones have to differ from")
-    alpha: float = option(0.5, "share of the others that are chosen for relevance")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "key", self.key, 0)
-        within(self.name, "alpha", self.alpha, 0.0, 1.0)
+    key: int = option(4, "key tokens: the most relevant ones, which the diverse ones have to differ from", low=0)
+    alpha: float = option(0.5, "share of the others that are chosen for relevance", low=0.0, high=1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -54,7 +49,7 @@ class EfficientVLA(Method):
 
     def select(self, view: View) -> Selection:
         k, n = self.budget(view), view.count
-        order = ranked(view["text_attention"].float().mean(1).sum(1))
+        order = ranked(view.mean_over_heads("text_attention").sum(1))
         key = min(self.key, k)
         if not key:
             return Selection(order[:, :k].sort(dim=-1).values)

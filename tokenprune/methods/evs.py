@@ -11,8 +11,7 @@ from torch.nn.functional import pad
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.frames import same_place_cosine
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import ScoreMethod, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -20,7 +19,7 @@ FIRST = 255.0
 
 
 @dataclass(frozen=True)
-class EVS(Method):
+class EVS(ScoreMethod):
     """Efficient Video Sampling (Bagrov et al., 2025, arXiv 2510.14624; the rule of the engines that serve it).
 
     A token's score is 1 - its cosine with the token at the same place of the frame before; tokens of the first frame
@@ -43,20 +42,18 @@ class EVS(Method):
     )
 
     keep: Keep = keep_option(0.25)
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("down")
     least: str = option("budget", "never fewer tokens than: budget, or one frame as published", ("budget", "frame"))
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
-    def select(self, view: View) -> Selection:
-        k = self.budget(view)
-        if self.least == "frame":
-            k = max(k, min(view.frames(self.name).size, view.count))
-        return Selection(top_k(self._scores(view), k))
+    def budget(self, view: View) -> int:
+        k = super().budget(view)
+        return max(k, min(view.frames(self.name).size, view.count)) if self.least == "frame" else k
 
-    def _scores(self, view: View) -> Tensor:
+    def score(self, view: View) -> Tensor:
         frames = view.frames(self.name)
         change = 1 - same_place_cosine(frames.spread(view["features"].float()))
         before = frames.present[:, :-1]

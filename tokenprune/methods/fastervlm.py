@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import ScoreMethod, View, keep_option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class FasterVLM(Method):
+class FasterVLM(ScoreMethod):
     """FasterVLM (Zhang et al., arXiv 2412.01818 v1): the k highest of the CLS row of the penultimate
     encoder layer, mean over heads, in raster order. `source="received"` is for encoders without a CLS token.
     """
@@ -26,11 +27,11 @@ class FasterVLM(Method):
     differences: ClassVar[tuple[Difference, ...]] = (RENUMBERED,)
 
     keep: Keep = keep_option(0.05)
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("saliency", self.source),)
 
-    def select(self, view: View) -> Selection:
-        return Selection(top_k(view["saliency"].float(), self.budget(view)))
+    def score(self, view: View) -> Tensor:
+        return view["saliency"].float()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.core.budget import Keep
-from tokenprune.methods.base import Method, keep_option, option
+from tokenprune.methods.base import Method, keep_option, option, rounding_option
 from tokenprune.methods.decoding import DecodingMethod
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Decode
@@ -39,7 +39,7 @@ class FastOCR(DecodingMethod):
     reuses: ClassVar[bool] = True
 
     keep: Keep = keep_option(0.05, "which visual tokens a step looks at: a fraction, or a number of tokens")
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("down")
     alike: float = option(2.0, "cosine with the step before from which on a step does not choose anew; above 1: never")
     focal: int = option(3, "layers that see everything and choose")
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option
+from tokenprune.methods.base import ScoreMethod, View, keep_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class FastV(Method):
+class FastV(ScoreMethod):
     """FastV (Chen et al., ECCV 2024, arXiv 2403.06764).
 
     Score of token j before layer K: the mean over heads of the attention that the last prompt token pays to j in layer
@@ -39,14 +40,10 @@ class FastV(Method):
             "before the first layer it is refused", "the code keeps a random subset there, which is the method `random`"
         ),
     )
+    needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"),)
     default_at: ClassVar[int] = 2
 
     keep: Keep = keep_option(0.5)
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need("attention_row"),)
-
-    def select(self, view: View) -> Selection:
-        scores = view["attention_row"].float().mean(-2)
-        return Selection(top_k(scores, self.budget(view)))
+    def score(self, view: View) -> Tensor:
+        return view.mean_over_heads("attention_row")

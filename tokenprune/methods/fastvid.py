@@ -12,7 +12,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, assign, distances, mixtures, stacked
 from tokenprune.core.selection import Selection, handed, ranked, ranks
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 from tokenprune_kernels.density import peak_scores
@@ -22,7 +22,7 @@ ALIKE = 0.95  # a frame this much like the next one carries nothing (Qwen)
 
 
 @dataclass(frozen=True)
-class FastVID(Method):
+class FastVID(BudgetMethod):
     """FastVID (Shen et al., NeurIPS 2025, arXiv 2503.11187).
 
     Frames are cut into scenes where neighbouring descriptors have a cosine below `threshold`, and into `scenes` at
@@ -73,32 +73,23 @@ class FastVID(Method):
     waits: ClassVar[str] = "how many scenes and anchors there are follows from the features"
 
     keep: Keep = keep_option(0.1)
-    scenes: int = option(8, "scenes there are at least")
+    scenes: int = option(8, "scenes there are at least", low=1)
     threshold: float = option(0.9, "cosine of neighbouring frames below which a scene ends")
-    context: float = option(0.4, "share of the budget for density peaks")
-    every: int = option(4, "distance of anchor frames")
-    beta: float = option(0.6, "least weight of a target in its mixture")
+    context: float = option(0.4, "share of the budget for density peaks", low=0.0, high=1.0)
+    every: int = option(4, "distance of anchor frames", low=1)
+    beta: float = option(0.6, "least weight of a target in its mixture", low=0.0, high=1.0)
     variant: str = option(
         "onevision", "details as published for: onevision, video, qwen", ("onevision", "video", "qwen")
     )
-    fill: str = option("attention", "what the remainder goes to: attention or none", ("attention", "none"))
-    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "scenes", self.scenes, 1)
-        within(self.name, "every", self.every, 1)
-        within(self.name, "context", self.context, 0.0, 1.0)
-        within(self.name, "beta", self.beta, 0.0, 1.0)
+    fill: str = fill_option("attention", "what the remainder goes to")
+    source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"), Need("saliency", self.source), Need("frame_features"))
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k, frames = self.budget(view), view.frames(self.name)
-        if k in (0, view.count):
-            return view.first(k)
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
         similarity = same_place_cosine(view["frame_features"][:, :, None]).squeeze(-1)

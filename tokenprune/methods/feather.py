@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -37,8 +37,8 @@ class FEATHER(Method):
     default_at: ClassVar[int] = 8
 
     keep: Keep = keep_option(0.3, "what survives by score: a fraction of the tokens, or a number")
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
-    stride: int = option(3, "distance of the even grid's rows and columns; 0: no grid")
+    rounding: str = rounding_option("down")
+    stride: int = option(3, "distance of the even grid's rows and columns; 0: no grid", low=0)
     budget_of: str = option(
         "total", "whether the grid counts in keep (total) or not (published)", ("total", "published")
     )
@@ -47,7 +47,6 @@ class FEATHER(Method):
         if self.stride is None:
             object.__setattr__(self, "stride", 0)
         super().__post_init__()
-        within(self.name, "stride", self.stride, 0)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -60,7 +59,7 @@ class FEATHER(Method):
         return [(first, self), (max(2, layers // 2), replace(self, keep=self.keep**2, stride=0))]
 
     def select(self, view: View) -> Selection:
-        rank, k = ranks(view["attention_row"].float().mean(-2)), self.budget(view)
+        rank, k = ranks(view.mean_over_heads("attention_row")), self.budget(view)
         if not self.stride:
             return Selection(top_k(-rank, k))
         _, _, row, column = view.cells("feather with a stride")

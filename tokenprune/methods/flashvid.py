@@ -14,7 +14,15 @@ from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
 from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import (
+    Method,
+    View,
+    fill_option,
+    keep_option,
+    option,
+    rounding_option,
+    source_option,
+)
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -64,25 +72,18 @@ class FlashVID(Method):
     waits: ClassVar[str] = "how many scenes and trees there are follows from the features"
 
     keep: Keep = keep_option(0.1)
-    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("up")
     phase: str = option("vision", "vision: before the LLM; inner: inside it", ("vision", "inner"))
-    diverse: float = option(0.7, "share of a frame's budget for attended and diverse tokens")
+    diverse: float = option(0.7, "share of a frame's budget for attended and diverse tokens", low=0.0, high=1.0)
     similar: float = option(0.8, "cosine above which tokens of neighbouring frames join")
-    scenes: int = option(8, "scenes there are at least")
+    scenes: int = option(8, "scenes there are at least", low=1)
     threshold: float = option(0.9, "cosine of neighbouring frames' means below which a scene ends")
     weighting: str = option("attention", "what weighs distances: attention or also event", ("attention", "event"))
     trees: str = option("mean", "what a tree becomes: mean of its tokens, or as published", ("mean", "published"))
-    expansion: float = option(1.25, "how much more the vision phase keeps than the whole method")
-    inner: float = option(0.3, "what the inner phase keeps of that")
-    fill: str = option("attention", "how the budget is met exactly: attention or none", ("attention", "none"))
-    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "diverse", self.diverse, 0.0, 1.0)
-        within(self.name, "scenes", self.scenes, 1)
-        within(self.name, "expansion", self.expansion, 1.0)
-        within(self.name, "inner", self.inner, 0.0, 1.0)
+    expansion: float = option(1.25, "how much more the vision phase keeps than the whole method", low=1.0)
+    inner: float = option(0.3, "what the inner phase keeps of that", low=0.0, high=1.0)
+    fill: str = fill_option("attention")
+    source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.core.selection import ranks
+from tokenprune.methods.base import ScoreMethod, View, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class FoPru(Method):
+class FoPru(ScoreMethod):
     """Our reading of FoPru (Jiang et al., arXiv 2411.14164): focal pruning before the LLM, survivors in raster order.
 
     Significance of a token: the attention it receives in the penultimate layer of the vision encoder, mean over heads
@@ -39,15 +39,15 @@ class FoPru(Method):
 
     keep: Keep = keep_option(0.25)
     strategy: str = option("rank", "rank: best tokens; row: best rows of the grid", choices=("rank", "row"))
-    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
+    source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("saliency", self.source),)
 
-    def select(self, view: View) -> Selection:
+    def score(self, view: View) -> Tensor:
         scores = view["saliency"].float()
-        return Selection(top_k(scores if self.strategy == "rank" else self._by_row(view, scores), self.budget(view)))
+        return scores if self.strategy == "rank" else self._by_row(view, scores)
 
     def _by_row(self, view: View, scores: Tensor) -> Tensor:
         """Scores in which every token of a better row stands before every token of a worse one."""

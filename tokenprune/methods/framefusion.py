@@ -13,7 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection, places, ranked, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -52,16 +52,11 @@ class FrameFusion(Method):
     waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
-    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("up")
     phase: str = option("first", "first: before the LLM; later and last: inside it", ("first", "later", "last"))
     similar: float = option(0.6, "cosine from which neighbours in time merge")
-    least: float = option(0.1, "share of merged tokens below which the next layer prunes")
-    places: int = option(8, "layers in which it must be done")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "least", self.least, 0.0, 1.0)
-        within(self.name, "places", self.places, 1)
+    least: float = option(0.1, "share of merged tokens below which the next layer prunes", low=0.0, high=1.0)
+    places: int = option(8, "layers in which it must be done", low=1)
 
     @property
     def needs(self) -> tuple[Need, ...]:

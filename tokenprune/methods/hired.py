@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.core.tiles import tile_numbers, tile_shown
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, fill_option, keep_option, option, rounding_option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -51,15 +51,11 @@ class HiRED(Method):
     scope: ClassVar[str] = "item"
 
     keep: Keep = keep_option(0.2)
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
-    alpha: float = option(0.5, "share of the budget for the base image")
+    rounding: str = rounding_option("down")
+    alpha: float = option(0.5, "share of the budget for the base image", low=0.0, high=1.0)
     crop_map: str = option("strips", "which part of the base image a tile shows: strips or tiles", ("strips", "tiles"))
-    fill: str = option("attention", "what the truncated remainder goes to: attention or none", ("attention", "none"))
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "alpha", self.alpha, 0.0, 1.0)
+    fill: str = fill_option("attention", "what the truncated remainder goes to")
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -14,7 +14,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, fill_option, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -60,16 +60,11 @@ class HoliTom(Method):
     keep: Keep = keep_option(0.15)
     phase: str = option("outer", "outer: before the LLM; inner: inside it", ("outer", "inner"))
     threshold: float = option(0.8, "cosine above which a place stands still")
-    beta: float = option(0.6, "weight of a density peak in its mixture")
-    clustered: float = option(0.0, "share of a frame's dynamic budget that is density peaks")
-    inner: float = option(0.5, "what the inner phase keeps of the outer one")
-    fill: str = option("attention", "how the budget is met exactly: attention or none", ("attention", "none"))
-    source: str = option("received", "whose attention counts: received or cls", choices=("received", "cls"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("beta", "clustered", "inner"):
-            within(self.name, name, getattr(self, name), 0.0, 1.0)
+    beta: float = option(0.6, "weight of a density peak in its mixture", low=0.0, high=1.0)
+    clustered: float = option(0.0, "share of a frame's dynamic budget that is density peaks", low=0.0, high=1.0)
+    inner: float = option(0.5, "what the inner phase keeps of the outer one", low=0.0, high=1.0)
+    fill: str = fill_option("attention")
+    source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:

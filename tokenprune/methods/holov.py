@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -44,12 +44,8 @@ class HoloV(Method):
     )
 
     keep: Keep = keep_option(0.111)
-    crops: int = option(16, "stretches; 0: by size, as on Qwen2.5-VL")
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "crops", self.crops, 0)
+    crops: int = option(16, "stretches; 0: by size, as on Qwen2.5-VL", low=0)
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:

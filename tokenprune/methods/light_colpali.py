@@ -12,13 +12,13 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import BudgetMethod, View, keep_option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class LightColPali(Method):
+class LightColPali(BudgetMethod):
     """Our reading of Light-ColPali's training-free part (Ma et al., ACL Findings 2025, arXiv 2506.04997).
 
     The question is unknown when a page is indexed, so nothing is scored: L2-normalised embeddings are clustered
@@ -40,16 +40,14 @@ class LightColPali(Method):
     waits: ClassVar[str] = "clustering runs on the host, page by page"
 
     keep: Keep = keep_option(1 / 9)
-    rounding: str = option("up", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("up")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         unit, k = unit_rows(view["features"]), self.budget(view)
-        if k in (0, view.count):
-            return view.first(k)
         groups = [_clusters(page, k) for page in unit.double().cpu().numpy()]
         group = torch.from_numpy(np.stack(groups)).to(unit.device)
         place = torch.arange(view.count, device=unit.device).expand_as(group)

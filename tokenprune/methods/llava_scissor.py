@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import BudgetMethod, View, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -20,7 +20,7 @@ ROUNDS = 14  # halvings of the threshold's interval, which is [-1, 1]
 
 
 @dataclass(frozen=True)
-class LlavaScissor(Method):
+class LlavaScissor(BudgetMethod):
     """LLaVA-Scissor (Sun et al., 2025, arXiv 2506.21862).
 
     In every frame, tokens with a cosine above `threshold` are connected; each connected component becomes its mean,
@@ -56,10 +56,8 @@ class LlavaScissor(Method):
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k = None if self.keep is None else self.budget(view)
-        if k in (0, view.count):
-            return view.first(k)
         frame = view.frames(self.name).frame
         return stacked([self._span(x, frame[i], k) for i, x in enumerate(view["features"].double())])
 

@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, View, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -47,7 +47,7 @@ class LVLMCSP(Method):
     clusters: float = option(0.25, "share of representatives where the phases run by name")
     choice: str = option("uniform", "representatives: uniform, random or saliency", ("uniform", "random", "saliency"))
     seed: int = option(0, "seed of the random choice")
-    source: str = option("received", "whose attention is the saliency: cls or received", choices=("cls", "received"))
+    source: str = source_option("received", "whose attention is the saliency")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, gather_rows, handed, marked, one_hot, ranks
-from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
+from tokenprune.methods.base import BudgetMethod, View, keep_option, merge_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class PruMerge(Method):
+class PruMerge(BudgetMethod):
     """LLaVA-PruMerge and PruMerge+ (Shang et al., ICCV 2025, arXiv 2403.15388).
 
     Attention a is the CLS row of the encoder's last layer, all heads' products summed before the softmax. With
@@ -62,13 +62,9 @@ class PruMerge(Method):
         None, "what survives: a fraction, a number, or None for as many as there are outliers"
     )
     plus: bool = option(False, "PruMerge+: add evenly spaced tokens")
-    neighbours: int = option(32, "tokens that each kept one takes in")
+    neighbours: int = option(32, "tokens that each kept one takes in", low=0)
     merge_in: str = merge_option()
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "neighbours", self.neighbours, 0)
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -81,10 +77,8 @@ class PruMerge(Method):
     def merges_in(self) -> str:
         return self.merge_in
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         attention, n = view["saliency"].float(), view.count
-        if self.keep is not None and self.budget(view) in (0, n):
-            return view.first(self.budget(view))
         kept = self._kept(view, attention)
         rest = attention.masked_fill(kept, float("-inf"))
         extra = one_hot(rest.argmax(-1), n).bool() & ~kept

@@ -14,7 +14,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, same_place_cosine, stretches
 from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, fill_option, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -66,15 +66,10 @@ class PruneVid(Method):
     keep: Keep | None = keep_option(None, "what survives the merging; none: what `ratio` and `threshold` leave")
     phase: str = option("merge", "merge: before the LLM; question: inside it", ("merge", "question"))
     threshold: float = option(0.8, "mean cosine above which a place is static")
-    ratio: float = option(0.5, "cluster means for each token, where keep does not say")
-    clusters: float = option(0.25, "clusters for each frame")
-    question: float = option(0.4, "what the second phase keeps")
-    fill: str = option("score", "how the second phase meets its budget exactly: score or none", ("score", "none"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("ratio", "clusters", "question"):
-            within(self.name, name, getattr(self, name), 0.0, 1.0)
+    ratio: float = option(0.5, "cluster means for each token, where keep does not say", low=0.0, high=1.0)
+    clusters: float = option(0.25, "clusters for each frame", low=0.0, high=1.0)
+    question: float = option(0.4, "what the second phase keeps", low=0.0, high=1.0)
+    fill: str = fill_option("score", "how the second phase meets its budget exactly")
 
     @property
     def needs(self) -> tuple[Need, ...]:

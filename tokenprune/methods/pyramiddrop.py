@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class PyramidDrop(Method):
+class PyramidDrop(ScoreMethod):
     """PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247).
 
     Score before layer k: the mean over heads of what the last instruction token would pay in layer k itself (its norm,
@@ -40,7 +41,7 @@ class PyramidDrop(Method):
     default_at: ClassVar[int] = 8
 
     keep: Keep = keep_option(0.5, "what survives each stage: a fraction of what the stage before it kept, or tokens")
-    rounding: str = option("down", "how a fraction becomes a number of tokens", choices=("nearest", "down", "up"))
+    rounding: str = rounding_option("down")
     of: str = option(
         "original", "what a fraction counts from: tokens that the stage sees, or before any", ("current", "original")
     )
@@ -54,5 +55,5 @@ class PyramidDrop(Method):
             return [(max(1, layers // 4), self)]
         return [(max(i, i * layers // 4), replace(self, keep=self.keep**i, of="original")) for i in (1, 2, 3)]
 
-    def select(self, view: View) -> Selection:
-        return Selection(top_k(view["attention_row"].float().mean(-2), self.budget(view)))
+    def score(self, view: View) -> Tensor:
+        return view.mean_over_heads("attention_row")

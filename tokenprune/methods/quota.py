@@ -15,13 +15,13 @@ from tokenprune.core.frames import frame_means
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class QuoTA(Method):
+class QuoTA(BudgetMethod):
     """QuoTA (Luo et al., 2025, arXiv 2503.08689), as an allocator over any score of frames.
 
     A frame's weight is its score to the power `power`, over the sum; it gets int(k * weight) tokens, and its map is
@@ -54,23 +54,17 @@ class QuoTA(Method):
 
     keep: Keep = keep_option(0.25)
     score: str = option("given", "what frames are weighed by: given or text", ("given", "text"))
-    power: float = option(2.0, "exponent of the score")
+    power: float = option(2.0, "exponent of the score", low=0.0)
     resize: str = option("bilinear", "how a frame is made smaller: bilinear or mean", ("bilinear", "mean"))
-    fill: str = option("difference", "what the remainder goes to: difference or none", ("difference", "none"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "power", self.power, 0.0)
+    fill: str = fill_option("difference", "what the remainder goes to")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         own = "frame_scores" if self.score == "given" else "text_embeddings"
         return (Need("features"), Need(own))
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k, frames = self.budget(view), view.frames(self.name)
-        if k in (0, view.count):
-            return view.first(k)
         if view.count != sum(t * h * w for t, h, w in view.grids):
             raise BadInput(f"quota resizes whole frames, but {view.count} tokens are left. Make it the first stage.")
         x = frames.spread(view["features"])

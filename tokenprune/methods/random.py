@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.base import ScoreMethod, View, option
 from tokenprune.methods.origin import Origin
 
 
 @dataclass(frozen=True)
-class Random(Method):
+class Random(ScoreMethod):
     """Keeps a random subset, the same for every span of the same length.
 
     The subset depends on `seed` and the span's length alone: the global random state is neither read nor moved, and a
@@ -28,6 +28,5 @@ class Random(Method):
 
     seed: int = option(0, "seed of the method's own generator")
 
-    def select(self, view: View) -> Selection:
-        scores = torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed))
-        return Selection(top_k(scores, self.budget(view)).expand(view.spans, -1))
+    def score(self, view: View) -> Tensor:
+        return torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed)).expand(view.spans, -1)

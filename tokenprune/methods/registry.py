@@ -24,7 +24,22 @@ ELSEWHERE = {  # publications that are here, but not as a method
 
 @lru_cache(maxsize=1)
 def all_methods() -> dict[str, type[Method]]:
-    """Every known method by name, in alphabetical order."""
+    """Every known method by name, in alphabetical order. Stages that belong to one of them are not among them."""
+    return {name: cls for name, cls in _loaded().items() if cls.stage_of is None}
+
+
+@lru_cache(maxsize=1)
+def all_classes() -> dict[str, type[Method]]:
+    """Everything that has a method's name, in alphabetical order: methods, and the stages that belong to one."""
+    return _loaded()
+
+
+def stages_of(method: type[Method]) -> list[type[Method]]:
+    """The later stages of a method that have names of their own."""
+    return [cls for cls in all_classes().values() if cls.stage_of is method]
+
+
+def _loaded() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
 
     def add(cls: type[Method], where: str) -> None:
@@ -45,10 +60,10 @@ def all_methods() -> dict[str, type[Method]]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name, or an error that shows the nearest one."""
-    known = all_methods()
+    """The method, or the stage of one, of that name, or an error that shows the nearest one."""
+    known = all_classes()
     if name not in known:
-        raise unknown("method", name, known)
+        raise unknown("method", name, all_methods())
     return known[name]
 
 

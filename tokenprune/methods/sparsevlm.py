@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged, density_peaks, in_order
-from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, scaled, within
+from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, scaled
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -22,7 +22,7 @@ STAGES = {  # of 32 layers, at 192 tokens
 
 
 @dataclass(frozen=True)
-class SparseVLM(Method):
+class SparseVLM(ScoreMethod):
     """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417) and SparseVLM+.
 
     Raters are the text tokens that the image is most about: on the LLM's input embeddings, softmax over the text of V
@@ -65,16 +65,11 @@ class SparseVLM(Method):
 
     keep: Keep = keep_option(300 / 576, "what survives the first stage: a fraction of the tokens, or a number")
     version: str = option("1.5", "1.5 (with recycling) or 2 (SparseVLM+)", choices=("1.5", "2"))
-    heads: int = option(14, "heads that count in version 2: those that the raters' attention is largest in")
-    recycle: float = option(0.3, "share of the dropped tokens that are recycled; 0: none")
+    heads: int = option(14, "heads that count in version 2: those that the raters' attention is largest in", low=1)
+    recycle: float = option(0.3, "share of the dropped tokens that are recycled; 0: none", low=0.0, high=1.0)
     budget_of: str = option(
         "total", "whether merged tokens count in keep (total) or not (published)", ("total", "published")
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "recycle", self.recycle, 0.0, 1.0)
-        within(self.name, "heads", self.heads, 1)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -90,13 +85,12 @@ class SparseVLM(Method):
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def select(self, view: View) -> Selection:
-        scores = self._scores(view)
         k, n = self.budget(view), view.count
         recycles = self.version == "1.5" and self.recycle > 0
-        if not recycles or k == n or k == 0:
-            return Selection(top_k(scores, k))
+        if not recycles or k in (0, n):
+            return super().select(view)
         kept, clusters = self._split(k, n)
-        order = ranked(scores)
+        order = ranked(self.score(view))
         candidates = order[:, kept : kept + self._pool(n - kept)]
         hidden = view["hidden"].float()
         centres, group = density_peaks(gather_rows(hidden, candidates), clusters, clusters)
@@ -118,7 +112,7 @@ class SparseVLM(Method):
     def _clusters(self, dropped: int) -> int:
         return int(self._pool(dropped) / 10) + 1 if dropped else 0
 
-    def _scores(self, view: View) -> Tensor:
+    def score(self, view: View) -> Tensor:
         text = view["text_embeddings"].float()
         about = (view["features"].float() @ text.mT).softmax(-1).mean(1)
         raters = (about > about.mean(-1, keepdim=True)).float()

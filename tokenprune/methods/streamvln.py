@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -43,14 +43,9 @@ class StreamVLN(Method):
     adaptive: ClassVar[bool] = True
 
     keep: Keep | None = keep_option(None, "what survives; none: one token of every voxel")
-    stride: int = option(0, "frames after which a voxel is seen anew; 0: never")
-    least: float = option(0.0, "share of its tokens that a frame must keep")
+    stride: int = option(0, "frames after which a voxel is seen anew; 0: never", low=0)
+    least: float = option(0.0, "share of its tokens that a frame must keep", low=0.0, high=1.0)
     unplaced: str = option("drop", "what becomes of tokens without a voxel: drop or keep", ("drop", "keep"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "stride", self.stride, 0)
-        within(self.name, "least", self.least, 0.0, 1.0)
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, option
+from tokenprune.methods.base import Method, View, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -35,7 +35,7 @@ class TokenTransforming(Method):
     )
 
     temperature: float = option(0.05, "how far the mixture spreads; towards 0 it is pruning")
-    source: str = option("received", "whose attention counts: cls or received", choices=("cls", "received"))
+    source: str = source_option("received")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,13 +10,13 @@ import torch
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import bipartite
 from tokenprune.core.selection import Selection
-from tokenprune.methods.base import Method, View
+from tokenprune.methods.base import BudgetMethod, View
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class ToMe(Method):
+class ToMe(BudgetMethod):
     """ToMe (Bolya et al., ICLR 2023, arXiv 2210.09461), on the projected embeddings before the LLM.
 
     A round compares every second token with the ones between (cosine) and merges the most similar pairs into their
@@ -40,10 +40,8 @@ class ToMe(Method):
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         x, k, n = view["features"].float(), self.budget(view), view.count
-        if k in (0, n):
-            return view.first(k)
         index = view.first(n).index
         weights: torch.Tensor | None = None
         sizes = torch.ones(view.spans, n, device=x.device)

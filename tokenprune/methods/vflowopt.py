@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, marked, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -66,16 +66,12 @@ class VFlowOpt(Method):
     phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))
     threshold: float = option(39.26, "how many times the mean attention makes a query global")
     entropy_weight: float = option(0.0, "weight of the entropy of the pixels")
-    cell: float = option(17.39, "side of a recycling cell in tokens")
+    cell: float = option(17.39, "side of a recycling cell in tokens", low=1)
     recycle_in: str = option("all", "pictures whose tokens are recycled: all, or those with tiles", ("all", "tiled"))
     budget_of: str = option(
         "total", "whether keep counts the cells in use (total) or an expected number of them", ("total", "published")
     )
     later: tuple[float, ...] = option((1.0, 0.6011), "what survives the later stages of what is left")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "cell", self.cell, 1)
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -11,7 +11,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, frame_means
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -20,7 +20,7 @@ TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
-class VidCom2(Method):
+class VidCom2(BudgetMethod):
     """VidCom2 (Liu et al., EMNLP 2025, arXiv 2505.14454).
 
     On the half of the channels that vary least over all tokens, tokens are scaled to length 1. G(x, c) is the sum of
@@ -46,16 +46,14 @@ class VidCom2(Method):
     )
 
     keep: Keep = keep_option(0.25)
-    fill: str = option("score", "how the budget is met exactly: score or none", ("score", "none"))
+    fill: str = fill_option("score")
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"),)
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k, frames = self.budget(view), view.frames(self.name)
-        if k in (0, view.count):
-            return view.first(k)
         video, frame = usualness(view["features"], frames)
         wanted = shares(video, frames, self.share(view)) * frames.present.sum(-1)
         counts = wanted.round().clamp(min=1).minimum(frames.present.sum(-1))

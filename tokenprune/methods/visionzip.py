@@ -11,7 +11,7 @@ from torch.nn import functional
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import in_order
 from tokenprune.core.selection import Selection, gather_rows, marked, one_hot, places, top_k
-from tokenprune.methods.base import Method, View, keep_option, merge_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, merge_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -52,14 +52,10 @@ class VisionZip(Method):
     )
 
     keep: Keep = keep_option(0.111)
-    contextual: float = option(0.15625, "share of the kept tokens that are contextual")
+    contextual: float = option(0.15625, "share of the kept tokens that are contextual", low=0.0, high=1.0)
     merge: str = option("sum", "what a target becomes: sum (itself + mean of the others) or mean", ("sum", "mean"))
     merge_in: str = merge_option()
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "contextual", self.contextual, 0.0, 1.0)
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, ranked
-from tokenprune.methods.base import Method, View, keep_option, option, within
+from tokenprune.methods.base import Method, View, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -40,12 +40,8 @@ class VisPruner(Method):
     )
 
     keep: Keep = keep_option(0.222)
-    important: float = option(0.5, "share of the kept tokens that are chosen by attention")
-    source: str = option("cls", "whose attention counts: cls or received", choices=("cls", "received"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(self.name, "important", self.important, 0.0, 1.0)
+    important: float = option(0.5, "share of the kept tokens that are chosen by attention", low=0.0, high=1.0)
+    source: str = source_option("cls")
 
     @property
     def needs(self) -> tuple[Need, ...]:
