@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
-from tokenprune.methods.place import DECODE
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.methods.stage import Stage
 from tokenprune.shelf import ENDINGS, Shelf
@@ -22,7 +21,7 @@ class StageSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    at: Annotated[int, Field(ge=0, strict=True)] | Literal["decode"]
+    at: Annotated[int, Field(ge=0, strict=True)] | Literal["decode", "pixels"] | dict[Literal["vision"], int]
     method: str
     scope: str = ""
     start: int | None = Field(default=None, alias="from", strict=True)
@@ -54,7 +53,7 @@ class Recipe(BaseModel):
 
     def to_stages(self) -> list[Stage]:
         """The stages, in order of their layers."""
-        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: (s.at == DECODE, s.place))
+        return sorted((spec.to_stage() for spec in self.stages), key=lambda s: s.place.order)
 
 
 def recipe_names() -> list[str]:

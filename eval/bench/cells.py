@@ -52,7 +52,7 @@ def before_llm() -> list[str]:
 
 def inside_llm() -> list[str]:
     """The methods that choose inside the LLM alone."""
-    return [name for name, cls in all_methods().items() if not cls.decodes and places(cls)[0] > Layer(0)]
+    return [name for name, cls in all_methods().items() if not cls.decodes and places(cls)[0].order > Layer(0).order]
 
 
 def plans_of(cell: Cell, work: Workload) -> tuple[dict[str, Plan], dict[str, str]]:

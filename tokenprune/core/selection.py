@@ -21,11 +21,14 @@ class Selection:
     index: int64 [S, k] (or [k] without spans in front), ascending and unique where valid.
     weights: optional float [S, k, n] (or [k, n]): survivor i becomes `weights[i] @ x` instead of `x[index[i]]`.
     valid: optional bool [S, k]: False at the end of a span that keeps fewer tokens than the others.
+    anchors: optional int64 [S, n]: the surviving token that stands for each token where a place needs all of them, as
+    behind the vision encoder; by default the nearest one before.
     """
 
     index: Tensor
     weights: Tensor | None = None
     valid: Tensor | None = None
+    anchors: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         """Gather (or merge) the rows of `x` [S, n, ...] (or [n, ...]) into [S, k, ...] (or [k, ...])."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tokenprune.engine.encoder_stages import EncoderCall, EncoderRecord, EncoderStages
 from tokenprune.engine.overrides import Overrides
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
@@ -25,11 +26,18 @@ from tokenprune.signals.table import SIGNALS
 
 @dataclass
 class Laid:
-    """One call of a feature getter: medium, the parts of each item, and of each of these the signals [n, ...]."""
+    """One call of a feature getter: medium, the parts of each item, of each of these the signals [n, ...], and what the
+    stages before and inside the encoder did."""
 
     media: str
     items: list[list[Part]]
     signals: dict[Need, list[list[Tensor]]]
+    records: list[EncoderRecord]
+
+
+def encoded_by(stage: int) -> Need:
+    """What stands in `Laid.signals` for the tokens that a stage before or inside the encoder left."""
+    return Need("encoded", str(stage))
 
 
 class EncoderReader:
@@ -40,8 +48,8 @@ class EncoderReader:
     lives.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need]) -> None:
-        self.model, self.family, self.needs = model, family, needs
+    def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need], stages: EncoderStages) -> None:
+        self.model, self.family, self.needs, self.stages = model, family, needs, stages
         self.base = family.base(model)
         self.layers = {media: self._layers_of(media) for media in family.getters} if needs else {}
         self._getters = Overrides(self.base)
@@ -55,6 +63,11 @@ class EncoderReader:
         sources = {need: SIGNALS[need.signal].encoder for need in self.needs}
         return {need: layers[numbers[s.layer_of(need)]] for need, s in sources.items() if s.pixels is None}
 
+    @property
+    def known(self) -> list[Need]:
+        """What is known of every part: the signals, and what each stage before or inside the encoder left."""
+        return [*self.needs, *(encoded_by(number) for number in range(len(self.stages.stages)))]
+
     def attention(self) -> list[nn.Module]:
         """The attention modules that are listened to."""
         wanted = [(need, layer) for layers in self.layers.values() for need, layer in layers.items()]
@@ -64,10 +77,12 @@ class EncoderReader:
         """Put the wrappers on the base model."""
         for media, name in self.family.getters.items():
             self._getters.wrap(name, functools.partial(self._wrapped, media))
+        self.stages.attach()
 
     def detach(self) -> None:
         """Take the wrappers off."""
         self._getters.undo()
+        self.stages.detach()
 
     def _wrapped(self, media: str, original: Callable) -> Callable:
         signature = inspect.signature(original)
@@ -77,15 +92,17 @@ class EncoderReader:
             if getattr(self._local, "busy", False):  # a getter that calls another one
                 return original(*args, **kwargs)
             calls: dict[Need, list[Tensor]] = {need: [] for need in self.needs}
+            arguments = signature.bind(*args, **kwargs).arguments
+            arguments |= arguments.pop("kwargs", {})
+            encoded = Encoded(media, arguments)
             self._local.busy = True
             try:
-                with self._listening(media, calls):
+                with self.stages.encoding(encoded) as call, self._listening(media, calls):
                     output = original(*args, **kwargs)
             finally:
                 self._local.busy = False
-            arguments = signature.bind(*args, **kwargs).arguments
-            arguments |= arguments.pop("kwargs", {})
-            self._remember(Encoded(media, arguments, _rows(output)), output, calls)
+            encoded.features = _rows(output)
+            self._remember(encoded, output, calls, call)
             return output
 
         return getter
@@ -110,7 +127,9 @@ class EncoderReader:
             for module in heard:
                 taps.listeners().pop(module, None)
 
-    def _remember(self, encoded: Encoded, output: Any, calls: dict[Need, list[Tensor]]) -> None:
+    def _remember(
+        self, encoded: Encoded, output: Any, calls: dict[Need, list[Tensor]], call: EncoderCall | None
+    ) -> None:
         items = self.family.items(self.model, encoded)
         length = sum(part.length for parts in items for part in parts)
         if length != encoded.features:
@@ -118,11 +137,29 @@ class EncoderReader:
                 f"The layout of these {encoded.media}s gives {length} tokens, but the encoder made {encoded.features}. "
                 f"This {self.family.name} is built in a way that tokenprune does not know."
             )
-        laid = Laid(encoded.media, items, {need: self._placed(need, encoded, calls[need]) for need in self.needs})
+        if call is not None:
+            calls = {need: call.restore(heard) for need, heard in calls.items()}
+        signals = {need: self._placed(need, encoded, calls[need]) for need in self.needs}
+        laid = Laid(encoded.media, items, signals | self._left(encoded, call), [] if call is None else call.records)
         self.recent().append(laid)
         if not isinstance(output, tuple):
             key = id(output)
             self._known[key] = weakref.ref(output, lambda _: self._known.pop(key, None)), laid
+
+    def _left(self, encoded: Encoded, call: EncoderCall | None) -> dict[Need, list[list[Tensor]]]:
+        """For each stage of the encoder bool [n] for every part: which tokens it left."""
+        if call is None:
+            return {}
+        found = {}
+        for number, mask in enumerate(call.masks()):
+            shares = self.family.place(self.model, encoded, [mask])
+            if any(bool(((part > 0) & (part < 1)).any()) for parts in shares for part in parts):
+                raise Unsupported(
+                    "A picture of this size is shrunk behind the vision encoder, so its tokens are mixtures of what was "
+                    "kept and what went. Prune it at at=0, or let the processor make fewer tiles of it."
+                )
+            found[encoded_by(number)] = [[part[:, 0] > 0 for part in parts] for parts in shares]
+        return found
 
     def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """A signal of the encoder as one tensor [n, ...] per part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -157,6 +157,27 @@ class Forward:
         self.history.append((stage.at, self.state))
         if log.isEnabledFor(logging.DEBUG):
             log.debug(self._describe(stage))
+        return hidden
+
+    def enter_encoded(
+        self, stages: Sequence[Stage], encoded: list[list[Tensor]], hidden: Tensor, policy: str
+    ) -> Tensor:
+        """Take out what stages before and inside the vision encoder left, one after the other; the shortened hidden
+        states. encoded: for each stage and span bool [n], which tokens it left."""
+        for stage, masks in zip(stages, encoded, strict=True):
+            before = self.state.visual_counts()
+            chosen = [
+                mask.to(ids.device)[ids].nonzero().flatten()
+                for mask, ids in zip(masks, self.state.token_ids, strict=True)
+            ]
+            if any(len(own) != len(rows) for own, rows in zip(chosen, self.state.token_rows, strict=True)):
+                hidden = self._shorten(chosen, hidden, policy)
+                self._refuse_dead(stage.method.name)
+            self.merged.append([])
+            self.records.append(StageRecord(before, self.state.visual_counts(), Stopwatch(hidden.device)))
+            self.records[-1].watch.stop()
+            self.kept.append(self.state.kept_columns())
+            self.history.append((0, self.state))
         return hidden
 
     def hand_over(self) -> None:

@@ -16,7 +16,7 @@ from tokenprune.engine.cache import refuse_kinds
 from tokenprune.engine.masks import layer_kinds, same_as_causal
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
-from tokenprune.methods.place import Decode, Layer
+from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
 from tokenprune.support import obstacle
 
@@ -32,7 +32,10 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
     text_model = family.language_model(model)
     inside = sorted((stage for stage in stages if isinstance(stage.place, Layer)), key=lambda stage: stage.at)
     decoding = sorted((stage for stage in stages if isinstance(stage.place, Decode)), key=lambda stage: stage.start)
-    if inside or not decoding:
+    encoding = [stage for stage in stages if isinstance(stage.place, EncoderPlace)]
+    for stage in encoding:
+        _check_encoder(model, family, stage)
+    if inside or not (decoding or encoding):
         _check_order(inside, len(text_model.layers))
     if decoding:
         _check_steps([stage.start for stage in decoding], [kind.window for kind in layer_kinds(text_model)])
@@ -41,6 +44,20 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
         if found is not None:
             raise MissingSignal(found.of(family))
     refuse_parallel(model)
+
+
+def _check_encoder(model: PreTrainedModel, family: Family, stage: Stage) -> None:
+    """Raise where a stage cannot stand before or inside this model's vision encoder."""
+    reasons = [family.whole_encoder(model, media) for media in family.media]
+    if None not in reasons:
+        raise Unsupported(
+            f"{family.name} takes no stage {stage.place}: {reasons[0]} Give {stage.method.name} a layer of the LLM."
+        )
+    last = family.encoder_blocks(model, family.media[reasons.index(None)]).last
+    if stage.place.block > last:
+        raise BadInput(
+            f"{stage.place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}."
+        )
 
 
 def _check_order(stages: Sequence[Stage], layers: int) -> None:

@@ -17,7 +17,7 @@ from tokenprune.engine.decode_steps import StepReport
 from tokenprune.engine.forward import Forward, Merged
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.families.base import Span
-from tokenprune.methods.place import Layer
+from tokenprune.methods.place import EncoderPlace, place_of
 from tokenprune.methods.stage import Stage
 
 
@@ -25,7 +25,7 @@ from tokenprune.methods.stage import Stage
 class StageReport:
     """One stage: visual tokens of each batch row before and after it, and what its selection took."""
 
-    at: int
+    at: int | EncoderPlace
     method: str
     before: list[int]
     after: list[int]
@@ -105,7 +105,7 @@ class Report:
         for stage in self.stages:
             before, after = sum(stage.before), sum(stage.after)
             table.add_row(
-                f"visual tokens {Layer(stage.at)} ({stage.method})", str(before), str(after), _share(after, before)
+                f"visual tokens {place_of(stage.at)} ({stage.method})", str(before), str(after), _share(after, before)
             )
         for row in self.figures():
             table.add_row(*row)

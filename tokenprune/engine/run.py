@@ -20,7 +20,8 @@ from tokenprune.core.flops import LayerShape
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.engine.decode_steps import DecodeStages, DecodeStep, StepReport
-from tokenprune.engine.encoder import EncoderReader
+from tokenprune.engine.encoder import EncoderReader, encoded_by
+from tokenprune.engine.encoder_stages import EncoderStages
 from tokenprune.engine.forward import DeepStack, Forward, Merged
 from tokenprune.engine.layer_inputs import LayerInputs, Piece
 from tokenprune.engine.listen import listener, tap_ahead, tap_unrotated
@@ -41,7 +42,7 @@ from tokenprune.engine.token_state import TokenState
 from tokenprune.errors import BadInput, Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
-from tokenprune.methods.place import Decode, Layer
+from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
 from tokenprune.signals.checks import read_signal
@@ -91,6 +92,10 @@ class Run:
         self.text_model = self.family.language_model(self.model)
         check_runs(self.model, self.family, stages)
         self.stages = sorted((s for s in stages if isinstance(s.place, Layer)), key=lambda s: s.at)
+        encoder_stages = EncoderStages(
+            self.model, self.family, [s for s in stages if isinstance(s.place, EncoderPlace)]
+        )
+        self.encoder_stages = encoder_stages.stages
         decoding = [s for s in stages if isinstance(s.place, Decode)]
         self.positions, self.turns, self.images = positions, turns, images
         self.layer_kinds = layer_kinds(self.text_model)
@@ -100,7 +105,10 @@ class Run:
         windows = [kind.window for kind in self.layer_kinds]
         self.decoding = DecodeStages(decoding, windows) if decoding else None
         # The layers that stages stand before, or that hold more than they show: from the first on, ours are in place.
-        self.stage_layers = sorted({s.at for s in self.stages} | ({self.decoding.first} if self.decoding else set()))
+        first = {0} if self.encoder_stages else set()
+        self.stage_layers = sorted(
+            {s.at for s in self.stages} | ({self.decoding.first} if self.decoding else set()) | first
+        )
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         # Of each thread: the pass that runs, what its caller said, whether the run is lifted, and the last prompt.
@@ -112,7 +120,7 @@ class Run:
         needs = {need for stage in self.stages for need in stage.method.needs}
         vision = sorted((need for need in needs if SIGNALS[need.signal].encoder is not None), key=str)
         self._tapped = bool(decoding or vision) or any(SIGNALS[need.signal].taps for need in needs)
-        self._encoder = EncoderReader(self.model, self.family, vision)
+        self._encoder = EncoderReader(self.model, self.family, vision, encoder_stages)
         self._calls = Overrides(self.model)
         self._untap: weakref.finalize | None = None
         try:
@@ -127,7 +135,7 @@ class Run:
         return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
 
     def _all_stages(self) -> list[Stage]:
-        return [*self.stages, *self.decoding_stages]
+        return [*self.encoder_stages, *self.stages, *self.decoding_stages]
 
     @property
     def decoding_stages(self) -> list[Stage]:
@@ -137,7 +145,8 @@ class Run:
     @property
     def _dropping(self) -> list[Stage]:
         """The stages that may drop something: keep=1.0 (all of them, not one) changes nothing."""
-        return [stage for stage in self.stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
+        stages = [*self.encoder_stages, *self.stages]
+        return [stage for stage in stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
 
     def _attach(self) -> None:
         _active[self.text_model] = weakref.ref(self)
@@ -326,7 +335,7 @@ class Run:
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not has_media and not pruned:
             return None
-        refuse_checkpointing(module, any(stage.at > 0 for stage in self._dropping))
+        refuse_checkpointing(module, any(stage.place != Layer(0) for stage in self._dropping if stage in self.stages))
         past = 0 if cache is None else int(cache.get_seq_length())
         if cache is not None and self._stray_window:
             widen(cache, self._stray_window, past + hidden.shape[1])
@@ -343,16 +352,23 @@ class Run:
         if self.decoding is not None and cache is not None:
             now.step = self.decoding.step(cache.layers, single=not has_media and hidden.shape[1] == 1)
         kwargs |= self._take_deepstack(forward, kwargs)
-        if not self.stages or self.stages[0].at > 0:
+        first = [stage for stage in self.stages if stage.at == 0]
+        if not self.encoder_stages and not first:
             return args, kwargs
         forward.enter_group(self._cache_layer(cache, 0))
         if forward.state.spans:
-            hidden = self._run_stage(forward, self.stages[0], hidden, None)
+            hidden = forward.enter_encoded(self.encoder_stages, self._encoded(forward), hidden, self.positions)
+            for stage in first:
+                hidden = self._run_stage(forward, stage, hidden, None)
         forward.hand_over()
         positions = forward.state.positions[0] if len(forward.state.positions) == 1 else forward.state.positions
         # Every layer gets a mask of its own; a prepared one keeps the text model from making another.
         mask = hidden.new_zeros(len(hidden), 1, 1, 1)
         return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
+
+    def _encoded(self, forward: Forward) -> list[list[Tensor]]:
+        """For each stage before or inside the encoder, for each span bool [n]: which tokens it left."""
+        return [forward.vision[encoded_by(number)] for number in range(len(self.encoder_stages))]
 
     def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
         """A later question must not silently get what an earlier one chose."""
@@ -370,7 +386,7 @@ class Run:
         spans, vision = [], {}
         if prompt.has_media:
             laid = self._encoder.take(prompt.encoder_outputs)
-            spans, vision = prompt.spans(self.family, self.model, laid, self._encoder.needs, self.images)
+            spans, vision = prompt.spans(self.family, self.model, laid, self._encoder.known, self.images)
         if call.router_logits and self._dropping and spans:
             raise Unsupported(
                 "The routers' logits and their balancing loss are of the whole prompt, and pruning takes rows away. "
@@ -497,7 +513,12 @@ class Run:
         if forward is None or not forward.state.spans:
             return None
         self._own.prefill = self._latest = measure(
-            forward, cache_in(output), self.stages, self.decoding_stages, self.positions, self.layer_shapes
+            forward,
+            cache_in(output),
+            [*self.encoder_stages, *self.stages],
+            self.decoding_stages,
+            self.positions,
+            self.layer_shapes,
         )
         length = forward.piece.length
         output.last_hidden_state = forward.state.restore(output.last_hidden_state, length)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -78,17 +79,45 @@ class Span:
 
 @dataclass
 class Encoded:
-    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, of all items."""
+    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, of all items, once
+    it has run."""
 
     media: str
     arguments: dict[str, Any]
-    features: int
+    features: int = 0
 
     @property
     def pixels(self) -> Tensor:
         """The pixel input, whose argument has had several names."""
         names = ("pixel_values", "pixel_values_videos", "pixel_values_images")
         return next(self.arguments[n] for n in names if self.arguments.get(n) is not None)
+
+
+@dataclass(frozen=True)
+class EncoderBlocks:
+    """The vision encoder of a medium, as far as stages before and inside it need it.
+
+    blocks: its layers. last: the number of the one whose output becomes the features. exits: modules behind the blocks
+    whose output has one row for each group, in the order of the rows; without any, rows that are gone come back at the
+    output of block `last`.
+    """
+
+    blocks: nn.ModuleList
+    last: int
+    exits: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How the rows of an encoder's blocks are laid out in one call.
+
+    members: int64 [G, u], for each group (the patches that become one token of the LLM) the rows of its patches, counted
+    over all sequences of the call; pictures in reading order, groups in raster order, patches in raster order inside.
+    grids: (rows, columns) in groups of each segment, which is what attends to itself alone: a picture, a tile, a frame.
+    """
+
+    members: Tensor
+    grids: list[tuple[int, int]]
 
 
 class Family(ABC):
@@ -164,6 +193,22 @@ class Family(ABC):
         """
         raise MissingSignal(f"{self.name} gives no signals of its vision encoder.")
 
+    def whole_encoder(self, model: PreTrainedModel | None, media: str) -> str | None:
+        """Why nothing can be pruned before or inside the vision encoder for a medium; None where it can."""
+        return "tokenprune does not know how the rows of its vision encoder become tokens."
+
+    def encoder_blocks(self, model: PreTrainedModel, media: str) -> EncoderBlocks:
+        """The vision encoder for a medium, where `whole_encoder` has no reason against it."""
+        raise NotImplementedError
+
+    def groups(self, model: PreTrainedModel, encoded: Encoded, rows: tuple[int, int]) -> Groups:
+        """The layout of a call whose blocks see `rows`: (sequences, rows of each)."""
+        raise NotImplementedError
+
+    def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
+        """float [G, values]: the pixels of each group, as the processor normalised them."""
+        raise NotImplementedError
+
     def project(self, model: PreTrainedModel, features: Tensor) -> Tensor:
         """Encoder features [k, c] of single tokens as rows [k, d] for the LLM; where `projects`."""
         raise MissingSignal(f"{self.name} does not project its features one by one.")
@@ -179,6 +224,14 @@ def feature_layer(layers: nn.ModuleList, index: int | list[int]) -> int:
     if max(places) == 0:
         raise Unsupported("This model uses the patch embeddings as features, so no encoder layer gives a saliency.")
     return max(places) - 1
+
+
+def grid_groups(height: int, width: int, unit: int) -> Tensor:
+    """int64 [G, unit**2]: which of height x width patches in raster order make up each group of unit x unit; patches at
+    the lower and right edge that fill no group belong to none."""
+    cells = torch.arange(height * width).view(height, width)[: height - height % unit, : width - width % unit]
+    cells = cells.unflatten(0, (-1, unit)).unflatten(2, (-1, unit))
+    return cells.transpose(1, 2).reshape(-1, unit * unit)
 
 
 def attention_of(layer: nn.Module) -> nn.Module:

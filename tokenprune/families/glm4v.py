@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from tokenprune.families.qwen2_vl import Qwen2VL
@@ -17,3 +18,7 @@ class Glm4V(Qwen2VL):
 
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         return dict.fromkeys(self.getters, model.config.image_token_id)
+
+    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+        """A convolution follows the blocks, which takes all patches."""
+        return ()

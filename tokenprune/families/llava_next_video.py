@@ -28,6 +28,10 @@ class LlavaNextVideo(LlavaNext):
         side = self.side(model) // model.config.spatial_pool_stride
         return [[Part((frames, side, side))] for _ in range(videos)]
 
+    def group_side(self, model: PreTrainedModel, media: str) -> int:
+        side = self.side(model)
+        return side if media == "image" else side // model.config.spatial_pool_stride
+
     def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
             return super().place(model, encoded, calls)

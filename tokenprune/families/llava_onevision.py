@@ -46,6 +46,10 @@ class LlavaOnevision(LlavaNext):
             encoded.features += videos
         return [[Part((frames, side, side), end=1)] for _ in range(videos)]
 
+    def group_side(self, model: PreTrainedModel, media: str) -> int:
+        side = self.side(model)
+        return side if media == "image" else math.ceil(side / 2)
+
     def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
             return super().place(model, encoded, calls)

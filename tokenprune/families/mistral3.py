@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Family, Part, Separator, Span, feature_layer
+from tokenprune.families.base import (
+    NO_CLASS_TOKEN,
+    Encoded,
+    EncoderBlocks,
+    Family,
+    Groups,
+    Part,
+    Separator,
+    Span,
+    feature_layer,
+    grid_groups,
+)
 from tokenprune.families.square import flat_map
 
 
@@ -46,6 +57,25 @@ class Mistral3(Family):
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         layers = self.base(model).vision_tower.transformer.layers
         return layers, feature_layer(layers, model.config.vision_feature_layer)
+
+    def whole_encoder(self, model: PreTrainedModel | None, media: str) -> str | None:
+        return None
+
+    def encoder_blocks(self, model: PreTrainedModel, media: str) -> EncoderBlocks:
+        return EncoderBlocks(*self.encoder(model, media))
+
+    def groups(self, model: PreTrainedModel, encoded: Encoded, rows: tuple[int, int]) -> Groups:
+        """All images stand in one sequence, patches in raster order."""
+        merge, members, first = _merge(model), [], 0
+        sizes = self._sizes(model, encoded)
+        for h, w in sizes:
+            members.append(grid_groups(h, w, merge) + first)
+            first += h * w
+        return Groups(torch.cat(members), [(h // merge, w // merge) for h, w in sizes])
+
+    def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
+        patches = self.patches(model, encoded)[0].flatten(1)
+        return patches[groups.members.to(patches.device)].flatten(1)
 
     def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """All images stand in one sequence, each seeing itself alone."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.errors import Unsupported
+from tokenprune.families.base import Encoded
 from tokenprune.families.qwen2_vl import Qwen2VL
 
 
@@ -27,6 +28,13 @@ class Qwen25VL(Qwen2VL):
         if not full:
             raise Unsupported("This Qwen2.5-VL has no full-attention vision block, so it has no saliency signal.")
         return visual.blocks, max(full)
+
+    def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
+        """In the order of the windows, as the encoder holds them."""
+        unit = model.config.vision_config.spatial_merge_size**2
+        whole = super().patches(model, encoded)
+        order = _window_index(self.base(model).visual, self._grids(encoded)).to(whole.device, non_blocking=True)
+        return whole.unflatten(1, (-1, unit))[:, order].flatten(1, 2)
 
     def in_order(self, model: PreTrainedModel, merged: Tensor, grids: Tensor) -> Tensor:
         order = _window_index(self.base(model).visual, grids).to(merged.device, non_blocking=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, Family, Part
+from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, EncoderBlocks, Family, Groups, Part
 
 
 class Qwen2VL(Family):
@@ -37,6 +37,30 @@ class Qwen2VL(Family):
         grids = self._grids(encoded)
         merged = self.in_order(model, merged, grids)
         return [[item] for item in merged.split((grids.prod(-1) // unit).tolist())]
+
+    def whole_encoder(self, model: PreTrainedModel | None, media: str) -> str | None:
+        return None
+
+    def encoder_blocks(self, model: PreTrainedModel, media: str) -> EncoderBlocks:
+        visual = self.base(model).visual
+        return EncoderBlocks(visual.blocks, len(visual.blocks) - 1, self.exits(visual))
+
+    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+        """What makes one row of the patches of a group."""
+        return (visual.merger,)
+
+    def groups(self, model: PreTrainedModel, encoded: Encoded, rows: tuple[int, int]) -> Groups:
+        """Every frame is a segment. The patches of a group lie side by side."""
+        merge = model.config.vision_config.spatial_merge_size
+        grids = self._grids(encoded)
+        count = rows[0] * rows[1] // merge**2
+        held = self.in_order(model, torch.arange(count), grids)
+        members = held[:, None] * merge**2 + torch.arange(merge**2)
+        return Groups(members, [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)])
+
+    def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
+        """The processor lays the patches of a group side by side, groups in reading order."""
+        return encoded.pixels.unflatten(0, (len(groups.members), -1)).flatten(1)
 
     def in_order(self, model: PreTrainedModel, merged: Tensor, grids: Tensor) -> Tensor:
         """Tokens in reading order, from the order in which the encoder holds them."""

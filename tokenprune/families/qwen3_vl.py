@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import nn
+
 from tokenprune.families.qwen2_vl import Qwen2VL
 
 
@@ -12,3 +14,6 @@ class Qwen3VL(Qwen2VL):
 
     name: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+
+    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+        return (visual.merger, *visual.deepstack_merger_list)

@@ -15,7 +15,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.place import Layer, Place, place_of
+from tokenprune.methods.place import EncoderPlace, Layer, Pixels, Place, place_of
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -200,6 +200,20 @@ class Method(ABC):
     def first_at(self) -> int:
         """The earliest stage the method can stand at: 1 where it reads attention of the layer before."""
         return int(any(taps_for(self.needs, where) for where in (BEFORE, UNROTATED)))
+
+    def lacks_at(self, place: EncoderPlace) -> str:
+        """Why it cannot stand at a place before or inside the vision encoder, with the mend; empty where it can."""
+        signals = [need.signal for need in self.needs]
+        away = [name for name in signals if SIGNALS[name].inside is None]
+        if self.decodes or away:
+            reads = f"it reads {', '.join(away)}, which there is not yet." if away else "it works at decoding steps."
+            return f"{reads} Give it a layer of the LLM."
+        states = [name for name in signals if not SIGNALS[name].of_pixels]
+        if isinstance(place, Pixels) and states:
+            return f"it reads {', '.join(states)} of the encoder. Give it at={{vision: block}}."
+        if self.sets_aside or self.recalls:
+            return "it sets tokens aside, which only the LLM's layers can bring back. Give it a layer of the LLM."
+        return ""
 
     @property
     def together(self) -> bool:

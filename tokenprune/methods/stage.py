@@ -6,25 +6,30 @@ from dataclasses import dataclass
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import SCOPES, Method
-from tokenprune.methods.place import DECODE, Decode, Layer, Place
+from tokenprune.methods.place import DECODE, PIXELS, Decode, EncoderPlace, Layer, Place, place_of
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`method` applied at a place: before decoder layer `at` (0 = before the LLM, the same as `Layer(0)`), or with
-    at="decode" at every decoding step (with start=3 the same as `Decode(3)`).
+    """`method` applied at a place: before decoder layer `at` (0 = before the LLM, the same as `Layer(0)`), with
+    at="decode" at every decoding step (with start=3 the same as `Decode(3)`), with at="pixels" or `Pixels()` before
+    the vision encoder, with `Vision(8)` before its block 8.
 
     start: of a decoding stage, the layer from which on only chosen visual tokens are attended to; it chooses by the
     layer before, which sees all of them. scope: what a budget counts in. `part` is every base image, tile grid or
     video by itself, `item` a picture with all its parts. The default is the method's own.
     """
 
-    at: int | str | Place
+    at: int | str | dict[str, int] | Place
     method: Method
     scope: str = ""
     start: int | None = None
 
     def __post_init__(self) -> None:
+        if self.at == PIXELS or isinstance(self.at, (dict, EncoderPlace)):
+            self._set(at=place_of(self.at))
+            self._check_encoder()
+            return
         if isinstance(self.at, Place):
             if self.start is not None:
                 raise BadInput(f"start={self.start!r} does not go with at={self.at!r}, which says where it stands.")
@@ -51,7 +56,18 @@ class Stage:
     @property
     def place(self) -> Place:
         """Where it stands, as a type: `at` and `start` are how people write it."""
+        if isinstance(self.at, EncoderPlace):
+            return self.at
         return Layer(self.at) if self.start is None else Decode(self.start)
+
+    def _check_encoder(self) -> None:
+        if not isinstance(self.method, Method):
+            raise BadInput(f"{self.method!r} is not a method. Write Stage(Pixels(), Uniform(keep=0.5)).")
+        if self.start is not None or self.scope:
+            raise BadInput(f"start= and scope= do not go with a stage {self.at}, which counts in pictures and frames.")
+        lacking = self.method.lacks_at(self.at)
+        if lacking:
+            raise BadInput(f"{self.method.name} cannot stand {self.at}: {lacking}")
 
     def _check_decoding(self) -> None:
         if not isinstance(self.method, Method) or not self.method.decodes or self.at != DECODE:

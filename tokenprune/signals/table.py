@@ -12,6 +12,7 @@ from tokenprune.core.pixels import grey_entropy
 from tokenprune.signals import decoder, given
 from tokenprune.signals.decoder import Provider, Tap
 from tokenprune.signals.encoder import EncoderSource, encoder_signal, read_keys, read_saliency
+from tokenprune.signals.inside import EncoderProvider, before_encoder_only, group_pixels, group_states
 from tokenprune.signals.need import Need
 
 BEFORE, UNROTATED, AHEAD = (
@@ -42,6 +43,8 @@ class Signal:
     encoder: where in the vision encoder it is read.
     given: whether it comes from the user alone.
     numbers: whether it is whole numbers that name something, not measures.
+    inside: gives it to a stage before or inside the vision encoder, where there is one.
+    of_pixels: whether that is known before the first block.
     """
 
     shape: str
@@ -54,6 +57,8 @@ class Signal:
     encoder: EncoderSource | None = None
     given: bool = False
     numbers: bool = False
+    inside: EncoderProvider | None = None
+    of_pixels: bool = False
 
     @property
     def axes(self) -> list[str]:
@@ -85,6 +90,7 @@ AXES = {
     "c": "width of the vision encoder",
     "v": "width of a key of the vision encoder",
     "p": "width of a CLIP embedding",
+    "x": "pixel values of a group",
     "g": "width of a frame's descriptor",
 }
 LAST_ROW = {
@@ -114,6 +120,21 @@ SIGNALS = {
         encoder_signal,
         token_axis=-2,
         encoder=EncoderSource(read_keys, {"last": "last"}),
+    ),
+    "pixels": Signal(
+        "[n, x]",
+        "pixels of each group of patches, normalised; before the encoder",
+        before_encoder_only,
+        token_axis=-2,
+        inside=group_pixels,
+        of_pixels=True,
+    ),
+    "vision_states": Signal(
+        "[n, c]",
+        "states of the vision encoder at the stage's input, mean over the patches of a group",
+        before_encoder_only,
+        token_axis=-2,
+        inside=group_states,
     ),
     "entropy": Signal(
         "[n]",

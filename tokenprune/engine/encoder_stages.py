@@ -1,0 +1,308 @@
+"""Stages before and inside the vision encoder: choose groups, and let every block see what is left."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from tokenprune.core.merging import weighted_sums
+from tokenprune.core.selection import Selection
+from tokenprune.engine.encoder_rows import EncoderRows
+from tokenprune.engine.overrides import Hook
+from tokenprune.engine.select import check_selection
+from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.errors import BadInput, Unsupported
+from tokenprune.families.base import Encoded, EncoderBlocks, Family
+from tokenprune.methods.base import View
+from tokenprune.methods.stage import Stage
+from tokenprune.signals.inside import Inside
+from tokenprune.signals.table import SIGNALS
+
+
+@dataclass
+class EncoderRecord:
+    """What a stage did in one call: groups of each segment before and after, bool [G] what is left, and its time."""
+
+    before: list[int]
+    after: list[int]
+    alive: Tensor
+    watch: Stopwatch
+
+
+@dataclass
+class EncoderCall:
+    """One call of a feature getter, while its encoder runs.
+
+    rows: what is left; None until the first stage. widths: rows that each block worked on. followed: arguments of
+    blocks that were shortened, by identity of the whole ones.
+    """
+
+    encoded: Encoded
+    blocks: EncoderBlocks
+    rows: EncoderRows | None = None
+    records: list[EncoderRecord] = field(default_factory=list)
+    widths: dict[int, int] = field(default_factory=dict)
+    followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    history: list[EncoderRows] = field(default_factory=list)
+
+    def restore(self, heard: list[Tensor]) -> list[Tensor]:
+        """What was heard of the rows of a block, [N, rows, ...] by each call of its attention, for all rows."""
+        if not heard or not self.history:
+            return heard
+        sequences, width = self.history[0].shape
+        x = torch.cat([one.flatten(0, 1) for one in heard])
+        rows = len(x) // sequences
+        if rows == width:
+            return heard
+        state = next(one for one in self.history if one.index.shape[1] == rows)
+        return [state.restore(x.unflatten(0, (sequences, rows)))]
+
+    def masks(self) -> list[Tensor]:
+        """For each stage so far float [B, W, 1]: 1 for the rows of what is left."""
+        return [state.left.float()[..., None] for state in self.history]
+
+
+class EncoderStages:
+    """Hooks on the blocks of a vision encoder that shorten its rows, and on its end, where all rows come back.
+
+    What calls the encoder sees its usual shapes: rows of groups that are gone hold what stands for them. Which groups
+    are left is told by `EncoderCall.records`, and taken out of the prompt before the LLM.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, stages: Sequence[Stage]) -> None:
+        self.model, self.family = model, family
+        self.stages = sorted(stages, key=lambda stage: stage.place.order)
+        able = [media for media in family.getters if family.whole_encoder(model, media) is None]
+        self.media = {media: family.encoder_blocks(model, media) for media in able} if stages else {}
+        self._local = threading.local()
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def call(self) -> EncoderCall | None:
+        """The call that this thread is in."""
+        return getattr(self._local, "call", None)
+
+    def attach(self) -> None:
+        """Put the hooks on the blocks."""
+        done: set[int] = set()
+        for blocks in self.media.values():
+            if id(blocks.blocks) in done:
+                continue
+            done.add(id(blocks.blocks))
+            for i in range(self.stages[0].place.block, len(blocks.blocks)):
+                block, hook = blocks.blocks[i], Hook(self._before_block(i))
+                self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+            for module in blocks.exits:
+                self._handles.append(module.register_forward_hook(Hook(self._after_exit), prepend=True))
+            if not blocks.exits:
+                last = blocks.blocks[blocks.last]
+                self._handles.append(last.register_forward_hook(Hook(self._after_last), prepend=True))
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def encoding(self, encoded: Encoded) -> Iterator[EncoderCall | None]:
+        """While this is open, the encoder runs for this call of a getter. None where there are no stages."""
+        if not self.stages:
+            yield None
+            return
+        if encoded.media not in self.media:
+            raise Unsupported(
+                f"{self.family.name} takes no stage before or inside the vision encoder in a prompt with a "
+                f"{encoded.media}: {self.family.whole_encoder(self.model, encoded.media)}"
+            )
+        self._local.call = EncoderCall(encoded, self.media[encoded.media])
+        try:
+            yield self._local.call
+        finally:
+            self._local.call = None
+
+    def _before_block(self, i: int) -> Any:
+        stages = [stage for stage in self.stages if stage.place.block == i]
+
+        def before_block(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+            call = self.call
+            if call is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            x = hidden if hidden.ndim == 3 else hidden[None]
+            if call.rows is None:
+                groups = self.family.groups(self.model, call.encoded, tuple(x.shape[:2]))
+                call.rows = EncoderRows.of_call(groups, tuple(x.shape[:2]), x.device)
+            for stage in stages:
+                x = self._run(call, stage, x)
+            call.widths[i] = x.shape[0] * x.shape[1]
+            rows = call.rows
+            if not rows.shortened:
+                return None
+            if x.shape[1] == rows.shape[1] and i > call.blocks.last:
+                return None  # all rows are back
+            if args:
+                args = (x.view(*x.shape[-hidden.ndim :]), *(self._follow(call, value) for value in args[1:]))
+            else:
+                kwargs = kwargs | {"hidden_states": x.view(*x.shape[-hidden.ndim :])}
+            kwargs = {
+                name: value if name == "hidden_states" else self._follow(call, value) for name, value in kwargs.items()
+            }
+            return self._with_padding(rows, module, args, kwargs)
+
+        return before_block
+
+    def _run(self, call: EncoderCall, stage: Stage, x: Tensor) -> Tensor:
+        """Choose at a stage; the rows [B, K', d] that are left of x [B, K, d]."""
+        rows = call.rows
+        watch = Stopwatch(x.device)
+        inside = Inside(
+            pixels=lambda: self.family.group_pixels(self.model, call.encoded, rows.groups).to(x.device),
+            states=lambda: (rows.restore(x) if rows.shortened else x).flatten(0, 1)[rows.groups.members],
+        )
+        alive, counts, stands, mixed = choose(stage, rows, inside)
+        if any(count == 0 for count in counts) and (rows.shape[0] > 1 or not any(counts)):
+            raise BadInput(f"{stage.method.name} leaves nothing of a picture. Give a larger keep.")
+        taken = rows.take(alive, counts, stands)
+        whole = rows.restore(x) if rows.shortened else x
+        for members, kept, weights in mixed:
+            flat = whole.flatten(0, 1)
+            parts = flat[members.flatten()].view(*members.shape, -1)  # [n, u, d]: patch by patch
+            sums = weighted_sums(weights.to(x.device), parts.flatten(1)).view(len(kept), *parts.shape[1:])
+            whole = flat.index_put((members[kept],), sums.to(flat.dtype)).view_as(whole)
+        call.rows, call.followed = taken, {}
+        call.history.append(taken)
+        watch.stop()
+        call.records.append(EncoderRecord(rows.counts, counts, alive, watch))
+        return taken.shorten(whole) if taken.shortened else whole
+
+    def _follow(self, call: EncoderCall, value: Any) -> Any:
+        """An argument of a block, for the rows that are left."""
+        if isinstance(value, tuple):
+            return tuple(self._follow(call, one) for one in value)
+        if not isinstance(value, Tensor):
+            return value
+        known = call.followed.get(id(value))
+        if known is None or known[0] is not value:
+            known = call.followed[id(value)] = value, follow(call.rows, value)
+        return known[1]
+
+    def _with_padding(self, rows: EncoderRows, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Where sequences are of different lengths now, what fills them up is hidden."""
+        if rows.padding is None:
+            return args, kwargs
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask", "none")
+        if not (mask is None or isinstance(mask, Tensor)) or self._flash():
+            raise Unsupported(
+                f"Pictures or tiles of one call keep different numbers of tokens ({rows.lengths}), which these blocks "
+                "of the vision encoder cannot take together. Give keep= (a share of each), one picture at a time, or "
+                "load the model with attn_implementation='sdpa'."
+            )
+        hidden = args[0]
+        hide = hidden.new_zeros(len(hidden), 1, 1, hidden.shape[1])
+        hide = hide.masked_fill(rows.padding[:, None, None], torch.finfo(hidden.dtype).min)
+        mask = hide if mask is None else mask + hide
+        return ((hidden, mask, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"attention_mask": mask})
+
+    def _flash(self) -> bool:
+        return "flash" in (getattr(self.model.config.vision_config, "_attn_implementation", "") or "")
+
+    def _after_exit(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        call = self.call
+        if call is None or call.rows is None or not call.rows.shortened or len(output) == len(call.rows.alive):
+            return None
+        return call.rows.restore_groups(output)
+
+    def _after_last(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        call = self.call
+        if call is None or call.rows is None or not call.rows.shortened:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        x = call.rows.restore(hidden if hidden.ndim == 3 else hidden[None])
+        x = x.view(*x.shape[-hidden.ndim :])
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+def follow(rows: EncoderRows, value: Tensor) -> Tensor:
+    """An argument of a block (cos and sin, boundaries of sequences, a mask) for the rows that are left; what does not
+    go by rows stays."""
+    sequences, width = rows.shape
+    if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
+        before = torch.nn.functional.pad(rows.left[0].long().cumsum(0), (1, 0))
+        return before[value.long()].unique_consecutive().to(value.dtype)
+    if value.ndim >= 2 and value.shape[-1] == value.shape[-2] == width:
+        index = rows.index[:, None, :] if value.ndim == 4 else rows.index
+        columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
+        return columns.gather(-2, index[..., None].expand(*columns.shape[:-2], -1, columns.shape[-1]))
+    if value.ndim >= 2 and value.shape[0] == width and sequences == 1:
+        return value[rows.index[0]]
+    if value.ndim >= 2 and value.shape[1] == width:
+        return rows.shorten(value.expand(sequences, *value.shape[1:]) if len(value) == 1 else value)
+    return value
+
+
+@torch.no_grad()
+def choose(
+    stage: Stage, rows: EncoderRows, inside: Inside
+) -> tuple[Tensor, list[int], Tensor | None, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Run a method on every segment; segments of one shape together.
+
+    Gives bool [G] what is left, how many of each segment, what stands for each group (None: the nearest), and what is
+    mixed: (members [n, u] of the groups that go in, int64 [k] which of these stay, weights [k, n]).
+    """
+    signals = {need.signal: SIGNALS[need.signal].inside(inside) for need in stage.method.needs}
+    stacks: dict[tuple, list[int]] = defaultdict(list)
+    starts, at = [], 0
+    for number, (h, w) in enumerate(rows.groups.grids):
+        starts.append(at)
+        at += h * w
+        if rows.counts[number]:
+            stacks[h, w, rows.counts[number]].append(number)
+    device = rows.alive.device
+    alive, counts = torch.zeros_like(rows.alive), list(rows.counts)
+    stands, mixed = rows.stands.clone(), []
+    anchored = False
+    for (h, w, count), numbers in stacks.items():
+        own = torch.tensor([starts[i] for i in numbers], device=device)[:, None] + torch.arange(h * w, device=device)
+        tokens = None if count == h * w else _where(rows.alive[own], count)
+        groups = own if tokens is None else own.gather(1, tokens)
+        view = View(count, len(numbers), ((1, h, w),), {k: v[groups] for k, v in signals.items()}, tokens, h * w)
+        selection = check_selection(stage.method.select(view), stage.method, view)
+        _note(stage, selection, view, numbers, counts)
+        chosen = groups.gather(1, selection.index.to(device, non_blocking=True))
+        real = torch.ones_like(chosen) if selection.valid is None else selection.valid.long()
+        alive |= (
+            torch.zeros_like(alive, dtype=torch.long).scatter_reduce(0, chosen.flatten(), real.flatten(), "amax") > 0
+        )
+        if selection.weights is not None:
+            for row in range(len(numbers)):
+                index, weights = selection.span(row)
+                mixed.append((rows.groups.members[groups[row]], index.to(device, non_blocking=True), weights))
+        if selection.anchors is not None:
+            anchored = True
+            stands[groups] = groups.gather(1, selection.anchors.to(device))
+    return alive, counts, stands if anchored else None, mixed
+
+
+def _where(mask: Tensor, count: int) -> Tensor:
+    return mask.long().topk(count, dim=-1).indices.sort(-1).values
+
+
+def _note(stage: Stage, selection: Selection, view: View, numbers: list[int], counts: list[int]) -> None:
+    kept = [selection.index.shape[1]] * view.spans if selection.valid is None else selection.valid.sum(1).tolist()
+    for number, k in zip(numbers, kept, strict=True):
+        if not k and not stage.method.adaptive:
+            raise BadInput(
+                f"keep={stage.method.keep} of {stage.method.name} leaves nothing of a picture of {view.count} tokens "
+                f"{stage.place}. Give a larger keep."
+            )
+        counts[number] = int(k)
