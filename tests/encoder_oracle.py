@@ -1,4 +1,4 @@
-"""What a vision encoder that was pruned must equal: the encoder on all rows, with those that went hidden from a block on.
+"""What a pruned vision encoder must equal: the encoder on all rows, with those that went hidden from a block on.
 
 Written without any code of the package, so that the two can disagree. Which rows make up which token is found by trial.
 """
@@ -25,7 +25,9 @@ def towers_of(model: PreTrainedModel) -> list[nn.ModuleList]:
     return [
         m
         for name, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and any(w in name for w in ("vision", "visual", "tower")) and name.endswith(ends)
+        if isinstance(m, nn.ModuleList)
+        and any(w in name for w in ("vision", "visual", "tower"))
+        and name.endswith(ends)
     ]
 
 

@@ -11,12 +11,10 @@ import torch
 from tests.encoder_oracle import hidden_rows, rows_of_columns
 from tests.oracle import oracle_logits
 from tests.tiny import FAMILIES, Picture, Video
-from tokenprune import BadInput, Stage, Unsupported, prune
+from tokenprune import Stage, prune
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import Method, View
-from tokenprune.methods.fastv import FastV
 from tokenprune.methods.place import Pixels, Vision
-from tokenprune.methods.random import Random
 from tokenprune.methods.uniform import Uniform
 
 WHOLE = ("vipllava", "fast_vlm", "perception_lm")

@@ -36,7 +36,7 @@ class EncoderRows:
         count = len(members)
         whole = [h * w for h, w in groups.grids]
         return cls(
-            groups=Groups(members, groups.grids),
+            groups=replace(groups, members=members),
             shape=shape,
             alive=torch.ones(count, dtype=torch.bool, device=device),
             counts=whole,
@@ -105,7 +105,9 @@ class EncoderRows:
         place = (self.left.long().cumsum(1) - 1).flatten()
         members = self.groups.members
         found = place.clone()
-        found[members] = place[members[self.stands]]
+        stands = members[self.stands]
+        # Of a sequence of which nothing is left any row will do: its groups are gone from the prompt too.
+        found[members] = torch.where(stands // self.shape[1] == members // self.shape[1], place[stands], 0)
         return found.view(self.shape)
 
     def shorten(self, x: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class EncoderRows:
         return _take(x, self.index)
 
     def restore(self, x: Tensor) -> Tensor:
-        """All rows [B, W, ...] from those that are left [B, K, ...], of groups that are gone those that stand for it."""
+        """All rows [B, W, ...] from those that are left [B, K, ...]; of groups that are gone, what stands for them."""
         return _take(x, self.spread)
 
     def restore_groups(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
-from tokenprune.core.selection import Selection
+from tokenprune.core.selection import places
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.overrides import Hook
 from tokenprune.engine.select import check_selection
@@ -166,12 +166,10 @@ class EncoderStages:
         rows = call.rows
         watch = Stopwatch(x.device)
         inside = Inside(
-            pixels=lambda: self.family.group_pixels(self.model, call.encoded, rows.groups).to(x.device),
+            pixels=lambda: self._brightness(call, rows),
             states=lambda: (rows.restore(x) if rows.shortened else x).flatten(0, 1)[rows.groups.members],
         )
         alive, counts, stands, mixed = choose(stage, rows, inside)
-        if any(count == 0 for count in counts) and (rows.shape[0] > 1 or not any(counts)):
-            raise BadInput(f"{stage.method.name} leaves nothing of a picture. Give a larger keep.")
         taken = rows.take(alive, counts, stands)
         whole = rows.restore(x) if rows.shortened else x
         for members, kept, weights in mixed:
@@ -184,6 +182,12 @@ class EncoderStages:
         watch.stop()
         call.records.append(EncoderRecord(rows.counts, counts, alive, watch))
         return taken.shorten(whole) if taken.shortened else whole
+
+    def _brightness(self, call: EncoderCall, rows: EncoderRows) -> Tensor:
+        """float32 [G, x]: pixels of each group, of brightness from 0 to 1 up to what is the same for all."""
+        pixels = self.family.group_pixels(self.model, call.encoded, rows.groups).to(rows.alive.device).float()
+        channels = pixels.unflatten(1, (rows.groups.members.shape[1], 3, -1))
+        return (channels * channels.new_tensor(self.family.pixel_std)[:, None]).flatten(1)
 
     def _follow(self, call: EncoderCall, value: Any) -> Any:
         """An argument of a block, for the rows that are left."""
@@ -254,55 +258,64 @@ def follow(rows: EncoderRows, value: Tensor) -> Tensor:
 def choose(
     stage: Stage, rows: EncoderRows, inside: Inside
 ) -> tuple[Tensor, list[int], Tensor | None, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Run a method on every segment; segments of one shape together.
+    """Run a method on every segment, or every video; those of one shape together.
 
     Gives bool [G] what is left, how many of each segment, what stands for each group (None: the nearest), and what is
     mixed: (members [n, u] of the groups that go in, int64 [k] which of these stay, weights [k, n]).
     """
     signals = {need.signal: SIGNALS[need.signal].inside(inside) for need in stage.method.needs}
-    stacks: dict[tuple, list[int]] = defaultdict(list)
-    starts, at = [], 0
-    for number, (h, w) in enumerate(rows.groups.grids):
-        starts.append(at)
-        at += h * w
-        if rows.counts[number]:
-            stacks[h, w, rows.counts[number]].append(number)
     device = rows.alive.device
-    alive, counts = torch.zeros_like(rows.alive), list(rows.counts)
-    stands, mixed = rows.stands.clone(), []
-    anchored = False
-    for (h, w, count), numbers in stacks.items():
-        own = torch.tensor([starts[i] for i in numbers], device=device)[:, None] + torch.arange(h * w, device=device)
-        tokens = None if count == h * w else _where(rows.alive[own], count)
+    alive, stands, mixed, anchored = torch.zeros_like(rows.alive), rows.stands.clone(), [], False
+    counts: list[int] | None = [0] * len(rows.counts)
+    for (grid, count), units in _units(stage, rows).items():
+        t, h, w = grid
+        own = torch.tensor([first for first, _ in units], device=device)[:, None] + torch.arange(
+            t * h * w, device=device
+        )
+        tokens = None if count == t * h * w else places(rows.alive[own], count)
         groups = own if tokens is None else own.gather(1, tokens)
-        view = View(count, len(numbers), ((1, h, w),), {k: v[groups] for k, v in signals.items()}, tokens, h * w)
+        given = {name: value[groups] for name, value in signals.items()}
+        view = View(count, len(units), (grid,), given, tokens, t * h * w)
         selection = check_selection(stage.method.select(view), stage.method, view)
-        _note(stage, selection, view, numbers, counts)
         chosen = groups.gather(1, selection.index.to(device, non_blocking=True))
         real = torch.ones_like(chosen) if selection.valid is None else selection.valid.long()
         alive |= (
             torch.zeros_like(alive, dtype=torch.long).scatter_reduce(0, chosen.flatten(), real.flatten(), "amax") > 0
         )
         if selection.weights is not None:
-            for row in range(len(numbers)):
+            for row in range(len(units)):
                 index, weights = selection.span(row)
                 mixed.append((rows.groups.members[groups[row]], index.to(device, non_blocking=True), weights))
         if selection.anchors is not None:
             anchored = True
             stands[groups] = groups.gather(1, selection.anchors.to(device))
+        if selection.valid is not None or t > 1:
+            counts = None  # the host has to look
+        elif counts is not None:
+            for _, segment in units:
+                counts[segment] = selection.index.shape[1]
+    if counts is None:
+        counts = [int(one.sum()) for one in alive.cpu().split([h * w for h, w in rows.groups.grids])]
+    emptied = [i for i, (before, after) in enumerate(zip(rows.counts, counts, strict=True)) if before and not after]
+    if emptied and (not stage.method.adaptive or not any(counts)):
+        raise BadInput(
+            f"keep={stage.method.keep} of {stage.method.name} leaves nothing of a picture or frame of "
+            f"{rows.counts[emptied[0]]} tokens {stage.place}. Give a larger keep."
+        )
     return alive, counts, stands if anchored else None, mixed
 
 
-def _where(mask: Tensor, count: int) -> Tensor:
-    return mask.long().topk(count, dim=-1).indices.sort(-1).values
-
-
-def _note(stage: Stage, selection: Selection, view: View, numbers: list[int], counts: list[int]) -> None:
-    kept = [selection.index.shape[1]] * view.spans if selection.valid is None else selection.valid.sum(1).tolist()
-    for number, k in zip(numbers, kept, strict=True):
-        if not k and not stage.method.adaptive:
-            raise BadInput(
-                f"keep={stage.method.keep} of {stage.method.name} leaves nothing of a picture of {view.count} tokens "
-                f"{stage.place}. Give a larger keep."
-            )
-        counts[number] = int(k)
+def _units(stage: Stage, rows: EncoderRows) -> dict[tuple, list[tuple[int, int]]]:
+    """What is chosen from: by grid and number of groups left, the first group and the first segment of each."""
+    found: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
+    groups = rows.groups
+    group = segment = 0
+    for frames in groups.frames:
+        together = frames if stage.method.over_frames else 1
+        for _ in range(frames // together):
+            h, w = groups.grids[segment]
+            count = sum(rows.counts[segment : segment + together])
+            if count:
+                found[(together, h, w), count].append((group, segment))
+            group, segment = group + together * h * w, segment + together
+    return found

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from tokenprune.errors import MissingSignal, Unsupported
 
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 def without(reason: str, *signals: str) -> dict[str, str]:
     """The same reason for several signals, for `Family.missing`."""
@@ -111,13 +114,15 @@ class EncoderBlocks:
 class Groups:
     """How the rows of an encoder's blocks are laid out in one call.
 
-    members: int64 [G, u], for each group (the patches that become one token of the LLM) the rows of its patches, counted
-    over all sequences of the call; pictures in reading order, groups in raster order, patches in raster order inside.
+    members: int64 [G, u], for each group (the patches that become one token of the LLM) the rows of its patches,
+    counted over all sequences of the call; pictures in reading order, groups in raster order, patches in raster order inside.
     grids: (rows, columns) in groups of each segment, which is what attends to itself alone: a picture, a tile, a frame.
+    frames: how many segments each picture or video has; only those of a video are frames that follow each other.
     """
 
     members: Tensor
     grids: list[tuple[int, int]]
+    frames: list[int]
 
 
 class Family(ABC):
@@ -128,6 +133,7 @@ class Family(ABC):
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features"}  # media -> method of the base model
     missing: ClassVar[dict[str, str]] = {}  # "signal" or "signal:variant" -> why this family cannot give it
     conditions: ClassVar[dict[str, str]] = {}  # the same for signals that only some of its models give
+    pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)  # what its processors divide brightness by
     projects: ClassVar[bool] = False  # whether its projector takes the features of tokens one by one
     blocks_ignore_window: ClassVar[bool] = False  # whether `blocks` reach beyond a sliding window
 

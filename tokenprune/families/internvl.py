@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import Span, encoder_layers, feature_layer
+from tokenprune.families.base import IMAGENET_STD, Span, encoder_layers, feature_layer
 from tokenprune.families.square import Square
 
 
@@ -21,6 +21,7 @@ class InternVL(Square):
 
     name: ClassVar[str] = "InternVL"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    pixel_std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
 
     def side(self, model: PreTrainedModel) -> int:
         vision = model.config.vision_config

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.errors import Unsupported
-from tokenprune.families.base import NO_CLASS_TOKEN, without
+from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, without
 from tokenprune.families.square import Square
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
@@ -22,6 +22,7 @@ class Llava(Square):
     conditions: ClassVar[dict[str, str]] = without("With a CLIP tower; SigLIP has no CLS token.", *NO_CLASS_TOKEN)
 
     projects: ClassVar[bool] = True
+    pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
 
     def project(self, model: PreTrainedModel, features: Tensor) -> Tensor:
         projector = self.base(model).multi_modal_projector

@@ -20,6 +20,7 @@ class LlavaOnevision(LlavaNext):
     name: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     projects: ClassVar[bool] = False
+    pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 

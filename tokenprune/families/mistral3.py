@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.families.base import (
+    CLIP_STD,
     NO_CLASS_TOKEN,
     Encoded,
     EncoderBlocks,
@@ -29,6 +30,7 @@ class Mistral3(Family):
 
     name: ClassVar[str] = "Mistral 3, Pixtral"
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
+    pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def serves(self, model: PreTrainedModel) -> bool:
@@ -71,7 +73,7 @@ class Mistral3(Family):
         for h, w in sizes:
             members.append(grid_groups(h, w, merge) + first)
             first += h * w
-        return Groups(torch.cat(members), [(h // merge, w // merge) for h, w in sizes])
+        return Groups(torch.cat(members), [(h // merge, w // merge) for h, w in sizes], [1] * len(sizes))
 
     def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
         patches = self.patches(model, encoded)[0].flatten(1)

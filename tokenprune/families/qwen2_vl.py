@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import NO_CLASS_TOKEN, Encoded, EncoderBlocks, Family, Groups, Part
+from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, Encoded, EncoderBlocks, Family, Groups, Part
 
 
 class Qwen2VL(Family):
@@ -17,6 +17,7 @@ class Qwen2VL(Family):
     name: ClassVar[str] = "Qwen2-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
+    pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | {"rope_weight": "it rotates by three axes of position ids."}
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
@@ -56,7 +57,9 @@ class Qwen2VL(Family):
         count = rows[0] * rows[1] // merge**2
         held = self.in_order(model, torch.arange(count), grids)
         members = held[:, None] * merge**2 + torch.arange(merge**2)
-        return Groups(members, [(h // merge, w // merge) for t, h, w in grids.tolist() for _ in range(t)])
+        sizes = grids.tolist()
+        segments = [(h // merge, w // merge) for t, h, w in sizes for _ in range(t)]
+        return Groups(members, segments, [t for t, _, _ in sizes])
 
     def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
         """The processor lays the patches of a group side by side, groups in reading order."""

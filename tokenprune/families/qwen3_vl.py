@@ -14,6 +14,7 @@ class Qwen3VL(Qwen2VL):
 
     name: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
 
     def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
         return (visual.merger, *visual.deepstack_merger_list)

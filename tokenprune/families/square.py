@@ -63,7 +63,8 @@ class Square(Family):
         patches, side = patches_of(model), self.group_side(model, encoded.media)
         first = length - patches**2 + length * torch.arange(sequences)
         members = first[:, None, None] + grid_groups(patches, patches, patches // side)
-        return Groups(members.flatten(0, 1), [(side, side)] * sequences)
+        frames = encoded.pixels.shape[1] if encoded.media == "video" else 1
+        return Groups(members.flatten(0, 1), [(side, side)] * sequences, [frames] * (sequences // frames))
 
     def group_pixels(self, model: PreTrainedModel, encoded: Encoded, groups: Groups) -> Tensor:
         pixels, patches = self.patches(model, encoded).flatten(2), patches_of(model)

@@ -157,6 +157,7 @@ class Method(ABC):
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
     stage_of: ClassVar[type[Method] | None] = None  # the method whose later stage it is, where no method of its own
     waits: ClassVar[str] = ""  # why choosing makes the host wait for the device; empty where it does not
+    over_frames: ClassVar[bool] = False  # whether before or inside the encoder it sees a video at once, not each frame
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
     keep: Keep = keep_option(0.1)

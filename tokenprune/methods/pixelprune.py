@@ -1,0 +1,130 @@
+"""PixelPrune: groups of patches that the ones beside them predict are never encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.budget import Keep
+from tokenprune.core.selection import Selection, top_k
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.origin import Difference, Origin
+from tokenprune.methods.place import Pixels
+from tokenprune.signals.need import Need
+
+
+@dataclass(frozen=True)
+class PixelPrune(Method):
+    """PixelPrune (arXiv 2604.00886), before the vision encoder.
+
+    A group of patches (what becomes one token) is predicted from the groups A to its left, B above and C above A: by B
+    where C is like A but not like B, else by A; in the first row by A, in the first column by B. It goes where it is
+    like its prediction: where the distance of their pixels, of brightness from 0 to 1, is at most `tau`. So of equal
+    groups in reading order the first stays. With `anchored`, what went is replaced by what predicted it before it
+    predicts others, so that no group is farther than `tau` from what stands for it; at tau=0 that is the same.
+
+    keep=none, as published, lets the picture decide: tau=0 takes out exact repetitions alone, of flat backgrounds above
+    all, which noise, JPEG and resizing leave few of. With `keep` the groups stay that are farthest from their
+    predictions, which is a tau of that picture's own; each frame of a video is a picture.
+    """
+
+    name: ClassVar[str] = "pixelprune"
+    paper: ClassVar[str] = "arXiv 2604.00886"
+    year: ClassVar[int] = 2026
+    kind: ClassVar[str] = "pixels"
+    adaptive: ClassVar[bool] = True
+    origin: ClassVar[Origin] = Origin("code", "OPPO-Mente-Lab/PixelPrune", "a870e31b")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference("`keep` takes the groups farthest from their predictions", "so that a budget can be asked for"),
+        Difference("frames of videos are pictures too", "the code leaves videos as they are"),
+        Difference("of two frames that make one row all pixels count", "the code looks at the first, equal in a still"),
+    )
+    waits: ClassVar[str] = "how many groups stay follows from the pixels"
+    needs: ClassVar[tuple[Need, ...]] = (Need("pixels"),)
+
+    keep: Keep | None = keep_option(None, "what survives; none: whatever `tau` leaves")
+    tau: float = option(0.0, "largest distance, in brightness from 0 to 1, of what goes", low=0.0, high=1.0)
+    metric: str = option(
+        "max", "distance of two groups: largest, mean or root mean square difference", ("max", "mean", "rmse")
+    )
+    anchored: bool = option(True, "whether what went is replaced by its prediction before it predicts others")
+
+    def schedule(self, layers: int) -> list[tuple[Pixels, Method]]:
+        return [(Pixels(), self)]
+
+    def select(self, view: View) -> Selection:
+        if view.grid is None or view.count != view.total:
+            raise BadInput("pixelprune compares neighbours, so it needs the whole picture. Make it the first stage.")
+        _, h, w = view.grid
+        x = view["pixels"].float().unflatten(1, (h, w))
+        if self.keep is None and self.tau > 0 and self.anchored:
+            return self._chosen(self._replaced(x))
+        left, above = self._distance(x[:, :, 1:], x[:, :, :-1]), self._distance(x[:, 1:], x[:, :-1])
+        predicted, distance = self._predict(left, above, h, w)
+        if self.keep is None:
+            stays = distance > self.tau
+        else:
+            stays = torch.zeros_like(distance, dtype=torch.bool).scatter(1, top_k(distance, self.budget(view)), True)
+        own = torch.arange(h * w, device=x.device)
+        stands = torch.where(stays, own, predicted)
+        for _ in range((h * w).bit_length()):  # what stands for what stands for it
+            stands = stands.gather(1, stands)
+        return self._chosen(stands)
+
+    def _chosen(self, stands: Tensor) -> Selection:
+        """From int64 [S, n], what stands for each group: itself where it stays."""
+        stays = stands == torch.arange(stands.shape[1], device=stands.device)
+        if self.keep is None:
+            chosen = Selection.of(stays)
+            return Selection(chosen.index, valid=chosen.valid, anchors=stands)
+        return Selection(top_k(stays, int(stays[0].sum())), anchors=stands)
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        difference = (a - b).abs()
+        if self.metric == "max":
+            return difference.amax(-1)
+        return difference.mean(-1) if self.metric == "mean" else difference.square().mean(-1).sqrt()
+
+    def _predict(self, left: Tensor, above: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """int64 [S, n] which group predicts each, and its distance [S, n], infinite for the first.
+
+        left: [S, h, w - 1], the distance of each group to the one on its left; above: [S, h - 1, w].
+        """
+        own = torch.arange(h * w, device=left.device).view(h, w)
+        distance = left.new_full((len(left), h, w), torch.inf)
+        distance[:, :, 1:], distance[:, 1:, 0] = left, above[:, :, 0]
+        predicted = (own - 1).expand_as(distance).clone()
+        predicted[:, 1:, 0] = own[:-1, 0]
+        predicted[:, 0, 0] = 0
+        by_above = (above[:, :, :-1] <= self.tau) & (left[:, :-1] > self.tau)
+        predicted[:, 1:, 1:] = torch.where(by_above, own[:-1, 1:], predicted[:, 1:, 1:])
+        distance[:, 1:, 1:] = torch.where(by_above, above[:, :, 1:], distance[:, 1:, 1:])
+        return predicted.flatten(1), distance.flatten(1)
+
+    def _replaced(self, x: Tensor) -> Tensor:
+        """int64 [S, n], what stands for each group, where what went is replaced before it predicts others: all groups
+        of an anti-diagonal at once, since each depends on those of the two before alone."""
+        spans, h, w, _ = x.shape
+        flat = x.flatten(1, 2)
+        stands = torch.arange(h * w, device=x.device).expand(spans, -1).clone()
+
+        def near(a: Tensor, b: Tensor) -> Tensor:
+            size = (-1, -1, flat.shape[-1])
+            return self._distance(*(flat.gather(1, one[..., None].expand(size)) for one in (a, b))) <= self.tau
+
+        for diagonal in range(1, h + w - 1):
+            row = torch.arange(max(0, diagonal - w + 1), min(diagonal, h - 1) + 1, device=x.device)
+            column = diagonal - row
+            cell = row * w + column
+            a, b, c = (stands[:, (cell - step).clamp(min=0)] for step in (1, w, w + 1))
+            a = torch.where(column == 0, b, a)
+            b = torch.where(row == 0, a, b)
+            inner = (row > 0) & (column > 0)
+            by = torch.where(inner & near(c, a) & ~near(c, b), b, a)
+            own = cell.expand(spans, -1)
+            stands[:, cell] = torch.where(near(own, by), by, own)
+        return stands
