@@ -92,7 +92,7 @@ def hidden_rows(model: PreTrainedModel, gone: Tensor, block: int) -> Iterator[No
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kw: Any
     ) -> tuple[Tensor, None]:
         scaling = kw.get("scaling") or query.shape[-1] ** -0.5
-        i, (batch, _, length, _) = numbers[module], key.shape
+        i, length = numbers[module], key.shape[2]
         scores = query @ key.mT * scaling
         if attention_mask is not None:
             own = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1

@@ -155,8 +155,8 @@ class EncoderReader:
             shares = self.family.place(self.model, encoded, [mask])
             if any(bool(((part > 0) & (part < 1)).any()) for parts in shares for part in parts):
                 raise Unsupported(
-                    "A picture of this size is shrunk behind the vision encoder, so its tokens are mixtures of what was "
-                    "kept and what went. Prune it at at=0, or let the processor make fewer tiles of it."
+                    "A picture of this size is shrunk behind the vision encoder, so its tokens are mixtures of what "
+                    "was kept and what went. Prune it at at=0, or let the processor make fewer tiles of it."
                 )
             found[encoded_by(number)] = [[part[:, 0] > 0 for part in parts] for parts in shares]
         return found

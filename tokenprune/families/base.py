@@ -115,7 +115,7 @@ class Groups:
     """How the rows of an encoder's blocks are laid out in one call.
 
     members: int64 [G, u], for each group (the patches that become one token of the LLM) the rows of its patches,
-    counted over all sequences of the call; pictures in reading order, groups in raster order, patches in raster order inside.
+        counted over all sequences of the call; pictures in reading order, groups in raster order, patches too.
     grids: (rows, columns) in groups of each segment, which is what attends to itself alone: a picture, a tile, a frame.
     frames: how many segments each picture or video has; only those of a video are frames that follow each other.
     """

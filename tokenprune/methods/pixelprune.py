@@ -16,6 +16,8 @@ from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
 
+METRICS = ("max", "mean", "rmse")
+
 
 @dataclass(frozen=True)
 class PixelPrune(Method):
@@ -48,9 +50,7 @@ class PixelPrune(Method):
 
     keep: Keep | None = keep_option(None, "what survives; none: whatever `tau` leaves")
     tau: float = option(0.0, "largest distance, in brightness from 0 to 1, of what goes", low=0.0, high=1.0)
-    metric: str = option(
-        "max", "distance of two groups: largest, mean or root mean square difference", ("max", "mean", "rmse")
-    )
+    metric: str = option("max", "distance of two groups: largest difference, mean, or root mean square", METRICS)
     anchored: bool = option(True, "whether what went is replaced by its prediction before it predicts others")
 
     def schedule(self, layers: int) -> list[tuple[Pixels, Method]]:

@@ -24,7 +24,7 @@ class RLT(Method):
 
     A group stays where the mean absolute difference of its pixels, of brightness from 0 to 1, to the last group that
     stayed at its place is above `tau`; all of the first frame stay. keep=none lets the video decide. With `keep` those
-    stay that differ most from the frame before. A picture is a video of one frame, of which all stay.
+    stay that differ most from the frame before. Pictures stay whole.
     """
 
     name: ClassVar[str] = "rlt"
@@ -39,7 +39,7 @@ class RLT(Method):
         Difference(
             "groups of patches go, by whole frames of the encoder", "so that mergers get all patches of a token"
         ),
-        Difference("the threshold is of brightness from 0 to 1", "the code's is of pixels normalised as ImageNet's"),
+        Difference("the threshold is of brightness from 0 to 1", "the code's is of pixels that are normalised"),
         Difference("no embedding of run lengths", "it needs training"),
     )
     waits: ClassVar[str] = "how many groups stay follows from the pixels"
@@ -55,6 +55,8 @@ class RLT(Method):
         if view.grid is None or view.count != view.total:
             raise BadInput("rlt compares frames, so it needs the whole video. Make it the first stage.")
         t, h, w = view.grid
+        if t == 1:
+            return view.first(view.count)
         x = view["pixels"].float().unflatten(1, (t, h * w))
         own = torch.arange(t * h * w, device=x.device).view(t, h * w)
         if self.keep is not None:
@@ -62,10 +64,8 @@ class RLT(Method):
             change[:, 1:] = (x[:, 1:] - x[:, :-1]).abs().mean(-1)
             index = top_k(change.flatten(1), self.budget(view))
             stays = torch.zeros(len(x), t * h * w, dtype=torch.bool, device=x.device).scatter(1, index, True)
-            last = torch.where(stays.view_as(change), own, -1).cummax(1).values.clamp(min=0)
-            return Selection(
-                index, anchors=torch.where(stays, own.flatten(), last.flatten(1).gather(1, last.flatten(1)))
-            )
+            last = torch.where(stays.view_as(change), own, -1).cummax(1).values.flatten(1)
+            return Selection(index, anchors=torch.where(last < 0, index[:, :1], last))
         stands = own.expand(len(x), -1, -1).clone()
         last = x[:, 0]
         for frame in range(1, t):
