@@ -41,13 +41,17 @@ from .methods.holov import HoloV as HoloV
 from .methods.light_colpali import LightColPali as LightColPali
 from .methods.llava_scissor import LlavaScissor as LlavaScissor
 from .methods.lvlm_csp import LVLMCSP as LVLMCSP
+from .methods.pixelprune import PixelPrune as PixelPrune
 from .methods.place import Decode as Decode
 from .methods.place import Layer as Layer
+from .methods.place import Pixels as Pixels
+from .methods.place import Vision as Vision
 from .methods.prumerge import PruMerge as PruMerge
 from .methods.prunevid import PruneVid as PruneVid
 from .methods.pyramiddrop import PyramidDrop as PyramidDrop
 from .methods.quota import QuoTA as QuoTA
 from .methods.random import Random as Random
+from .methods.rlt import RLT as RLT
 from .methods.sparsevlm import SparseVLM as SparseVLM
 from .methods.stage import Stage as Stage
 from .methods.star import STAR as STAR

@@ -17,7 +17,7 @@ from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_named, family_of
 from tokenprune.methods.base import Method, options_of
-from tokenprune.methods.place import Decode, Layer
+from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place, in_encoder, place_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.methods.stage import Stage
 from tokenprune.recipes import Recipe, named
@@ -31,7 +31,7 @@ class Plan:
     """What to prune with. `Plan.of` makes one of a name, a method, stages or a recipe; `Plan()` prunes nothing.
 
     what: a method, stages, a recipe as it was read, or None for nothing.
-    at: the layer (or "decode") where a single method stands; None: where its own schedule puts it.
+    at: the layer (or "decode", "pixels", "vision:8") where a single method stands; None: where its schedule does.
     positions: `original` or `compact` ids; the default is the recipe's, or `original`.
     turns: `refuse` or `accept` a later question on a cache that was pruned for an earlier one.
     scope: in what the budgets of a single method count, `part` or `item`; None: the method's own.
@@ -50,6 +50,8 @@ class Plan:
     def __post_init__(self) -> None:
         if isinstance(self.at, Layer):
             object.__setattr__(self, "at", self.at.at)
+        if in_encoder(self.at):
+            object.__setattr__(self, "at", place_of(self.at).written)
         if not self.positions:
             own = self.what.positions if isinstance(self.what, Recipe) else "original"
             object.__setattr__(self, "positions", own)
@@ -67,7 +69,7 @@ class Plan:
         cls,
         method: Planned,
         *,
-        at: int | str | Layer | Decode | None = None,
+        at: int | str | Place | None = None,
         positions: str | None = None,
         turns: str | None = None,
         scope: str | None = None,
@@ -151,7 +153,7 @@ class Plan:
         """
         if self.what is None:
             return {}
-        stages = [(s.at, s.start, s.scope, s.method) for s in self._fixed()]
+        stages = [(_written(s), s.start, s.scope, s.method) for s in self._fixed()]
         if isinstance(self.what, Method):
             at, start = (self.at.at, self.at.start) if isinstance(self.at, Decode) else (self.at, None)
             stages = [(at, start, self.scope, self.what)]
@@ -206,7 +208,7 @@ def supports(model: PreTrainedModel | Family | str, method: Planned, **asked: An
         family = family_named(model) if isinstance(model, str) else model
     except TokenpruneError as error:
         return str(error)
-    found = (obstacle(family, stage.method) for stage in plan.stages_in(LAYERS))
+    found = (obstacle(family, stage.method, stage.place) for stage in plan.stages_in(LAYERS))
     return next((str(one) for one in found if one is not None), None)
 
 
@@ -214,7 +216,12 @@ def _stage(stage: Stage) -> str:
     """The constructor of a stage."""
     scope = [f"scope={stage.scope!r}"] if stage.scope not in ("", stage.method.scope) else []
     start = [f"start={stage.start}"] if stage.start is not None else []
-    return f"Stage({', '.join([repr(stage.at), _call(stage.method), *scope, *start])})"
+    return f"Stage({', '.join([repr(_written(stage)), _call(stage.method), *scope, *start])})"
+
+
+def _written(stage: Stage) -> int | str:
+    """Its place as people write it."""
+    return stage.place.written if isinstance(stage.place, EncoderPlace) else stage.at
 
 
 def _call(method: Method) -> str:

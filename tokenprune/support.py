@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.families.base import Family
 from tokenprune.methods.base import Method
+from tokenprune.methods.place import EncoderPlace, Place
 from tokenprune.signals.need import Need
 
 
@@ -29,9 +30,14 @@ class Obstacle:
         return f"{family.name} has no {self.need.signal}{variant} signal: {self.why}"
 
 
-def obstacle(family: Family, method: Method, model: PreTrainedModel | None = None) -> Obstacle | None:
+def obstacle(family: Family, method: Method, place: Place, model: PreTrainedModel | None = None) -> Obstacle | None:
     """What keeps a family from running a method, or this model of it; None where nothing does. Without a model, what
     only some of its models give counts as given (see `condition`)."""
+    if isinstance(place, EncoderPlace):
+        reasons = [family.whole_encoder(model, media) for media in family.media]
+        return (
+            None if None in reasons else Obstacle(f"takes no stage {place}: {reasons[0]} Give it a layer of the LLM.")
+        )
     for need in method.needs:
         why = family.lacks(need.signal, need.variant, model)
         if why is not None:

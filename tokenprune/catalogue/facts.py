@@ -8,7 +8,7 @@ from dataclasses import Field
 from typing import Any
 
 from tokenprune.methods.base import Method, limits, options_of, places, signals_of
-from tokenprune.methods.place import Decode, Layer, Place
+from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
 from tokenprune.signals.table import SIGNALS, Signal
@@ -33,21 +33,23 @@ def same_paper(method: type[Method]) -> list[str]:
 
 def place(*places: Place) -> str:
     """Where stages stand, in a sentence."""
+    encoder = list(dict.fromkeys(str(one) for one in places if isinstance(one, EncoderPlace)))
     inside = [str(one.at) for one in places if isinstance(one, Layer) and one.at]
     layers = [f"before layer{'s' if len(inside) > 1 else ''} {', '.join(inside)}"] if inside else []
     starts = [str(one.start) for one in places if isinstance(one, Decode)]
     steps = [f"at every decoding step from layer{'s' if len(starts) > 1 else ''} {', '.join(starts)}"] if starts else []
-    return " and ".join([str(Layer(0))] * (Layer(0) in places) + layers + steps)
+    return " and ".join(encoder + [str(Layer(0))] * (Layer(0) in places) + layers + steps)
 
 
 def layers(method: type[Method]) -> str:
     """The same as numbers: `0 10 21`, a run of them as `0-7`; `decode 3` for decoding steps from layer 3 on."""
     found = places(method)
+    encoder = [one.written for one in found if isinstance(one, EncoderPlace)]
     inside = [one.at for one in found if isinstance(one, Layer)]
     starts = [str(one.start) for one in found if isinstance(one, Decode)]
     if len(inside) > 3 and inside == list(range(inside[0], inside[-1] + 1)):
         return f"{inside[0]}-{inside[-1]}"
-    return " ".join([*map(str, inside), *(["decode", *starts] if starts else [])])
+    return " ".join([*encoder, *map(str, inside), *(["decode", *starts] if starts else [])])
 
 
 def reads(method: type[Method]) -> list[str]:
@@ -56,7 +58,12 @@ def reads(method: type[Method]) -> list[str]:
 
 
 def _source(name: str, signal: Signal) -> str:
-    kinds = {"you": signal.given, "encoder": bool(signal.encoder), "attention": bool(signal.taps)}
+    kinds = {
+        "you": signal.given,
+        "pixels": signal.of_pixels,
+        "encoder": bool(signal.encoder or signal.inside),
+        "attention": bool(signal.taps),
+    }
     return next((kind for kind, holds in kinds.items() if holds), "text" if signal.asks else "features")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.engine.encoder_stages import EncoderCall, EncoderRecord, EncoderStages
+from tokenprune.engine.encoder_stages import EncoderCall, EncoderStages, EncoderWork
 from tokenprune.engine.overrides import Overrides
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
@@ -32,7 +32,7 @@ class Laid:
     media: str
     items: list[list[Part]]
     signals: dict[Need, list[list[Tensor]]]
-    records: list[EncoderRecord]
+    work: EncoderWork | None = None
 
 
 def encoded_by(stage: int) -> Need:
@@ -140,7 +140,7 @@ class EncoderReader:
         if call is not None:
             calls = {need: call.restore(heard) for need, heard in calls.items()}
         signals = {need: self._placed(need, encoded, calls[need]) for need in self.needs}
-        laid = Laid(encoded.media, items, signals | self._left(encoded, call), [] if call is None else call.records)
+        laid = Laid(encoded.media, items, signals | self._left(encoded, call), call and call.work)
         self.recent().append(laid)
         if not isinstance(output, tuple):
             key = id(output)

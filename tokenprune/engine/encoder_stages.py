@@ -38,19 +38,44 @@ class EncoderRecord:
     watch: Stopwatch
 
 
+@dataclass(frozen=True)
+class BlockWork:
+    """What a block of the encoder was given: the lengths of its sequences, unpruned and as they were.
+
+    dense, own: int64 boundaries where one sequence is cut into several, else (sequences, rows of each).
+    """
+
+    block: nn.Module
+    dense: Tensor | tuple[int, int]
+    own: Tensor | tuple[int, int]
+
+    @staticmethod
+    def lengths(given: Tensor | tuple[int, int]) -> list[int]:
+        """Lengths of the sequences (which waits for the device)."""
+        return given.diff().tolist() if isinstance(given, Tensor) else [given[1]] * given[0]
+
+
+@dataclass
+class EncoderWork:
+    """What one call of an encoder did: its stages, its blocks, and the time of all of it."""
+
+    watch: Stopwatch
+    stages: list[EncoderRecord] = field(default_factory=list)
+    blocks: list[BlockWork] = field(default_factory=list)
+
+
 @dataclass
 class EncoderCall:
     """One call of a feature getter, while its encoder runs.
 
-    rows: what is left; None until the first stage. widths: rows that each block worked on. followed: arguments of
-    blocks that were shortened, by identity of the whole ones.
+    rows: what is left; None until the first block. followed: arguments of blocks that were shortened, by identity of
+    the whole ones. history: what each stage left.
     """
 
     encoded: Encoded
     blocks: EncoderBlocks
+    work: EncoderWork
     rows: EncoderRows | None = None
-    records: list[EncoderRecord] = field(default_factory=list)
-    widths: dict[int, int] = field(default_factory=dict)
     followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: list[EncoderRows] = field(default_factory=list)
 
@@ -98,7 +123,7 @@ class EncoderStages:
             if id(blocks.blocks) in done:
                 continue
             done.add(id(blocks.blocks))
-            for i in range(self.stages[0].place.block, len(blocks.blocks)):
+            for i in range(len(blocks.blocks)):
                 block, hook = blocks.blocks[i], Hook(self._before_block(i))
                 self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
             for module in blocks.exits:
@@ -124,10 +149,12 @@ class EncoderStages:
                 f"{self.family.name} takes no stage before or inside the vision encoder in a prompt with a "
                 f"{encoded.media}: {self.family.whole_encoder(self.model, encoded.media)}"
             )
-        self._local.call = EncoderCall(encoded, self.media[encoded.media])
+        work = EncoderWork(Stopwatch(self.model.device))
+        call = self._local.call = EncoderCall(encoded, self.media[encoded.media], work)
         try:
-            yield self._local.call
+            yield call
         finally:
+            work.watch.stop()
             self._local.call = None
 
     def _before_block(self, i: int) -> Any:
@@ -144,20 +171,20 @@ class EncoderStages:
                 call.rows = EncoderRows.of_call(groups, tuple(x.shape[:2]), x.device)
             for stage in stages:
                 x = self._run(call, stage, x)
-            call.widths[i] = x.shape[0] * x.shape[1]
             rows = call.rows
-            if not rows.shortened:
-                return None
-            if x.shape[1] == rows.shape[1] and i > call.blocks.last:
-                return None  # all rows are back
-            if args:
-                args = (x.view(*x.shape[-hidden.ndim :]), *(self._follow(call, value) for value in args[1:]))
-            else:
-                kwargs = kwargs | {"hidden_states": x.view(*x.shape[-hidden.ndim :])}
+            back = x.shape[1] == rows.shape[1]
+            cuts = next((value for name, value in kwargs.items() if name == "cu_seqlens"), None)
+            own = cuts if cuts is None or back else self._follow(call, cuts)
+            dense = rows.shape if cuts is None else cuts
+            call.work.blocks.append(BlockWork(module, dense, tuple(x.shape[:2]) if own is None else own))
+            if back:
+                return None if x is hidden or not stages else self._with_hidden(x, args, kwargs, hidden)
+            args, kwargs = self._with_hidden(x, args, kwargs, hidden)
+            args = (*args[:1], *(self._follow(call, value) for value in args[1:]))
             kwargs = {
                 name: value if name == "hidden_states" else self._follow(call, value) for name, value in kwargs.items()
             }
-            return self._with_padding(rows, module, args, kwargs)
+            return self._with_padding(rows, args, kwargs)
 
         return before_block
 
@@ -180,7 +207,7 @@ class EncoderStages:
         call.rows, call.followed = taken, {}
         call.history.append(taken)
         watch.stop()
-        call.records.append(EncoderRecord(rows.counts, counts, alive, watch))
+        call.work.stages.append(EncoderRecord(rows.counts, counts, alive, watch))
         return taken.shorten(whole) if taken.shortened else whole
 
     def _brightness(self, call: EncoderCall, rows: EncoderRows) -> Tensor:
@@ -200,7 +227,13 @@ class EncoderStages:
             known = call.followed[id(value)] = value, follow(call.rows, value)
         return known[1]
 
-    def _with_padding(self, rows: EncoderRows, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    @staticmethod
+    def _with_hidden(x: Tensor, args: tuple, kwargs: dict, hidden: Tensor) -> tuple[tuple, dict]:
+        """The arguments of a block with x [B, K, d] for its states, in the shape they came in."""
+        x = x if hidden.ndim == 3 else x[0]
+        return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+
+    def _with_padding(self, rows: EncoderRows, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Where sequences are of different lengths now, what fills them up is hidden."""
         if rows.padding is None:
             return args, kwargs

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from tokenprune.core.merging import weighted_sums
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer
+from tokenprune.engine.encoder_stages import EncoderWork
 from tokenprune.engine.layer_inputs import LayerInputs, Piece
 from tokenprune.engine.select import Merge, select
-from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.engine.stopwatch import Stopwatch, Stopwatches
 from tokenprune.engine.token_state import TokenState
 from tokenprune.errors import Unsupported
 from tokenprune.methods.stage import Stage
@@ -31,7 +32,7 @@ class StageRecord:
 
     before: list[int]
     after: list[int]
-    watch: Stopwatch
+    watch: Stopwatch | Stopwatches
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Forward:
     reads_padding: whether a next token is read from padding on the right.
     captured: what taps left since the last stage.
     asked: whether a stage so far chose with the question in view.
+    encoded: the calls of the vision encoder, where stages stand before or inside it.
     past_rows: keys that each cache layer held before this pass.
     history: (first layer, rows) from each stage on.
     """
@@ -80,6 +82,7 @@ class Forward:
     captured: dict[str, Tensor] = field(default_factory=dict)
     asked: bool = False
     bypass: Bypass | None = None
+    encoded: list[EncoderWork] = field(default_factory=list)
     past_rows: dict[int, int] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
@@ -164,7 +167,7 @@ class Forward:
     ) -> Tensor:
         """Take out what stages before and inside the vision encoder left, one after the other; the shortened hidden
         states. encoded: for each stage and span bool [n], which tokens it left."""
-        for stage, masks in zip(stages, encoded, strict=True):
+        for number, (stage, masks) in enumerate(zip(stages, encoded, strict=True)):
             before = self.state.visual_counts()
             chosen = [
                 mask.to(ids.device)[ids].nonzero().flatten()
@@ -174,8 +177,8 @@ class Forward:
                 hidden = self._shorten(chosen, hidden, policy)
                 self._refuse_dead(stage.method.name)
             self.merged.append([])
-            self.records.append(StageRecord(before, self.state.visual_counts(), Stopwatch(hidden.device)))
-            self.records[-1].watch.stop()
+            watches = [work.stages[number].watch for work in self.encoded]
+            self.records.append(StageRecord(before, self.state.visual_counts(), Stopwatches(watches)))
             self.kept.append(self.state.kept_columns())
             self.history.append((0, self.state))
         return hidden

@@ -40,7 +40,7 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
     if decoding:
         _check_steps([stage.start for stage in decoding], [kind.window for kind in layer_kinds(text_model)])
     for stage in inside:
-        found = obstacle(family, stage.method, model)
+        found = obstacle(family, stage.method, stage.place, model)
         if found is not None:
             raise MissingSignal(found.of(family))
     refuse_parallel(model)
@@ -48,12 +48,11 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
 
 def _check_encoder(model: PreTrainedModel, family: Family, stage: Stage) -> None:
     """Raise where a stage cannot stand before or inside this model's vision encoder."""
-    reasons = [family.whole_encoder(model, media) for media in family.media]
-    if None not in reasons:
-        raise Unsupported(
-            f"{family.name} takes no stage {stage.place}: {reasons[0]} Give {stage.method.name} a layer of the LLM."
-        )
-    last = family.encoder_blocks(model, family.media[reasons.index(None)]).last
+    found = obstacle(family, stage.method, stage.place, model)
+    if found is not None:
+        raise Unsupported(found.of(family))
+    media = next(media for media in family.media if family.whole_encoder(model, media) is None)
+    last = family.encoder_blocks(model, media).last
     if stage.place.block > last:
         raise BadInput(
             f"{stage.place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}."

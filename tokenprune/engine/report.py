@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.core.flops import LayerShape, field_flops, layer_flops
+from tokenprune.core.flops import LayerShape, block_flops, field_flops, layer_flops
 from tokenprune.engine.cache import PrunedLayer
 from tokenprune.engine.decode_steps import StepReport
+from tokenprune.engine.encoder_stages import EncoderWork
 from tokenprune.engine.forward import Forward, Merged
-from tokenprune.engine.stopwatch import Stopwatch
+from tokenprune.engine.stopwatch import Stopwatch, Stopwatches
 from tokenprune.families.base import Span
 from tokenprune.methods.place import EncoderPlace, place_of
 from tokenprune.methods.stage import Stage
@@ -45,6 +47,35 @@ class Decoding:
     read_bytes: float
     selection_ms: float
     attention_ms: float
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """The vision encoder's part: rows that each block worked on and would have unpruned, FLOPs of the blocks, and the
+    time of the whole encoder, projector and choosing included; on a GPU it is the device's."""
+
+    rows: list[int]
+    dense_rows: list[int]
+    flops: int
+    dense_flops: int
+    ms: float
+
+
+def measure_encoder(calls: Sequence[EncoderWork], config: Any) -> EncoderReport | None:
+    """What the calls of an encoder came to, summed; None without any. config: the model's."""
+    if not calls:
+        return None
+    width = max(len(call.blocks) for call in calls)
+    rows, dense_rows, flops, dense_flops = [0] * width, [0] * width, 0, 0
+    for call in calls:
+        for i, work in enumerate(call.blocks):
+            shape = layer_shape(work.block, config.vision_config)
+            own, dense = work.lengths(work.own), work.lengths(work.dense)
+            rows[i] += sum(own)
+            dense_rows[i] += sum(dense)
+            flops += block_flops(shape, own)
+            dense_flops += block_flops(shape, dense)
+    return EncoderReport(rows, dense_rows, flops, dense_flops, 1000 * sum(call.watch.seconds for call in calls))
 
 
 def summary(steps: list[StepReport]) -> Decoding | None:
@@ -92,6 +123,7 @@ class Report:
     dense_kv_bytes: int | None
     selection_ms: float = 0.0
     decoding: Decoding | None = None
+    encoder: EncoderReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
@@ -109,6 +141,8 @@ class Report:
             )
         for row in self.figures():
             table.add_row(*row)
+        if self.encoder is not None:
+            table.add_row("vision encoder, ms", "", f"{self.encoder.ms:.2f}", "")
         table.add_row("selection, ms", "", f"{self.selection_ms:.2f}", "")
         if self.decoding is not None:
             d = self.decoding
@@ -126,6 +160,10 @@ class Report:
             ("prefill GFLOPs, this model", self.dense_flops / 1e9, self.flops / 1e9, "{:.3f}"),
             ("prefill GFLOPs, image-only formula", self.dense_field_flops / 1e9, self.field_flops / 1e9, "{:.3f}"),
         ]
+        if self.encoder is not None:
+            e = self.encoder
+            rows.append(("patches, average over encoder blocks", _mean(e.dense_rows), _mean(e.rows), "{:.1f}"))
+            rows.append(("encoder GFLOPs", e.dense_flops / 1e9, e.flops / 1e9, "{:.3f}"))
         if self.kv_bytes is not None:
             rows.append(("KV cache, KiB", self.dense_kv_bytes / 1024, self.kv_bytes / 1024, "{:.1f}"))
         if self.decoding is not None:
@@ -139,6 +177,10 @@ class Report:
         return capture.get()
 
 
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)
+
+
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
@@ -149,8 +191,9 @@ def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
     # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
     leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
     linear = sum(m.in_features * m.out_features for m in leaves)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return LayerShape(linear, config.num_attention_heads * head)
+    heads = getattr(config, "num_attention_heads", None) or config.num_heads
+    head = getattr(config, "head_dim", None) or (getattr(config, "embed_dim", None) or config.hidden_size) // heads
+    return LayerShape(linear, heads * head)
 
 
 @dataclass(frozen=True)
@@ -165,7 +208,8 @@ class Prefill:
     spans: list[Span]
     merged: list[list[Merged]]
     untimed: Report
-    watches: list[Stopwatch]
+    watches: list[Stopwatch | Stopwatches]
+    encode: Callable[[], EncoderReport | None]
     steps: list[StepReport] = field(default_factory=list)  # decoding steps since, which are added as they come
 
     def columns(self, layer: int) -> Tensor:
@@ -177,7 +221,8 @@ class Prefill:
         """The report with its times (which waits for the device), and with the decoding steps since."""
         times = [1000 * watch.seconds for watch in self.watches]
         stages = [replace(stage, selection_ms=ms) for stage, ms in zip(self.untimed.stages, times, strict=True)]
-        return replace(self.untimed, stages=stages, selection_ms=sum(times), decoding=summary(self.steps))
+        more = {"decoding": summary(self.steps), "encoder": self.encode()}
+        return replace(self.untimed, stages=stages, selection_ms=sum(times), **more)
 
 
 def measure(
@@ -187,8 +232,10 @@ def measure(
     decoding: Sequence[Stage],
     positions: str,
     shapes: Sequence[LayerShape],
+    vision: Any,
 ) -> Prefill:
-    """Look back on a finished prompt. decoding: the stages at every decoding step. shapes: of the decoder layers."""
+    """Look back on a finished prompt. decoding: the stages at every decoding step. shapes: of the decoder layers.
+    vision: the whole model's config, which has the vision encoder's."""
     config = forward.model.config
     layers = range(len(shapes))
     visual = sum(span.count for span in forward.state.spans)
@@ -221,7 +268,8 @@ def measure(
     )
     watches = [record.watch for record in forward.records]
     history = [(at, state.column, state.valid) for at, state in forward.history]
-    return Prefill(history, forward.kept, list(forward.state.spans), forward.merged, report, watches)
+    encode = functools.partial(measure_encoder, forward.encoded, vision)
+    return Prefill(history, forward.kept, list(forward.state.spans), forward.merged, report, watches, encode)
 
 
 def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:

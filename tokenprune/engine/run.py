@@ -383,7 +383,7 @@ class Run:
 
     def _begin(self, hidden: Tensor, position_ids: Tensor | None, past: int) -> Forward:
         prompt, call = self._now.prompt, self._now.call
-        spans, vision = [], {}
+        spans, vision, laid = [], {}, []
         if prompt.has_media:
             laid = self._encoder.take(prompt.encoder_outputs)
             spans, vision = prompt.spans(self.family, self.model, laid, self._encoder.known, self.images)
@@ -418,6 +418,7 @@ class Run:
             read=call.read(spans, length, padding.last) if spans else [],
             reads_padding=call.reads_end and padding.on_the_right,
             rankings=self._rankings,
+            encoded=[one.work for one in laid if one.work is not None],
         )
 
     def _check_prompt(self, ends: Tensor | None, spans: list[Span]) -> None:
@@ -519,6 +520,7 @@ class Run:
             self.decoding_stages,
             self.positions,
             self.layer_shapes,
+            self.model.config,
         )
         length = forward.piece.length
         output.last_hidden_state = forward.state.restore(output.last_hidden_state, length)

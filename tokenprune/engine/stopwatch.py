@@ -35,3 +35,15 @@ class Stopwatch:
             return self._seconds
         self._events[1].synchronize()
         return self._events[0].elapsed_time(self._events[1]) / 1000
+
+
+class Stopwatches:
+    """Several pieces of work as one."""
+
+    def __init__(self, parts: list[Stopwatch]) -> None:
+        self.parts = parts
+
+    @property
+    def seconds(self) -> float:
+        """What they took together."""
+        return sum(part.seconds for part in self.parts)

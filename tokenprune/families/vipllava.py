@@ -25,3 +25,6 @@ class VipLlava(Llava):
         chosen = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer
         layers = encoder_layers(self.tower(model, media))
         return layers, feature_layer(layers, chosen)
+
+    def whole_encoder(self, model: PreTrainedModel | None, media: str) -> str | None:
+        return "its features come from several blocks of the vision encoder."

@@ -15,7 +15,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, handed, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.place import EncoderPlace, Layer, Pixels, Place, place_of
+from tokenprune.methods.place import Layer, Pixels, Place, place_of
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -202,18 +202,20 @@ class Method(ABC):
         """The earliest stage the method can stand at: 1 where it reads attention of the layer before."""
         return int(any(taps_for(self.needs, where) for where in (BEFORE, UNROTATED)))
 
-    def lacks_at(self, place: EncoderPlace) -> str:
-        """Why it cannot stand at a place before or inside the vision encoder, with the mend; empty where it can."""
-        signals = [need.signal for need in self.needs]
-        away = [name for name in signals if SIGNALS[name].inside is None]
-        if self.decodes or away:
-            reads = f"it reads {', '.join(away)}, which there is not yet." if away else "it works at decoding steps."
-            return f"{reads} Give it a layer of the LLM."
-        states = [name for name in signals if not SIGNALS[name].of_pixels]
+    def lacks_at(self, place: Place) -> str:
+        """Why it cannot stand at a place of the prefill, with the mend; empty where it can."""
+        signals = {need.signal: SIGNALS[need.signal] for need in self.needs}
+        if isinstance(place, Layer):
+            early = [name for name, signal in signals.items() if signal.encoder_only]
+            return f"it reads {', '.join(early)}, which only the vision encoder has. Give at='pixels'." * bool(early)
+        late = [name for name, signal in signals.items() if signal.inside is None]
+        if late:
+            return f"it reads {', '.join(late)}, which there is not yet. Give it a layer of the LLM."
+        states = [name for name, signal in signals.items() if not signal.of_pixels]
         if isinstance(place, Pixels) and states:
-            return f"it reads {', '.join(states)} of the encoder. Give it at={{vision: block}}."
-        if self.sets_aside or self.recalls:
-            return "it sets tokens aside, which only the LLM's layers can bring back. Give it a layer of the LLM."
+            return f"it reads {', '.join(states)} of the encoder. Give at='vision:1', say."
+        if self.decodes or self.sets_aside or self.recalls:
+            return "only the LLM's layers can look at a choice, or bring tokens back. Give it a layer of the LLM."
         return ""
 
     @property

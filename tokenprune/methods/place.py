@@ -26,6 +26,11 @@ class Pixels:
         """The encoder block that it stands before."""
         return 0
 
+    @property
+    def written(self) -> str:
+        """As people write it."""
+        return PIXELS
+
     def __str__(self) -> str:
         return "before the vision encoder"
 
@@ -47,6 +52,11 @@ class Vision:
     def order(self) -> tuple[int, int]:
         """Places in the order of a pass."""
         return (1, self.block)
+
+    @property
+    def written(self) -> str:
+        """As people write it."""
+        return f"{VISION}:{self.block}"
 
     def __str__(self) -> str:
         return f"before block {self.block} of the vision encoder"
@@ -100,13 +110,22 @@ Place = EncoderPlace | Layer | Decode
 
 
 def place_of(at: Any) -> Place:
-    """The place that people write: k for `Layer(k)`, `pixels`, {"vision": l} for `Vision(l)`."""
+    """The place that people write: k for `Layer(k)`, "pixels", "vision:8" or {"vision": 8} for `Vision(8)`."""
     if isinstance(at, Place):
         return at
     if at == PIXELS:
         return Pixels()
-    if isinstance(at, dict):
-        if list(at) != [VISION]:
-            raise BadInput(f"at={at!r} is no place. Give a layer, 'decode', 'pixels' or {{vision: block}}.")
-        return Vision(at[VISION])
+    if in_encoder(at):
+        name, _, block = at.partition(":") if isinstance(at, str) else (*at, "", at.get(VISION))
+        if name == VISION and isinstance(block, int):
+            return Vision(block)
+        if name == VISION and isinstance(block, str) and block.isdecimal():
+            return Vision(int(block))
+        raise BadInput(f"at={at!r} is no place. Give a layer, 'decode', 'pixels' or 'vision:8', say.")
     return Layer(at)
+
+
+def in_encoder(at: Any) -> bool:
+    """Whether what people write means a place before or inside the vision encoder."""
+    vision = isinstance(at, dict) and len(at) == 1
+    return isinstance(at, EncoderPlace) or at == PIXELS or vision or (isinstance(at, str) and at.startswith(VISION))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import SCOPES, Method
-from tokenprune.methods.place import DECODE, PIXELS, Decode, EncoderPlace, Layer, Place, place_of
+from tokenprune.methods.place import DECODE, Decode, EncoderPlace, Layer, Place, in_encoder, place_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stage:
     start: int | None = None
 
     def __post_init__(self) -> None:
-        if self.at == PIXELS or isinstance(self.at, (dict, EncoderPlace)):
+        if in_encoder(self.at):
             self._set(at=place_of(self.at))
             self._check_encoder()
             return
@@ -47,6 +47,7 @@ class Stage:
                 f"at={self.at} is too early for {self.method.name}, which reads attention of the layer before it. "
                 f"Give at={self.method.first_at} or later."
             )
+        self._check_signals()
         if self.at and self.method.merges_in == "encoder":
             raise BadInput(f"merge_in='encoder' of {self.method.name} works before the LLM, at=0, not {self.at}.")
         self._set(scope=self.scope or self.method.scope)
@@ -65,9 +66,12 @@ class Stage:
             raise BadInput(f"{self.method!r} is not a method. Write Stage(Pixels(), Uniform(keep=0.5)).")
         if self.start is not None or self.scope:
             raise BadInput(f"start= and scope= do not go with a stage {self.at}, which counts in pictures and frames.")
-        lacking = self.method.lacks_at(self.at)
+        self._check_signals()
+
+    def _check_signals(self) -> None:
+        lacking = self.method.lacks_at(self.place)
         if lacking:
-            raise BadInput(f"{self.method.name} cannot stand {self.at}: {lacking}")
+            raise BadInput(f"{self.method.name} cannot stand {self.place}: {lacking}")
 
     def _check_decoding(self) -> None:
         if not isinstance(self.method, Method) or not self.method.decodes or self.at != DECODE:

@@ -61,6 +61,11 @@ class Signal:
     of_pixels: bool = False
 
     @property
+    def encoder_only(self) -> bool:
+        """Whether no layer of the LLM can have it."""
+        return self.provide is before_encoder_only
+
+    @property
     def axes(self) -> list[str]:
         """Names of the axes for one span, of `AXES`."""
         return self.shape.strip("[]").split(", ")
