@@ -128,7 +128,7 @@ def compare(
         with side() as run:
             prompt(work)
             reports[label], kept = run.report(), run.kept[-1]
-        if any(stage.at > 0 for stage in run.stages):
+        if any(stage.layer > 0 for stage in run.stages):
             inside[label] = side
             continue
         lengths = tuple(len(row) for row in kept)

@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from tokenprune.checking.compare import TOLERANCES, Comparison, Parting, Recorder, outcome_of
 from tokenprune.engine.run import Run
 from tokenprune.errors import BadInput
-from tokenprune.methods.place import Layer
+from tokenprune.methods.place import place_of
 from tokenprune.methods.stage import Stage
 from tokenprune.plan import Plan, Planned
 from tokenprune.version import VERSION
@@ -81,7 +81,8 @@ def check(
     """Does pruning hold on this model, with this prompt? Compares four greedy runs of the same `new_tokens` tokens.
 
     keep=1.0 has to equal the unpruned model. The pruned prompt and every decoding step have to equal the full-length,
-    unpruned model in which the dropped tokens are masked from their stage on (and mixed where the method merges).
+    unpruned model in which the dropped tokens are masked from their stage on (and mixed where the method merges). Of
+    stages before and inside the vision encoder keep=1.0 is compared; below it, both sides get the pruned features.
 
     model: in eval mode and not pruned; float32 finds the smallest mistakes.
     inputs: of the model, for one prompt or a padded batch, as its processor gives them.
@@ -149,11 +150,12 @@ class _Trial:
             recorded = Recorder(run.text_model)
             with recorded.listening():
                 pruned = self._answer(run)
-        ids = self.inputs["input_ids"]
-        length = ids.shape[1]
-        comparison = Comparison(run, recorded, length, tolerance)
-        with comparison.against(None if plain else outcome_of(run, ids, self.inputs.get("attention_mask"))):
-            reference = self._answer(run)
+            ids = self.inputs["input_ids"]
+            length = ids.shape[1]
+            comparison = Comparison(run, recorded, length, tolerance)
+            outcome = None if plain else outcome_of(run, ids, self.inputs.get("attention_mask"))
+            with run.lifted(encoder=not plain), comparison.against(outcome):
+                reference = self._answer(run)
         for call, (found, expected) in enumerate(zip(pruned, reference, strict=True)):
             columns = torch.full((len(found), 1), length + call - 1)
             comparison.logits(call, found[:, None], expected[:, None], columns.to(expected.device))
@@ -194,7 +196,7 @@ def _stages_of(run: Run) -> list[tuple[str, str, int, int]]:
     found = []
     report = run.report()
     for stage in report.stages:
-        found.append((str(Layer(stage.at)), stage.method, sum(stage.before), sum(stage.after)))
+        found.append((str(place_of(stage.at)), stage.method, sum(stage.before), sum(stage.after)))
     if run.decoding is not None and report.decoding is not None:
         for stage in run.decoding.stages:
             looked = report.decoding

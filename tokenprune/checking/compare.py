@@ -150,7 +150,7 @@ class Comparison:
         if worst <= allowed or self.parted is not None:
             return
         row, place = divmod(int(apart.argmax()), apart.shape[1])
-        passed = [n for n, stage in enumerate(self.run.stages) if layer is None or stage.at <= layer]
+        passed = [n for n, stage in enumerate(self.run.stages) if layer is None or stage.layer <= layer]
         self.parted = Parting(
             call, layer, passed[-1] if passed else None, row, int(columns[row, place]), worst, allowed
         )
@@ -165,13 +165,13 @@ def outcome_of(run: Run, input_ids: Tensor, attention_mask: Tensor | None) -> Ou
     for span in run.spans:
         visual[span.row, list(span.columns)] = True
         removable[span.row, [*span.columns, *(s.column for s in span.separators)]] = True
-    waits = [stage.at for stage in run.stages if stage.method.sets_aside or stage.method.recalls]
+    waits = [stage.layer for stage in run.stages if stage.method.sets_aside or stage.method.recalls]
     return Outcome(
-        kept={stage.at: _with_separators(run, rows) for stage, rows in zip(run.stages, run.kept, strict=True)},
+        kept={stage.layer: _with_separators(run, rows) for stage, rows in zip(run.stages, run.kept, strict=True)},
         removable=removable,
         visual=visual,
         unpadded=torch.ones_like(visual) if attention_mask is None else attention_mask.cpu().bool(),
-        merges={stage.at: list(merges) for stage, merges in zip(run.stages, run.merges, strict=True) if merges},
+        merges={stage.layer: list(merges) for stage, merges in zip(run.stages, run.merges, strict=True) if merges},
         bypass=(waits[0], waits[1]) if waits else None,
         looked=_looked_at(run),
         compact=run.positions == "compact",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,8 +103,11 @@ class EncoderStages:
     are left is told by `EncoderCall.records`, and taken out of the prompt before the LLM.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, stages: Sequence[Stage]) -> None:
-        self.model, self.family = model, family
+    def __init__(
+        self, model: PreTrainedModel, family: Family, stages: Sequence[Stage], active: Callable[[], bool]
+    ) -> None:
+        """active: whether this thread's calls are pruned now."""
+        self.model, self.family, self.active = model, family, active
         self.stages = sorted(stages, key=lambda stage: stage.place.order)
         able = [media for media in family.getters if family.whole_encoder(model, media) is None]
         self.media = {media: family.encoder_blocks(model, media) for media in able} if stages else {}
@@ -141,7 +144,7 @@ class EncoderStages:
     @contextmanager
     def encoding(self, encoded: Encoded) -> Iterator[EncoderCall | None]:
         """While this is open, the encoder runs for this call of a getter. None where there are no stages."""
-        if not self.stages:
+        if not self.stages or not self.active():
             yield None
             return
         if encoded.media not in self.media:

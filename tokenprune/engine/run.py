@@ -91,11 +91,15 @@ class Run:
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
         check_runs(self.model, self.family, stages)
-        self.stages = sorted((s for s in stages if isinstance(s.place, Layer)), key=lambda s: s.at)
+        self.layer_stages = sorted((s for s in stages if isinstance(s.place, Layer)), key=lambda s: s.at)
         encoder_stages = EncoderStages(
-            self.model, self.family, [s for s in stages if isinstance(s.place, EncoderPlace)]
+            self.model,
+            self.family,
+            [s for s in stages if isinstance(s.place, EncoderPlace)],
+            lambda: not self.is_lifted or self._lifted.encodes,
         )
         self.encoder_stages = encoder_stages.stages
+        self.stages = [*self.encoder_stages, *self.layer_stages]  # of the prefill, in the order of a pass
         decoding = [s for s in stages if isinstance(s.place, Decode)]
         self.positions, self.turns, self.images = positions, turns, images
         self.layer_kinds = layer_kinds(self.text_model)
@@ -107,7 +111,7 @@ class Run:
         # The layers that stages stand before, or that hold more than they show: from the first on, ours are in place.
         first = {0} if self.encoder_stages else set()
         self.stage_layers = sorted(
-            {s.at for s in self.stages} | ({self.decoding.first} if self.decoding else set()) | first
+            {s.at for s in self.layer_stages} | ({self.decoding.first} if self.decoding else set()) | first
         )
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
@@ -117,7 +121,7 @@ class Run:
         self._handles: list[Any] = []
         self._given: dict[str, list[Tensor]] = {}
         self._rankings: list[Ranking] | None = None
-        needs = {need for stage in self.stages for need in stage.method.needs}
+        needs = {need for stage in self.layer_stages for need in stage.method.needs}
         vision = sorted((need for need in needs if SIGNALS[need.signal].encoder is not None), key=str)
         self._tapped = bool(decoding or vision) or any(SIGNALS[need.signal].taps for need in needs)
         self._encoder = EncoderReader(self.model, self.family, vision, encoder_stages)
@@ -135,7 +139,7 @@ class Run:
         return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
 
     def _all_stages(self) -> list[Stage]:
-        return [*self.encoder_stages, *self.stages, *self.decoding_stages]
+        return [*self.stages, *self.decoding_stages]
 
     @property
     def decoding_stages(self) -> list[Stage]:
@@ -145,8 +149,7 @@ class Run:
     @property
     def _dropping(self) -> list[Stage]:
         """The stages that may drop something: keep=1.0 (all of them, not one) changes nothing."""
-        stages = [*self.encoder_stages, *self.stages]
-        return [stage for stage in stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
+        return [stage for stage in self.stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
 
     def _attach(self) -> None:
         _active[self.text_model] = weakref.ref(self)
@@ -169,7 +172,7 @@ class Run:
         for i, layer in enumerate(self.text_model.layers):
             if i >= self.stage_layers[0]:
                 put(layer.register_forward_pre_hook(live(self._layer_hook(i)), with_kwargs=True))
-            for stage in self.stages:
+            for stage in self.layer_stages:
                 if stage.at == i + 1 and taps_for(stage.method.needs, UNROTATED):
                     put(layer.register_forward_pre_hook(live(self._before_unrotated(stage)), with_kwargs=True))
 
@@ -178,9 +181,10 @@ class Run:
         self._handles.append(handle)
 
     @contextmanager
-    def lifted(self) -> Iterator[None]:
-        """While this is open, the model runs unpruned in this thread."""
-        self._lifted.now = True
+    def lifted(self, encoder: bool = False) -> Iterator[None]:
+        """While this is open, the model runs unpruned in this thread. encoder: whether stages before and inside the
+        vision encoder still choose; the LLM then sees all rows, what stands for those that went among them."""
+        self._lifted.now, self._lifted.encodes = True, encoder
         try:
             yield
         finally:
@@ -335,7 +339,7 @@ class Run:
         pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
         if not has_media and not pruned:
             return None
-        refuse_checkpointing(module, any(stage.place != Layer(0) for stage in self._dropping if stage in self.stages))
+        refuse_checkpointing(module, any(stage.layer > 0 for stage in self._dropping))
         past = 0 if cache is None else int(cache.get_seq_length())
         if cache is not None and self._stray_window:
             widen(cache, self._stray_window, past + hidden.shape[1])
@@ -352,7 +356,7 @@ class Run:
         if self.decoding is not None and cache is not None:
             now.step = self.decoding.step(cache.layers, single=not has_media and hidden.shape[1] == 1)
         kwargs |= self._take_deepstack(forward, kwargs)
-        first = [stage for stage in self.stages if stage.at == 0]
+        first = [stage for stage in self.layer_stages if stage.at == 0]
         if not self.encoder_stages and not first:
             return args, kwargs
         forward.enter_group(self._cache_layer(cache, 0))
@@ -448,7 +452,7 @@ class Run:
         return {"deepstack_visual_embeds": planes[:first] or None}
 
     def _listen(self, forward: Forward, cache: Cache | None) -> None:
-        for stage in self.stages:
+        for stage in self.layer_stages:
             wanted = taps_for(stage.method.needs, BEFORE)
             if wanted:
                 i = stage.at - 1
@@ -473,7 +477,7 @@ class Run:
         return forward.run_stage(stage, hidden, self.positions, given)
 
     def _layer_hook(self, i: int) -> Any:
-        stage = next((s for s in self.stages if s.at == i), None)
+        stage = next((s for s in self.layer_stages if s.at == i), None)
 
         def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             refuse_compiled()
@@ -516,7 +520,7 @@ class Run:
         self._own.prefill = self._latest = measure(
             forward,
             cache_in(output),
-            [*self.encoder_stages, *self.stages],
+            self.stages,
             self.decoding_stages,
             self.positions,
             self.layer_shapes,

@@ -61,6 +61,11 @@ class Stage:
             return self.at
         return Layer(self.at) if self.start is None else Decode(self.start)
 
+    @property
+    def layer(self) -> int:
+        """Of a stage of the prefill, the decoder layer from which on the LLM misses what it drops."""
+        return self.at if isinstance(self.place, Layer) else 0
+
     def _check_encoder(self) -> None:
         if not isinstance(self.method, Method):
             raise BadInput(f"{self.method!r} is not a method. Write Stage(Pixels(), Uniform(keep=0.5)).")
