@@ -21,7 +21,7 @@ from tokenprune.engine.overrides import Hook
 from tokenprune.engine.select import check_selection
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.families.base import Encoded, EncoderBlocks, Family
+from tokenprune.families.base import Encoded, EncoderBlocks, Family, attention_of
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
 from tokenprune.signals.inside import Inside
@@ -129,6 +129,8 @@ class EncoderStages:
             for i in range(len(blocks.blocks)):
                 block, hook = blocks.blocks[i], Hook(self._before_block(i))
                 self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+                hook = Hook(self._before_attention)
+                self._handles.append(attention_of(block).register_forward_pre_hook(hook, with_kwargs=True))
             for module in blocks.exits:
                 self._handles.append(module.register_forward_hook(Hook(self._after_exit), prepend=True))
             if not blocks.exits:
@@ -187,7 +189,7 @@ class EncoderStages:
             kwargs = {
                 name: value if name == "hidden_states" else self._follow(call, value) for name, value in kwargs.items()
             }
-            return self._with_padding(rows, args, kwargs)
+            return args, kwargs
 
         return before_block
 
@@ -236,22 +238,24 @@ class EncoderStages:
         x = x if hidden.ndim == 3 else x[0]
         return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-    def _with_padding(self, rows: EncoderRows, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _before_attention(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Where sequences are of different lengths now, what fills them up is hidden."""
-        if rows.padding is None:
-            return args, kwargs
-        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask", "none")
-        if not (mask is None or isinstance(mask, Tensor)) or self._flash():
+        call = self.call
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if call is None or call.rows is None or call.rows.padding is None or hidden.shape[1] == call.rows.shape[1]:
+            return None
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        if self._flash() or not (mask is None or isinstance(mask, Tensor)):
             raise Unsupported(
-                f"Pictures or tiles of one call keep different numbers of tokens ({rows.lengths}), which these blocks "
-                "of the vision encoder cannot take together. Give keep= (a share of each), one picture at a time, or "
+                f"Pictures or tiles of one call keep different numbers of tokens ({call.rows.lengths} rows), which "
+                "this attention kernel cannot take together. Give keep= (a share of each), one picture at a time, or "
                 "load the model with attn_implementation='sdpa'."
             )
-        hidden = args[0]
         hide = hidden.new_zeros(len(hidden), 1, 1, hidden.shape[1])
-        hide = hide.masked_fill(rows.padding[:, None, None], torch.finfo(hidden.dtype).min)
-        mask = hide if mask is None else mask + hide
-        return ((hidden, mask, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"attention_mask": mask})
+        hide = hide.masked_fill(call.rows.padding[:, None, None], torch.finfo(hidden.dtype).min)
+        if mask is not None:
+            hide = hide.masked_fill(~mask, hide.min()) if mask.dtype == torch.bool else torch.minimum(mask, hide)
+        return ((hidden, hide, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"attention_mask": hide})
 
     def _flash(self) -> bool:
         return "flash" in (getattr(self.model.config.vision_config, "_attn_implementation", "") or "")
@@ -279,8 +283,8 @@ def follow(rows: EncoderRows, value: Tensor) -> Tensor:
     if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
         before = torch.nn.functional.pad(rows.left[0].long().cumsum(0), (1, 0))
         return before[value.long()].unique_consecutive().to(value.dtype)
-    if value.ndim >= 2 and value.shape[-1] == value.shape[-2] == width:
-        index = rows.index[:, None, :] if value.ndim == 4 else rows.index
+    if value.ndim == 4 and value.shape[-1] == value.shape[-2] == width:
+        index = rows.index[:, None]
         columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
         return columns.gather(-2, index[..., None].expand(*columns.shape[:-2], -1, columns.shape[-1]))
     if value.ndim >= 2 and value.shape[0] == width and sequences == 1:
