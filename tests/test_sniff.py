@@ -43,6 +43,7 @@ def written(container, codec):
     with av.open(stored, "w", format=container) as out:
         stream = out.add_stream(codec, rate=25, width=352, height=288)
         stream.pix_fmt = {"gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
+        stream.codec_context.thread_count = 1  # two threads of VP8 wait for each other for ever, once in a while
         made = np.random.default_rng(0)
         for _ in range(4):
             frame = av.VideoFrame.from_ndarray(made.integers(0, 255, (288, 352, 3), dtype=np.uint8), format="rgb24")

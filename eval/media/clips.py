@@ -90,6 +90,7 @@ def write(
         stream.height, stream.width = stored(frame(0, scale), turn).shape[:2]
         stream.pix_fmt = FORMATS.get(codec, "yuv420p")
         stream.gop_size = 12
+        stream.codec_context.thread_count = 1  # two threads of libvpx wait for each other for ever, once in a while
         stream.codec_context.max_b_frames = 2 if codec in REORDERED else 0
         if codec not in ("libx264", "libx265", "libsvtav1"):
             stream.bit_rate = 400_000

@@ -336,6 +336,8 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
                 raise BadInput(f"{name}={one!r} of {cls.name} must be a number.")
             if kind is bool and not isinstance(one, bool):
                 raise BadInput(f"{name}={one!r} of {cls.name} must be true or false.")
+            if kind is str and not isinstance(one, str):
+                raise BadInput(f"{name}={one!r} of {cls.name} must be a name.")
     return cls(**options)
 
 
