@@ -19,7 +19,7 @@ from tokenprune import DivPrune, FastV, Random, Stage, Uniform, prune, select
 from tokenprune.catalogue.reach import variants
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of
-from tokenprune.methods.place import Layer, place_of
+from tokenprune.methods.place import Layer, in_encoder, place_of
 from tokenprune.signals.table import SIGNALS
 
 METHODS = {name.replace(" ", "-").replace("source=", ""): method for name, method in variants()}
@@ -82,6 +82,7 @@ PLANS = {
     for name, method in METHODS.items()
     if not (method.sets_aside or method.recalls)  # such phases only run together
     and not method.decodes  # `test_decoding`
+    and not any(in_encoder(at) for at, _ in method.schedule(6))  # `test_encoder_stages`
     and not any(SIGNALS[need.signal].given for need in method.needs)
     and method.merges_in == "projected"  # else the oracle cannot mix rows; `test_merging_before_the_projector`
 }

@@ -107,7 +107,7 @@ class Plan:
         return cls(stages, **asked)
 
     @classmethod
-    def with_budget(cls, keep: Any, name: str | Path, **asked: Any) -> Plan:
+    def with_budget(cls, keep: Any, name: str | Path, /, **asked: Any) -> Plan:
         """The plan of a name, with this `keep` unless `asked` has one; a recipe has budgets of its own."""
         return cls.of(name, **({"keep": keep} if str(name) in all_methods() else {}) | asked)
 
