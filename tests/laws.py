@@ -65,7 +65,7 @@ def seen(method):
 
     mixes = any(select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages)
     return (
-        places[0] > Layer(0),
+        places[0].order > Layer(0).order,
         len(places) > 1,
         mixes,
         method.scope,

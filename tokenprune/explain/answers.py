@@ -19,7 +19,7 @@ from tokenprune.families.base import Span
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
 from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
-from tokenprune.plan import Plan
+from tokenprune.plan import Plan, Planned
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ def explain(
     chat: Chat,
     shown: Image.Image | str | Path | Clip,
     question: str,
-    plan: Plan,
+    method: Planned,
     max_new_tokens: int = 40,
 ) -> Explained:
-    """Ask twice, the second time pruned by `plan`, and look at every stage.
+    """Ask twice, the second time pruned, and look at every stage.
 
-    shown: a picture, open or a file, or a clip. Raises what `prune` raises, before the first answer.
+    shown: a picture, open or a file, or a clip. method: as for `prune`. Raises what `prune` raises, before the
+    first answer.
     """
+    plan = Plan.of(method)
     plan.check(chat.model)
     shown = shown if isinstance(shown, Clip) else picture(shown)
     inputs = chat.inputs(shown, question)

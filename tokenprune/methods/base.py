@@ -64,6 +64,13 @@ class View:
         """A signal of attention, [S, heads, ...], as float32 [S, ...], the mean over its heads."""
         return self[name].float().mean(1)
 
+    def pictures(self, name: str, who: str) -> list[Tensor]:
+        """A signal [S, n, ...] as [S, t, h, w, ...] of each part of the span, which must not have lost a token."""
+        sizes = [t * h * w for t, h, w in self.grids]
+        if not self.grids or self.tokens is not None or sum(sizes) != self.count:
+            raise BadInput(f"{who} compares neighbours, so it needs the grid and all tokens. Make it the first stage.")
+        return [x.unflatten(1, grid) for x, grid in zip(self[name].split(sizes, 1), self.grids, strict=True)]
+
     def first(self, k: int) -> Selection:
         """The first k tokens of every span: what keeping none of them, or all, comes to."""
         return Selection(torch.arange(k, device=self.device).expand(self.spans, -1))

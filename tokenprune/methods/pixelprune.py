@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.errors import BadInput
+from tokenprune.core.selection import Selection, marked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
@@ -57,31 +56,32 @@ class PixelPrune(Method):
         return [(Pixels(), self)]
 
     def select(self, view: View) -> Selection:
-        if view.grid is None or view.count != view.total:
-            raise BadInput("pixelprune compares neighbours, so it needs the whole picture. Make it the first stage.")
-        _, h, w = view.grid
-        x = view["pixels"].float().unflatten(1, (h, w))
-        if self.keep is None and self.tau > 0 and self.anchored:
-            return self._chosen(self._replaced(x))
-        left, above = self._distance(x[:, :, 1:], x[:, :, :-1]), self._distance(x[:, 1:], x[:, :-1])
-        predicted, distance = self._predict(left, above, h, w)
+        found, first = [], 0
+        for x in view.pictures("pixels", "pixelprune"):
+            t, h, w = x.shape[1:4]
+            frames = torch.arange(first, first + t * h * w, h * w, device=x.device)[:, None]
+            local, distance = self._predicted(x.flatten(0, 1).float())
+            found.append(((local.unflatten(0, (-1, t)) + frames).flatten(1), distance.unflatten(0, (-1, t)).flatten(1)))
+            first += t * h * w
+        predicted, distance = (torch.cat(one, dim=1) for one in zip(*found, strict=True))
         if self.keep is None:
             stays = distance > self.tau
-        else:
-            stays = torch.zeros_like(distance, dtype=torch.bool).scatter(1, top_k(distance, self.budget(view)), True)
-        own = torch.arange(h * w, device=x.device)
-        stands = torch.where(stays, own, predicted)
-        for _ in range((h * w).bit_length()):  # what stands for what stands for it
-            stands = stands.gather(1, stands)
-        return self._chosen(stands)
-
-    def _chosen(self, stands: Tensor) -> Selection:
-        """From int64 [S, n], what stands for each group: itself where it stays."""
-        stays = stands == torch.arange(stands.shape[1], device=stands.device)
-        if self.keep is None:
             chosen = Selection.of(stays)
-            return Selection(chosen.index, valid=chosen.valid, anchors=stands)
-        return Selection(top_k(stays, int(stays[0].sum())), anchors=stands)
+        else:
+            chosen = Selection(top_k(distance, self.budget(view)))
+            stays = marked(chosen.index, view.count)
+        stands = torch.where(stays, torch.arange(view.count, device=stays.device), predicted)
+        for _ in range(view.count.bit_length()):  # what stands for what stands for it
+            stands = stands.gather(1, stands)
+        return replace(chosen, anchors=stands)
+
+    def _predicted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of pictures x [S, h, w, X]: int64 [S, n] which group predicts each, and its distance [S, n], infinite for the
+        first."""
+        if self.keep is None and self.tau > 0 and self.anchored:
+            stands = self._replaced(x)
+            return stands, torch.where(stands == torch.arange(stands.shape[1], device=x.device), torch.inf, 0.0)
+        return self._predict(self._distance(x[:, :, 1:], x[:, :, :-1]), self._distance(x[:, 1:], x[:, :-1]))
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         difference = (a - b).abs()
@@ -89,11 +89,12 @@ class PixelPrune(Method):
             return difference.amax(-1)
         return difference.mean(-1) if self.metric == "mean" else difference.square().mean(-1).sqrt()
 
-    def _predict(self, left: Tensor, above: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """int64 [S, n] which group predicts each, and its distance [S, n], infinite for the first.
+    def _predict(self, left: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of groups as they are.
 
         left: [S, h, w - 1], the distance of each group to the one on its left; above: [S, h - 1, w].
         """
+        h, w = left.shape[1], above.shape[2]
         own = torch.arange(h * w, device=left.device).view(h, w)
         distance = left.new_full((len(left), h, w), torch.inf)
         distance[:, :, 1:], distance[:, 1:, 0] = left, above[:, :, 0]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.errors import BadInput
+from tokenprune.core.selection import Selection, marked, top_k
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
 
 FIRST = 255.0  # the change of the first frame: above every other
+GOLDEN = 0.618034  # fractional parts of its multiples lie evenly
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class RLT(Method):
 
     A group stays where the mean absolute difference of its pixels, of brightness from 0 to 1, to the last group that
     stayed at its place is above `tau`; all of the first frame stay. keep=none lets the video decide. With `keep` those
-    stay that differ most from the frame before. Pictures stay whole.
+    stay that differ most from the frame before, of the first frame all, or an even choice. Without `keep` pictures stay
+    whole.
     """
 
     name: ClassVar[str] = "rlt"
@@ -52,26 +54,30 @@ class RLT(Method):
         return [(Pixels(), self)]
 
     def select(self, view: View) -> Selection:
-        if view.grid is None or view.count != view.total:
-            raise BadInput("rlt compares frames, so it needs the whole video. Make it the first stage.")
-        t, h, w = view.grid
-        if t == 1:
-            return view.first(view.count)
-        x = view["pixels"].float().unflatten(1, (t, h * w))
-        own = torch.arange(t * h * w, device=x.device).view(t, h * w)
-        if self.keep is not None:
-            change = x.new_full(x.shape[:3], FIRST)
-            change[:, 1:] = (x[:, 1:] - x[:, :-1]).abs().mean(-1)
-            index = top_k(change.flatten(1), self.budget(view))
-            stays = torch.zeros(len(x), t * h * w, dtype=torch.bool, device=x.device).scatter(1, index, True)
-            last = torch.where(stays.view_as(change), own, -1).cummax(1).values.flatten(1)
-            return Selection(index, anchors=torch.where(last < 0, index[:, :1], last))
-        stands = own.expand(len(x), -1, -1).clone()
-        last = x[:, 0]
-        for frame in range(1, t):
-            stays = (x[:, frame] - last).abs().mean(-1) > self.tau
-            stands[:, frame] = torch.where(stays, stands[:, frame], stands[:, frame - 1])
-            last = torch.where(stays[..., None], x[:, frame], last)
-        stands = stands.flatten(1)
-        chosen = Selection.of(stands == own.flatten())
-        return Selection(chosen.index, valid=chosen.valid, anchors=stands)
+        parts = [x.flatten(2, 3).float() for x in view.pictures("pixels", "rlt")]
+        if self.keep is None:
+            stays = torch.cat([self._changed(x).flatten(1) for x in parts], dim=1)
+            chosen = Selection.of(stays)
+        else:
+            chosen = Selection(top_k(torch.cat([self._change(x).flatten(1) for x in parts], 1), self.budget(view)))
+            stays = marked(chosen.index, view.count)
+        if not chosen.index.shape[1]:
+            return chosen
+        own = torch.where(stays, torch.arange(view.count, device=stays.device), -1)
+        pieces = zip(own.split([x.shape[1] * x.shape[2] for x in parts], 1), parts, strict=True)
+        last = torch.cat([kept.unflatten(1, x.shape[1:3]).cummax(1).values.flatten(1) for kept, x in pieces], 1)
+        return replace(chosen, anchors=torch.where(last < 0, chosen.index[:, :1], last))
+
+    def _changed(self, x: Tensor) -> Tensor:
+        """Of frames x [S, t, places, X]: bool [S, t, places] which groups differ from the last that stayed there."""
+        last, stays = x[:, 0], [torch.ones_like(x[:, 0, :, 0], dtype=torch.bool)]
+        for frame in x[:, 1:].unbind(1):
+            stays.append((frame - last).abs().mean(-1) > self.tau)
+            last = torch.where(stays[-1][..., None], frame, last)
+        return torch.stack(stays, 1)
+
+    def _change(self, x: Tensor) -> Tensor:
+        """Of the same the difference from the frame before [S, t, places]; the first frame's are above all others and
+        spread what is kept evenly over it."""
+        first = FIRST + torch.arange(x.shape[2], device=x.device) * GOLDEN % 1
+        return torch.cat([first.expand(len(x), 1, -1), (x[:, 1:] - x[:, :-1]).abs().mean(-1)], dim=1)
