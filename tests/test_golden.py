@@ -121,7 +121,7 @@ def test_sparsevlm(name):
         "hidden": data["layer_out_vision"],
     }
     view = View(len(data["score"]), 1, (), {name: x[None] for name, x in signals.items()})
-    scores = SparseVLM()._scores(view)[0]
+    scores = SparseVLM().score(view)[0]
     close(scores, data["score"])
     n, total = len(scores), len(kept) + len(merged)
     options = [{"keep": len(kept), "budget_of": "published"}]

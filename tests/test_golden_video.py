@@ -29,7 +29,7 @@ def test_evs():
     t = len(video)
     index = select("evs", keep=1 - float(data["q"]), features=video.flatten(0, 1), grid=(t, 8, 8)).index
     assert index.tolist() == data["keep_mask"].nonzero().flatten().tolist()
-    close(EVS()._scores(whole(video))[0], data["dissimilarity"])
+    close(EVS().score(whole(video))[0], data["dissimilarity"])
 
 
 def test_vidcom2():

@@ -16,7 +16,7 @@ from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
 from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
 from tokenprune.methods.base import Method, places
-from tokenprune.methods.place import Decode, Layer
+from tokenprune.methods.place import Decode, Layer, Pixels, in_encoder
 from tokenprune.methods.registry import all_methods
 from tokenprune.signals.need import Need
 
@@ -43,6 +43,7 @@ def test_stages_by_name():
         "framefusion": [0, 1, 2, 3, 4, 5, 6, 7],
         "dycoke_kv": [Decode(3)],
         "fastocr": [Decode(6), Decode(14), Decode(23)],
+        "pixelprune": [Pixels()],
     }
     found = {
         name: [one.at if isinstance(one, Layer) else one for one in places(all_methods()[name])] for name in expected
@@ -50,9 +51,9 @@ def test_stages_by_name():
     assert found == expected
     assert places(all_methods()["vflowopt"], layers=28) == [Layer(0), Layer(9), Layer(18)]
     for cls in all_methods().values():
-        found = [one.at if isinstance(one, Layer) else one.start for one in places(cls, layers=4)]
-        assert found == sorted(set(found))
-        assert found[-1] < 4
+        found = places(cls, layers=4)
+        assert [one.order for one in found] == sorted({one.order for one in found})
+        assert in_encoder(found[-1]) or (found[-1].start or found[-1].at) < 4
 
 
 def test_schedules_keep_what_is_published():

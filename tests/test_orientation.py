@@ -74,6 +74,7 @@ def test_command_line(photo, monkeypatch):
 
     monkeypatch.setattr(Chat, "inputs", stop)
     monkeypatch.setattr(Chat, "load", lambda *_, **__: Chat(None, None))
+    monkeypatch.setattr(Plan, "check", lambda *_: None)
     for command in ("run", "explain", "check"):
         CliRunner().invoke(app, [command, "--image", str(photo), "--prompt", "what ?"])
     assert len(seen) >= 2

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune
 from tests.tiny import FAMILIES, Picture
-from tokenprune.methods.base import signals_of
+from tokenprune.methods.base import places, signals_of
+from tokenprune.methods.place import in_encoder
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.signals.table import SIGNALS
 
@@ -30,6 +31,11 @@ ALWAYS = {
     "families/llava_next.py LlavaNext._parts": "the same",
     "engine/select.py check_selection": "looks at values on a CPU alone",
     "core/merging.py weighted_sums": "looks for zeros on a CPU alone",
+}
+ENCODER = {
+    "families/qwen2_vl.py Qwen2VL.groups": "how large pictures are, once for each prompt",
+    "engine/encoder.py EncoderReader._owners": "compares what is on the host anyhow",
+    "engine/forward.py Forward.enter_encoded": "how many tokens of each picture the encoder left, once for each stage",
 }
 TEXT = {
     "engine/token_state.py TokenState.text_rows": "which rows are text, where a method reads text",
@@ -110,7 +116,13 @@ def on_account_of(cls):
     stages = [stage for _, stage in cls().schedule(32)]
     signals = [SIGNALS[need.signal] for stage in stages for need in stage.needs]
     text = any("m" in signal.axes for signal in signals)
-    return {**ALWAYS, **(TEXT if text else {}), **(RECALLS if any(stage.recalls for stage in stages) else {})}
+    encoder = any(in_encoder(place) for place in places(cls))
+    return {
+        **ALWAYS,
+        **(ENCODER if encoder else {}),
+        **(TEXT if text else {}),
+        **(RECALLS if any(stage.recalls for stage in stages) else {}),
+    }
 
 
 def asked(cls):

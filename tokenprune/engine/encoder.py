@@ -23,6 +23,8 @@ from tokenprune.signals import taps
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import SIGNALS
 
+PRIME = 4093
+
 
 @dataclass
 class Laid:
@@ -150,16 +152,32 @@ class EncoderReader:
         """For each stage of the encoder bool [n] for every part: which tokens it left."""
         if call is None:
             return {}
-        found = {}
-        for number, mask in enumerate(call.masks()):
-            shares = self.family.place(self.model, encoded, [mask])
-            if any(bool(((part > 0) & (part < 1)).any()) for parts in shares for part in parts):
+        owners = self._owners(encoded, call)
+        return {
+            encoded_by(number): [
+                [record.alive[part.to(record.alive.device, non_blocking=True)] for part in parts] for parts in owners
+            ]
+            for number, record in enumerate(call.work.stages)
+        }
+
+    def _owners(self, encoded: Encoded, call: EncoderCall) -> list[list[Tensor]]:
+        """For every part int64 [n], on the host: the group that each token is made of."""
+        sequences, width = call.rows.shape
+        members = call.groups.members
+        group = torch.arange(len(members))
+        names = torch.stack([group, group * group % PRIME], dim=1).float()  # two, so that no mixture has a group's
+        rows = torch.zeros(sequences * width, 2)
+        rows[members] = names[:, None]
+        owners = []
+        for parts in self.family.place(self.model, encoded, [rows.view(sequences, width, 2)]):
+            found = [part[:, 0].round().long() for part in parts]
+            if not all(torch.equal(names[own], part) for own, part in zip(found, parts, strict=True)):
                 raise Unsupported(
                     "A picture of this size is shrunk behind the vision encoder, so its tokens are mixtures of what "
-                    "was kept and what went. Prune it at at=0, or let the processor make fewer tiles of it."
+                    "was kept and what went. Prune it at=0, or let the processor make fewer tiles of it."
                 )
-            found[encoded_by(number)] = [[part[:, 0] > 0 for part in parts] for parts in shares]
-        return found
+            owners.append(found)
+        return owners
 
     def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """A signal of the encoder as one tensor [n, ...] per part."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import places
+from tokenprune.core.selection import handed, places
 from tokenprune.families.base import Groups
 
 
@@ -61,7 +61,7 @@ class EncoderRows:
     def _nearest(self, alive: Tensor) -> Tensor:
         """int64 [G]: for each group the last one up to it that is left of its segment, else the next one."""
         own = torch.arange(len(alive), device=alive.device)
-        sizes = own.new_tensor([h * w for h, w in self.groups.grids])
+        sizes = handed([h * w for h, w in self.groups.grids], own.device)
         first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=len(own))
         before = torch.where(alive, own, -1).cummax(0).values
         after = torch.where(alive, own, len(own)).flip(0).cummin(0).values.flip(0)
@@ -96,7 +96,7 @@ class EncoderRows:
         """bool [B, K]: what fills up; None where the sequences are of one length."""
         if len(set(self.lengths)) == 1:
             return None
-        lengths = self.index.new_tensor(self.lengths)
+        lengths = handed(self.lengths, self.index.device)
         return torch.arange(self.index.shape[1], device=self.index.device) >= lengths[:, None]
 
     @cached_property

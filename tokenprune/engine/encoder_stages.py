@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
-from tokenprune.core.selection import places
+from tokenprune.core.selection import handed, places
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.overrides import Hook
 from tokenprune.engine.select import check_selection
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.families.base import Encoded, EncoderBlocks, Family, attention_of
+from tokenprune.families.base import Encoded, EncoderBlocks, Family, Groups, attention_of
 from tokenprune.methods.base import View
 from tokenprune.methods.stage import Stage
 from tokenprune.signals.inside import Inside
@@ -68,13 +68,14 @@ class EncoderWork:
 class EncoderCall:
     """One call of a feature getter, while its encoder runs.
 
-    rows: what is left; None until the first block. followed: arguments of blocks that were shortened, by identity of
-    the whole ones. history: what each stage left.
+    groups: of the whole call, on the host. rows: what is left; both None until the first block. followed: arguments of
+    blocks that were shortened, by identity of the whole ones. history: what each stage left.
     """
 
     encoded: Encoded
     blocks: EncoderBlocks
     work: EncoderWork
+    groups: Groups | None = None
     rows: EncoderRows | None = None
     followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: list[EncoderRows] = field(default_factory=list)
@@ -91,16 +92,12 @@ class EncoderCall:
         state = next(one for one in self.history if one.index.shape[1] == rows)
         return [state.restore(x.unflatten(0, (sequences, rows)))]
 
-    def masks(self) -> list[Tensor]:
-        """For each stage so far float [B, W, 1]: 1 for the rows of what is left."""
-        return [state.left.float()[..., None] for state in self.history]
-
 
 class EncoderStages:
     """Hooks on the blocks of a vision encoder that shorten its rows, and on its end, where all rows come back.
 
     What calls the encoder sees its usual shapes: rows of groups that are gone hold what stands for them. Which groups
-    are left is told by `EncoderCall.records`, and taken out of the prompt before the LLM.
+    are left is told by `EncoderWork.stages`, and taken out of the prompt before the LLM.
     """
 
     def __init__(
@@ -172,8 +169,8 @@ class EncoderStages:
             hidden = args[0] if args else kwargs["hidden_states"]
             x = hidden if hidden.ndim == 3 else hidden[None]
             if call.rows is None:
-                groups = self.family.groups(self.model, call.encoded, tuple(x.shape[:2]))
-                call.rows = EncoderRows.of_call(groups, tuple(x.shape[:2]), x.device)
+                call.groups = self.family.groups(self.model, call.encoded, tuple(x.shape[:2]))
+                call.rows = EncoderRows.of_call(call.groups, tuple(x.shape[:2]), x.device)
             for stage in stages:
                 x = self._run(call, stage, x)
             rows = call.rows
@@ -282,7 +279,9 @@ def follow(rows: EncoderRows, value: Tensor) -> Tensor:
     sequences, width = rows.shape
     if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
         before = torch.nn.functional.pad(rows.left[0].long().cumsum(0), (1, 0))
-        return before[value.long()].unique_consecutive().to(value.dtype)
+        own = before[value.long()].to(value.dtype)
+        # No sequence may be empty. Frames are known not to be; about windows the host has to look.
+        return own if all(rows.counts) and len(value) == len(rows.counts) + 1 else own.unique_consecutive()
     if value.ndim == 4 and value.shape[-1] == value.shape[-2] == width:
         index = rows.index[:, None]
         columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
@@ -309,9 +308,7 @@ def choose(
     counts: list[int] | None = [0] * len(rows.counts)
     for (grid, count), units in _units(stage, rows).items():
         t, h, w = grid
-        own = torch.tensor([first for first, _ in units], device=device)[:, None] + torch.arange(
-            t * h * w, device=device
-        )
+        own = handed([first for first, _ in units], device)[:, None] + torch.arange(t * h * w, device=device)
         tokens = None if count == t * h * w else places(rows.alive[own], count)
         groups = own if tokens is None else own.gather(1, tokens)
         given = {name: value[groups] for name, value in signals.items()}

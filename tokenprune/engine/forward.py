@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
+from tokenprune.core.selection import places
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer
 from tokenprune.engine.encoder_stages import EncoderWork
@@ -169,10 +171,9 @@ class Forward:
         states. encoded: for each stage and span bool [n], which tokens it left."""
         for number, (stage, masks) in enumerate(zip(stages, encoded, strict=True)):
             before = self.state.visual_counts()
-            chosen = [
-                mask.to(ids.device)[ids].nonzero().flatten()
-                for mask, ids in zip(masks, self.state.token_ids, strict=True)
-            ]
+            left = [mask.to(ids.device)[ids] for mask, ids in zip(masks, self.state.token_ids, strict=True)]
+            counts = torch.stack([own.sum() for own in left]).tolist()
+            chosen = [places(own, count) for own, count in zip(left, counts, strict=True)]
             if any(len(own) != len(rows) for own, rows in zip(chosen, self.state.token_rows, strict=True)):
                 hidden = self._shorten(chosen, hidden, policy)
                 self._refuse_dead(stage.method.name)

@@ -44,7 +44,6 @@ class PixelPrune(Method):
         Difference("frames of videos are pictures too", "the code leaves videos as they are"),
         Difference("of two frames that make one row all pixels count", "the code looks at the first, equal in a still"),
     )
-    waits: ClassVar[str] = "how many groups stay follows from the pixels"
     needs: ClassVar[tuple[Need, ...]] = (Need("pixels"),)
 
     keep: Keep | None = keep_option(None, "what survives; none: whatever `tau` leaves")

@@ -44,7 +44,6 @@ class RLT(Method):
         Difference("the threshold is of brightness from 0 to 1", "the code's is of pixels that are normalised"),
         Difference("no embedding of run lengths", "it needs training"),
     )
-    waits: ClassVar[str] = "how many groups stay follows from the pixels"
     needs: ClassVar[tuple[Need, ...]] = (Need("pixels"),)
 
     keep: Keep | None = keep_option(None, "what survives; none: whatever `tau` leaves")
