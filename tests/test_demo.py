@@ -300,7 +300,7 @@ def test_a_visit(address, tmp_path):
         shot(driver, "demo_image")
 
         page.find("#keep input[type=range]").send_keys(Keys.ARROW_RIGHT * 5)
-        page.wait(lambda: "keep=0.3," in page.find("#line").text)
+        page.wait(lambda: "keep=0.3)" in page.find("#line").text)
         page.ask()
         page.wait(lambda: "43 of 144 tokens" in page.find("#stages").text)
         page.type("#keep input[type=number]", "0.5\t")
