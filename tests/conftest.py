@@ -76,8 +76,8 @@ def holds_what_it_says(request, monkeypatch):
         return lambda self, view: (ran.add(name), select(self, view))[1]
 
     for name in named:
-        cls = method_class(name)
-        monkeypatch.setattr(cls, "select", noting(name, cls.select))
+        for cls in (method_class(name), *method_class(name).stages.values()):
+            monkeypatch.setattr(cls, "select", noting(name, cls.select))
     yield
     assert ran == named, f"the ledger says that this test holds {named}, but of these it ran {ran or 'none'}"
 

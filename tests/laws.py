@@ -20,10 +20,12 @@ from tokenprune.catalogue.reach import variants
 from tokenprune.core.budget import n_keep
 from tokenprune.methods.base import options_of
 from tokenprune.methods.place import Layer, in_encoder, place_of
+from tokenprune.methods.registry import all_classes, all_methods
 from tokenprune.signals.table import SIGNALS
 
 METHODS = {name.replace(" ", "-").replace("source=", ""): method for name, method in variants()}
-METHODS["todre-phase=migration"] = replace(METHODS["todre-phase=migration"], share=2.0)  # always low enough
+METHODS |= {name: cls() for name, cls in all_classes().items() if cls.stage_of is not None}
+METHODS["todre_migration"] = replace(METHODS["todre_migration"], share=2.0)  # always low enough
 STAGES = {
     "divprune+fastv": lambda: [Stage(0, DivPrune(keep=0.5)), Stage(3, FastV(keep=0.4))],
     "four stages": lambda: [
@@ -63,7 +65,9 @@ def seen(method):
     def read(need):
         return f"{'encoder' if SIGNALS[need.signal].encoder else need.signal} {need.variant}".strip()
 
-    mixes = any(select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages)
+    mixes = any(
+        select(replace(s, keep=0.5), grid=(1, 6, 6), **given).weights is not None for s in stages if not s.recalls
+    )
     return (
         places[0].order > Layer(0).order,
         len(places) > 1,
@@ -88,7 +92,7 @@ PLANS = {
 }
 CLASSES = {plan: seen(METHODS[plan]) for plan in PLANS} | {plan: plan for plan in STAGES}
 PLANS = {plan: PLANS[plan] for plan in sorted(PLANS, key=CLASSES.get)}  # plans that are alike stand side by side
-OF_FRAMES = [plan for plan in PLANS if METHODS[plan].kind.startswith("video") and plan == METHODS[plan].name]
+OF_FRAMES = [plan for plan in PLANS if METHODS[plan].kind.startswith("video") and plan in all_methods()]
 
 
 def works(family, plan):
@@ -108,8 +112,8 @@ def fits(name, plan, everywhere):
     method = METHODS.get(plan)
     if method is not None and "video" in method.kind:
         if everywhere is None:
-            return plan == method.name or name in VIDEO_ANCHORS
-        return name in (VIDEO_ANCHORS if plan == method.name else VIDEO_ANCHORS[1:2])
+            return plan in all_methods() or name in VIDEO_ANCHORS
+        return name in (VIDEO_ANCHORS if plan in all_methods() else VIDEO_ANCHORS[1:2])
     return everywhere is None or plan in everywhere or name in ANCHORS
 
 

@@ -11,11 +11,12 @@ import torch
 from tests.laws import BATCHES
 from tests.signals import listen, signals
 from tests.tiny import FAMILIES, Picture
-from tokenprune import BadInput, MissingSignal, Selection, Stage, prune, select
+from tokenprune import BadInput, MissingSignal, Random, Selection, Stage, prune, select
 from tokenprune.core.diversity import greedy_dpp, max_min, max_sum
 from tokenprune.core.merging import bipartite, density_peaks
 from tokenprune.methods.agilepruner import effective_rank
 from tokenprune.methods.base import Method, places
+from tokenprune.methods.lvlm_csp import LVLMCSPCluster, LVLMCSPScatter
 from tokenprune.methods.place import Decode, Layer, Pixels, in_encoder
 from tokenprune.methods.registry import all_methods
 from tokenprune.signals.need import Need
@@ -143,7 +144,7 @@ def test_vflowopt_recycles_cell_by_cell():
     assert set(importance.topk(6).indices.tolist()) <= set(chosen.index[plain].tolist())
     torch.testing.assert_close(chosen.weights.sum(-1), torch.ones(10))
     assert ((chosen.weights > 0).sum(0) == 1).all()  # every token goes somewhere, once
-    drop = select("vflowopt", keep=10, phase="drop", saliency=importance)
+    drop = select("vflowopt_drop", keep=10, saliency=importance)
     assert drop.index.tolist() == sorted(importance.topk(10).indices.tolist())
 
 
@@ -175,9 +176,9 @@ def test_coarse_to_fine_looks_into_the_tile_with_most_votes():
 
 def test_todre_drops_all_once_nothing_is_paid():
     paid = torch.full((2, 3, 10), 0.02)
-    assert len(select("todre", phase="migration", keep=0, text_attention=paid).index) == 10
-    assert len(select("todre", phase="migration", keep=0, share=0.3, text_attention=paid).index) == 0
-    assert len(select("todre", phase="migration", keep=3, share=0.3, text_attention=paid).index) == 3
+    assert len(select("todre_migration", keep=0, text_attention=paid).index) == 10
+    assert len(select("todre_migration", keep=0, share=0.3, text_attention=paid).index) == 0
+    assert len(select("todre_migration", keep=3, share=0.3, text_attention=paid).index) == 3
 
 
 def test_max_sum_and_seeds_equal_their_plain_reference():
@@ -269,11 +270,12 @@ class Front(Method):
 def test_tokens_that_wait_need_a_stage_that_recalls_them(tiny_models):
     model = tiny_models(FAMILIES["llava"])
     with pytest.raises(BadInput, match=r"sets tokens aside that no later stage recalls"):
-        prune(model, "lvlm_csp", phase="cluster")
+        prune(model, "lvlm_csp_cluster")
     with pytest.raises(BadInput, match=r"The stage at 1 recalls tokens, but not after a stage that sets tokens aside"):
-        prune(model, "lvlm_csp", phase="scatter")
-    lvlm, random = all_methods()["lvlm_csp"], all_methods()["random"]
-    between = [Stage(0, lvlm(phase="cluster")), Stage(1, random(keep=0.5)), Stage(2, lvlm(phase="scatter"))]
+        prune(model, "lvlm_csp_scatter")
+    with pytest.raises(BadInput, match=r"keep=0.5 of lvlm_csp_scatter must be 1.0"):
+        prune(model, "lvlm_csp_scatter", keep=0.5)
+    between = [Stage(0, LVLMCSPCluster()), Stage(1, Random(keep=0.5)), Stage(2, LVLMCSPScatter())]
     with pytest.raises(BadInput, match=r"The stage at 1 stands between a stage that sets tokens aside and one"):
         prune(model, between)
 

@@ -15,7 +15,7 @@ from tokenprune import BadInput, DivPrune, FrameFusion, MissingSignal, Stage, Un
 from tokenprune.core.frames import Frames, scenes, stretches
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.methods.base import View
-from tokenprune.methods.framefusion import predecessors
+from tokenprune.methods.framefusion import FrameFusionLater, predecessors
 from tokenprune.methods.holitom import best_windows
 from tokenprune.methods.prunevid import PruneVid
 from tokenprune.methods.quota import squarest
@@ -178,9 +178,9 @@ def test_framefusion_meets_its_mean():
     )
     chosen = merging.select(static)
     assert len(chosen.index[0]) == 20  # all is alike: done in one step, and no more than needed
-    assert FrameFusion(phase="later", keep=0.5)._stalled(View(38, 1, (), {}, total=40, layers=6, layers_before=(38,)))
+    assert FrameFusionLater(keep=0.5).prunes(View(38, 1, (), {}, total=40, layers=6, layers_before=(38,)))
     finished = View(20, 1, ((4, 2, 5),), {}, total=40, layers=6, layers_before=(20, 20))
-    assert len(FrameFusion(phase="later", keep=0.5).select(finished).index[0]) == 20
+    assert len(FrameFusionLater(keep=0.5).select(finished).index[0]) == 20
 
 
 def test_predecessors_skip_what_is_gone():

@@ -13,7 +13,7 @@ import pytest
 import tokenprune
 from eval import readme
 from tokenprune import BadInput, methods
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.registry import all_classes, all_methods
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -131,7 +131,7 @@ def test_the_stub_is_up_to_date():
 
 def test_every_method_is_a_name_of_the_package():
     """What is read in the text of `methods/` is what is there once it is imported."""
-    own = [cls for cls in all_methods().values() if cls.__module__.startswith("tokenprune.")]
+    own = [cls for cls in all_classes().values() if cls.__module__.startswith("tokenprune.")]
     assert sorted((cls.__name__, cls.__module__) for cls in own) == sorted(methods.classes().items())
     for cls in own:
         assert getattr(tokenprune, cls.__name__) is cls

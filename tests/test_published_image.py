@@ -131,9 +131,9 @@ def test_todres_second_stage():
     attention = torch.zeros(2, 3, 5)
     attention[:, -1] = 0.04  # 0.2 of the last word's attention, 0.0667 of all words'
     for share, stay in ((0.06, 5), (0.07, 0)):
-        assert len(select("todre", phase="migration", keep=0, share=share, text_attention=attention).index) == stay
+        assert len(select("todre_migration", keep=0, share=share, text_attention=attention).index) == stay
     both = torch.stack([attention, torch.full((2, 3, 5), 0.03)])  # 0.15 of all words' attention
-    chosen = select("todre", phase="migration", keep=0, text_attention=both)
+    chosen = select("todre_migration", keep=0, text_attention=both)
     assert [len(row) for row in rows(chosen)] == [0, 5]
 
 
@@ -214,12 +214,12 @@ def test_vflowopt_recycles_in_tiled_pictures_alone():
 def test_vflowopts_entropy_is_spread_over_each_part():
     """In bits, softmax by base image and tiles: equal within a part, so that a part's size decides."""
     entropy = torch.full((80,), 3.0)
-    level = {"grid": TILES, "entropy": entropy, "saliency": torch.zeros(80), "entropy_weight": 1.0, "phase": "drop"}
-    assert select("vflowopt", keep=16, **level).index.tolist() == list(range(16))
+    level = {"grid": TILES, "entropy": entropy, "saliency": torch.zeros(80), "entropy_weight": 1.0}
+    assert select("vflowopt_drop", keep=16, **level).index.tolist() == list(range(16))
     alone = torch.tensor([3.0, 4.0, 5.0])
     importance = torch.tensor([0.5, 0.2, 0.0])
     score = importance.double() + alone.double().exp() / alone.double().exp().sum()
-    found = select("vflowopt", keep=1, phase="drop", entropy_weight=1.0, entropy=alone, saliency=importance)
+    found = select("vflowopt_drop", keep=1, entropy_weight=1.0, entropy=alone, saliency=importance)
     assert found.index.tolist() == best(score, 1)
 
 
@@ -420,17 +420,17 @@ def test_fopru_keeps_whole_rows():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_star(dtype):
     x, text = made(20, 6, dtype=dtype), made(3, 6, seed=1, dtype=dtype)
-    for phase, rows_of in (("visual", x), ("text", text)):
+    for name, rows_of in (("star", x), ("star_text", text)):
         score = sum((row.double() @ x.double().T / math.sqrt(6)).softmax(0) for row in rows_of)
-        given = {"features": x} if phase == "visual" else {"hidden": x, "text_hidden": text}
-        assert select("star", phase=phase, keep=7, **given).index.tolist() == sorted(best(score, 7))
+        given = {"features": x} if name == "star" else {"hidden": x, "text_hidden": text}
+        assert select(name, keep=7, **given).index.tolist() == sorted(best(score, 7))
 
 
 def test_lvlm_csp():
-    uniform = select("lvlm_csp", phase="cluster", keep=7, saliency=paid(50)).index.tolist()
+    uniform = select("lvlm_csp_cluster", keep=7, saliency=paid(50)).index.tolist()
     assert uniform == [i * (50 // 7) for i in range(7)]
     row = paid(3, 50)
-    found = select("lvlm_csp", phase="prune", keep=7, attention_row=row).index.tolist()
+    found = select("lvlm_csp", keep=7, attention_row=row).index.tolist()
     assert found == sorted(best(row.double().sum(0), 7))
 
 

@@ -193,7 +193,7 @@ def test_flashvid_of_halves(dtype):
 def test_flashvid_inside_the_llm():
     """ceil(n * keep) of the tokens with the highest mean over the heads."""
     row = torch.rand(2, 4, 33, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = select("flashvid", phase="inner", keep=0.3, attention_row=row)
+    found = select("flashvid_inner", keep=0.3, attention_row=row)
     assert found.index.tolist() == [sorted(highest(one.mean(0), 10).tolist()) for one in row.numpy()]
 
 
@@ -259,7 +259,7 @@ def test_holitom_inside_the_llm():
     """Dropped tokens go, one after the other, into the kept one that they are most like, half and half each time."""
     row = torch.rand(2, 3, 15, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     hidden, rows = tensors([clip("random", 1, 15, seed=10), clip("random", 1, 15, seed=11)])
-    found = select("holitom", phase="inner", keep=0.5, attention_row=row, hidden=hidden)
+    found = select("holitom_inner", keep=0.5, attention_row=row, hidden=hidden)
     for i, before in enumerate(x[0] for x in rows):
         kept = sorted(highest(row[i].mean(0).numpy(), round(7.5)).tolist())
         after = before.copy()

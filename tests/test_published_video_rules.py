@@ -12,7 +12,7 @@ from tests.clips64 import KINDS, chosen, clip, clusters, cosine, highest, same, 
 from tokenprune import select
 from tokenprune.methods.base import View
 from tokenprune.methods.dycoke import DyCoke
-from tokenprune.methods.framefusion import FrameFusion
+from tokenprune.methods.framefusion import FrameFusion, FrameFusionLater
 
 SIZES = [(8, 12), (10, 9), (7, 10), (5, 8), (2, 12), (1, 12)]
 HALVES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -162,12 +162,12 @@ def test_prunevid_asks_the_question():
     """int(0.4 N) of every frame, by the highest attention of any head of any word of the text; one word too."""
     for words in (1, 5):
         paid = torch.rand(2, 3, words, 33, generator=torch.Generator().manual_seed(words), dtype=torch.float64)
-        signals = {"text_attention": paid, "grid": (3, 1, 11), "phase": "question", "keep": 0.4}
-        found = select("prunevid", fill="none", **signals)
+        signals = {"text_attention": paid, "grid": (3, 1, 11), "keep": 0.4}
+        found = select("prunevid_question", fill="none", **signals)
         best = paid.numpy().max((1, 2)).reshape(2, 3, 11)
         expected = [sorted(11 * t + int(j) for t in range(3) for j in highest(one[t], 4)) for one in best]
         assert found.index.tolist() == expected
-        assert select("prunevid", **signals).index.shape == (2, 13)
+        assert select("prunevid_question", **signals).index.shape == (2, 13)
 
 
 def scissor(x, threshold):
@@ -259,11 +259,10 @@ def test_framefusion(alike):
         expected = framefusion(h, where, cost, layers, 0.6, 0.1, paid)
         hidden, tokens, before = torch.tensor(h), torch.arange(t * n), ()
         for layer in range(layers):
-            phase = "first" if layer == 0 else "later"
             row = torch.tensor([paid[where[i]] for i in tokens.tolist()])[None, None]
             signals = {"hidden": hidden[None], "attention_row": row}
             view = View(len(tokens), 1, ((t, 1, n),), signals, tokens[None], t * n, layers, before)
-            found = FrameFusion(keep=cost, phase=phase).select(view)
+            found = (FrameFusionLater if layer else FrameFusion)(keep=cost).select(view)
             index, rows = chosen(found, 0, hidden[None])
             tokens = tokens[index]
             assert [where[i] for i in tokens.tolist()] == expected[layer][0], (cost, layer)

@@ -181,7 +181,7 @@ def test_a_method_is_held_to_what_it_declares(monkeypatch):
 def test_the_watch_sees_a_sync(monkeypatch):
     """The tests above can fail."""
     with waits(monkeypatch) as found:
-        tokenprune.select("todre", keep=2, phase="migration", text_attention=torch.rand(2, 3, 9))
+        tokenprune.select("todre_migration", keep=2, text_attention=torch.rand(2, 3, 9))
     assert "core/selection.py Selection.of" in found
 
 

@@ -18,7 +18,7 @@ from tokenprune.families.base import Family
 from tokenprune.families.registry import family_named, family_of
 from tokenprune.methods.base import Method, options_of
 from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place, in_encoder, place_of
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.registry import all_classes
 from tokenprune.methods.stage import Stage
 from tokenprune.recipes import Recipe, named
 from tokenprune.support import obstacle
@@ -109,7 +109,7 @@ class Plan:
     @classmethod
     def with_budget(cls, keep: Any, name: str | Path, /, **asked: Any) -> Plan:
         """The plan of a name, with this `keep` unless `asked` has one; a recipe has budgets of its own."""
-        return cls.of(name, **({"keep": keep} if str(name) in all_methods() else {}) | asked)
+        return cls.of(name, **({"keep": keep} if str(name) in all_classes() else {}) | asked)
 
     @property
     def methods(self) -> list[Method]:
@@ -176,7 +176,8 @@ class Plan:
         ]
         if self.name:
             options = _options(self.what, always=("keep",)) if isinstance(self.what, Method) else []
-            return f"run = tokenprune.prune({', '.join(['model', repr(self.name), *options, *given])})"
+            name = self.what.name if isinstance(self.what, Method) else self.name
+            return f"run = tokenprune.prune({', '.join(['model', repr(name), *options, *given])})"
         what = _call(self.what) if isinstance(self.what, Method) else f"[{', '.join(map(_stage, self._fixed()))}]"
         return f"run = tokenprune.prune({', '.join(['model', what, *given])})"
 

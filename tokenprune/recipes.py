@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
-from tokenprune.methods.registry import all_methods, method_class
+from tokenprune.methods.registry import all_classes, all_methods, method_class
 from tokenprune.methods.stage import Stage
 from tokenprune.shelf import ENDINGS, Shelf
 
@@ -67,7 +67,7 @@ def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
     Raises `BadInput` for an unknown name, with the nearest one.
     """
     text = str(name)
-    if text in all_methods():
+    if text in all_classes():
         return make_method(method_class(text), options)
     if not isinstance(name, Path) and not text.endswith(ENDINGS) and text not in recipe_names():
         raise unknown("method or recipe", text, all_methods(), also=recipe_names())

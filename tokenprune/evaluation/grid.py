@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenprune.errors import unknown
 from tokenprune.evaluation.cells import Cell
 from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
-from tokenprune.methods.registry import all_methods
+from tokenprune.methods.registry import all_classes
 from tokenprune.shelf import Shelf
 
 HARNESS = "tokenprune"
@@ -89,7 +89,7 @@ def grid(
     for method in dict.fromkeys(methods):
         if method == NONE:
             continue
-        if method in all_methods():
+        if method in all_classes():
             prunings |= {f"{method} {keep}": (method, {"keep": keep} | where) for keep in keeps}
         else:
             prunings[method] = (method, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from tokenprune.core.selection import Selection, handed, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Layer, Pixels, Place, place_of
+from tokenprune.methods.renamed import without_phase
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -145,8 +146,16 @@ def keep_option(default: Keep | None, help: str = "") -> Any:
     return option(default, help or "what survives: a float is a fraction of the tokens, an int is a number of tokens")
 
 
+class MethodType(ABCMeta):
+    """Methods are made with options of earlier releases, too."""
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        meant, options = without_phase(cls, options)
+        return super(MethodType, meant).__call__(*args, **options)
+
+
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(metaclass=MethodType):
     """Base of every method. Subclasses set the class attributes, add options and write `select`.
 
     Where that is a score and the k highest of it, `ScoreMethod` is the base to take; where k = 0 and k = n need no
@@ -163,6 +172,7 @@ class Method(ABC):
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
     stage_of: ClassVar[type[Method] | None] = None  # the method whose later stage it is, where no method of its own
+    stages: ClassVar[dict[str, type[Method]]] = {}  # its later stages that are no methods of their own, by name
     waits: ClassVar[str] = ""  # why choosing makes the host wait for the device; empty where it does not
     over_frames: ClassVar[bool] = False  # whether before or inside the encoder it sees a video at once, not each frame
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
@@ -177,8 +187,9 @@ class Method(ABC):
         """stage_of: the method whose schedule has it. It has a name, so that recipes can place it, but paper, origin
         and differences are that method's, and lists and tables show that method alone."""
         super().__init_subclass__(**more)
-        cls.stage_of = stage_of
+        cls.stage_of, cls.stages = stage_of, {}
         if stage_of is not None:
+            stage_of.stages[cls.name] = cls
             for fact in ("paper", "year", "kind", "origin", "differences"):
                 setattr(cls, fact, getattr(stage_of, fact))
 
@@ -326,6 +337,7 @@ def signals_of(method: type[Method]) -> list[str]:
 
 def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     """Build a method from keyword options; an unknown option is an error that shows the nearest name."""
+    cls, options = without_phase(cls, options)
     known = {f.name: f for f in options_of(cls)}
     hints = get_type_hints(cls)
     for name, value in options.items():

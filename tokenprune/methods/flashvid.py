@@ -13,9 +13,11 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
 from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, density_peaks, stacked
-from tokenprune.core.selection import Selection, top_k
+from tokenprune.core.selection import Selection
 from tokenprune.methods.base import (
+    BudgetMethod,
     Method,
+    ScoreMethod,
     View,
     fill_option,
     keep_option,
@@ -30,19 +32,19 @@ NEIGHBOURS = 7
 
 
 @dataclass(frozen=True)
-class FlashVID(Method):
+class FlashVID(BudgetMethod):
     """FlashVID (Fan et al., ICLR 2026, arXiv 2602.08024).
 
-    `phase="vision"`, before the LLM. Every frame keeps a part `diverse` of its budget by max-min over distance times
+    Before the LLM every frame keeps a part `diverse` of its budget by max-min over distance times
     the attention of the candidate (ADTS). The others find, within a scene, their most similar one in the frame before;
     with a cosine above `similar` they join it, and such trees become their mean at the root (TSTM; where fewer roots
     than budget would be left, the weakest links break, and all as weak as the strongest of these). Density peaks
     cluster the roots of each frame, frames sharing the budget of the scene by their number of roots; a cluster is the
-    mean of its roots. `phase="inner"`: the most attended tokens by the last prompt token. By name: `expansion` times
-    `keep` before the LLM, then `inner` of it before 20 of 28 layers, which is `keep` on average over the layers.
+    mean of its roots. `expansion` times `keep` stay, and before 20 of 28 layers `inner` of these (`flashvid_inner`),
+    which is `keep` on average over the layers.
 
     Published are `weighting="event"` for LLaVA, and for Qwen-VL `weighting="attention"` with 4 scenes (in Qwen3-VL the
-    inner phase keeps 0.1 before 28 of 36 layers). `event`, the second version, multiplies a candidate's attention by
+    inner stage keeps 0.1 before 28 of 36 layers). `event`, the second version, multiplies a candidate's attention by
     its relevance, the mean of its products with the mean tokens of the frames of its scene. Below 0 it counts as 0: the
     published code never gets to such a candidate, but repeats a token. It sums a tree's tokens and divides by the
     root's direct children and itself, which is no mean once a tree is deeper (`trees="published"`). In a scene of one
@@ -73,40 +75,29 @@ class FlashVID(Method):
 
     keep: Keep = keep_option(0.1)
     rounding: str = rounding_option("up")
-    phase: str = option("vision", "vision: before the LLM; inner: inside it", ("vision", "inner"))
     diverse: float = option(0.7, "share of a frame's budget for attended and diverse tokens", low=0.0, high=1.0)
     similar: float = option(0.8, "cosine above which tokens of neighbouring frames join")
     scenes: int = option(8, "scenes there are at least", low=1)
     threshold: float = option(0.9, "cosine of neighbouring frames' means below which a scene ends")
     weighting: str = option("attention", "what weighs distances: attention or also event", ("attention", "event"))
     trees: str = option("mean", "what a tree becomes: mean of its tokens, or as published", ("mean", "published"))
-    expansion: float = option(1.25, "how much more the vision phase keeps than the whole method", low=1.0)
-    inner: float = option(0.3, "what the inner phase keeps of that", low=0.0, high=1.0)
+    expansion: float = option(1.25, "how much more stays before the LLM than by the whole method", low=1.0)
+    inner: float = option(0.3, "what the inner stage keeps of that", low=0.0, high=1.0)
     fill: str = fill_option("attention")
     source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        if self.phase == "inner":
-            return (Need("attention_row"),)
         return (Need("features"), Need("saliency", self.source))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        late = max(1, round(20 * layers / 28))
-        if self.phase == "inner":
-            return [(late, self)]
         if isinstance(self.keep, int):
             return [(0, self)]
-        first = min(self.keep * self.expansion, 1.0)
-        later = 1.0 if self.keep == 1.0 else max(self.inner, 1e-9)
-        return [(0, replace(self, keep=first)), (late, replace(self, phase="inner", keep=later))]
+        inner = self.derive(FlashVIDInner, keep=1.0 if self.keep == 1.0 else max(self.inner, 1e-9))
+        return [(0, replace(self, keep=min(self.keep * self.expansion, 1.0))), *inner.schedule(layers)]
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k = self.budget(view)
-        if self.phase == "inner":
-            return Selection(top_k(view["attention_row"].float().mean(1), k))
-        if k in (0, view.count):
-            return view.first(k)
         frames = view.frames(self.name)
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].double())
@@ -187,3 +178,20 @@ class FlashVID(Method):
             weights = torch.zeros(count, stays.count, dtype=share.dtype, device=x.device)
             weights[own[own >= 0], tokens[own >= 0] + offset] = share[own >= 0]
             stays.mix(mine[centres[0]] + offset, weights)
+
+
+@dataclass(frozen=True)
+class FlashVIDInner(ScoreMethod, stage_of=FlashVID):
+    """FlashVID inside the LLM: the most attended tokens by the last prompt token stay."""
+
+    name: ClassVar[str] = "flashvid_inner"
+
+    keep: Keep = keep_option(0.3)
+    rounding: str = rounding_option("up")
+    needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, round(20 * layers / 28)), self)]
+
+    def score(self, view: View) -> Tensor:
+        return view.mean_over_heads("attention_row")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -19,55 +19,19 @@ from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class FrameFusion(Method):
-    """FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986).
+class Fusion(Method):
+    """What every stage of FrameFusion does."""
 
-    `keep` is the mean over the layers of what they process. Before every layer from the first on, the hidden state of a
-    token is compared with the one before it in time at the same place. u is the share of the tokens there are that must
-    go now for the later layers to meet the mean. If enough pairs have a cosine of at least `similar`, the int(u * n)
-    most similar ones merge and the method is done; else all of them merge, and once a layer has merged less than
-    `least` of its tokens, the next one keeps the round(n * (1 - u)) most attended by the last prompt token. Runs of
-    merging tokens become the plain mean of the run at the place of its first token.
-
-    `phase`: first (before the LLM), later, last; by name a first, later ones, and a last one that prunes what still
-    must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever the model,
-    and does so between attention and MLP of a layer; here a stage stands between layers, after the MLP. Without a model
-    (`select`) it is done in one step: the most similar pairs merge, whatever their cosine, and k is k.
-    """
-
-    name: ClassVar[str] = "framefusion"
-    paper: ClassVar[str] = "arXiv 2501.01986"
-    year: ClassVar[int] = 2025
-    kind: ClassVar[str] = "video, merging, staged"
-    origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
-    differences: ClassVar[tuple[Difference, ...]] = (
-        Difference(
-            "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
-        ),
-        Difference(
-            "it ends after `places` layers",
-            "the code goes on through all layers and counts 28 of them whatever the model",
-        ),
-    )
-    waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
+    goes_on: ClassVar[bool] = False  # whether it stands behind another one, which may have done all there is to do
 
     keep: Keep = keep_option(0.3, "what layers process, on average: a fraction, or a number of tokens")
     rounding: str = rounding_option("up")
-    phase: str = option("first", "first: before the LLM; later and last: inside it", ("first", "later", "last"))
     similar: float = option(0.6, "cosine from which neighbours in time merge")
     least: float = option(0.1, "share of merged tokens below which the next layer prunes", low=0.0, high=1.0)
-    places: int = option(8, "layers in which it must be done", low=1)
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need("hidden"),) if self.phase == "first" else (Need("hidden"), Need("attention_row"))
-
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        if self.phase != "first":
-            return [(1, self)]
-        last = min(self.places, layers) - 1
-        later = [(at, replace(self, phase="last" if at == last else "later")) for at in range(1, last + 1)]
-        return [(0, self), *later]
+    def prunes(self, view: View) -> bool:
+        """Whether attention decides, not likeness."""
+        return False
 
     def select(self, view: View) -> Selection:
         n = view.count
@@ -78,8 +42,8 @@ class FrameFusion(Method):
         surplus = self._surplus(view)
         if surplus <= 0:
             return view.first(n)
-        if self.phase == "last" or (self.phase == "later" and self._stalled(view)):
-            return Selection(top_k(view["attention_row"].float().mean(1), max(1, round(n - surplus))))
+        if self.prunes(view):
+            return Selection(top_k(view.mean_over_heads("attention_row"), max(1, round(n - surplus))))
         similarity, before = predecessors(view["hidden"], view.frames(self.name))
         order = ranked(similarity)
         alike = (similarity >= self.similar).sum(-1).clamp(max=int(surplus + 1e-9)).tolist()
@@ -103,16 +67,81 @@ class FrameFusion(Method):
             wanted = (mean * view.layers - sum(processed[1 : layer + 1])) / (view.layers - layer)
             surplus = n - max(wanted, 1.0)
             met = layer + 1 < len(processed) and n - processed[layer + 1] >= int(surplus + 1e-9)
-            if self.phase != "first" and met:
+            if self.goes_on and met:
                 return 0.0
         return surplus
 
-    def _stalled(self, view: View) -> bool:
-        """Whether the stage before merged too little."""
+
+@dataclass(frozen=True)
+class FrameFusion(Fusion):
+    """FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986).
+
+    `keep` is the mean over the layers of what they process. Before every layer from the first on, the hidden state of a
+    token is compared with the one before it in time at the same place. u is the share of the tokens there are that must
+    go now for the later layers to meet the mean. If enough pairs have a cosine of at least `similar`, the int(u * n)
+    most similar ones merge and the method is done; else all of them merge, and once a layer has merged less than
+    `least` of its tokens, the next one keeps the round(n * (1 - u)) most attended by the last prompt token. Runs of
+    merging tokens become the plain mean of the run at the place of its first token.
+
+    It begins before the LLM; `framefusion_later` goes on before the layers that follow, and `framefusion_last` prunes
+    what still must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever
+    the model, and does so between attention and MLP of a layer; here a stage stands between layers, after the MLP.
+    Without a model (`select`) it is done in one step: the most similar pairs merge, whatever their cosine, and k is k.
+    """
+
+    name: ClassVar[str] = "framefusion"
+    paper: ClassVar[str] = "arXiv 2501.01986"
+    year: ClassVar[int] = 2025
+    kind: ClassVar[str] = "video, merging, staged"
+    origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
+    differences: ClassVar[tuple[Difference, ...]] = (
+        Difference(
+            "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
+        ),
+        Difference(
+            "it ends after `places` layers",
+            "the code goes on through all layers and counts 28 of them whatever the model",
+        ),
+    )
+    waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
+
+    places: int = option(8, "layers in which it must be done", low=1)
+
+    needs: ClassVar[tuple[Need, ...]] = (Need("hidden"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        last = min(self.places, layers) - 1
+        later = [(at, self.derive(FrameFusionLater if at < last else FrameFusionLast)) for at in range(1, last + 1)]
+        return [(0, self), *later]
+
+
+@dataclass(frozen=True)
+class FrameFusionLater(Fusion, stage_of=FrameFusion):
+    """FrameFusion inside the LLM: merges, or prunes once the layer before has merged too little."""
+
+    name: ClassVar[str] = "framefusion_later"
+    waits: ClassVar[str] = FrameFusion.waits
+    goes_on: ClassVar[bool] = True
+    needs: ClassVar[tuple[Need, ...]] = (Need("hidden"), Need("attention_row"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(1, self)]
+
+    def prunes(self, view: View) -> bool:
         processed = (view.total, *view.layers_before)
         if len(processed) < 2:  # no layer has run
             return False
         return processed[-2] - processed[-1] < self.least * processed[-2]
+
+
+@dataclass(frozen=True)
+class FrameFusionLast(FrameFusionLater, stage_of=FrameFusion):
+    """FrameFusion where it must be done: prunes what still must go."""
+
+    name: ClassVar[str] = "framefusion_last"
+
+    def prunes(self, view: View) -> bool:
+        return True
 
 
 def predecessors(x: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
-from tokenprune.methods.base import Method, View, fill_option, keep_option, option, source_option
+from tokenprune.methods.base import BudgetMethod, Method, View, fill_option, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -22,20 +22,19 @@ NEIGHBOURS = 7
 
 
 @dataclass(frozen=True)
-class HoliTom(Method):
+class HoliTom(BudgetMethod):
     """HoliTom (Shao et al., NeurIPS 2025, arXiv 2505.21334).
 
-    `phase="outer"`, before the LLM. A place is static in a window of frames if the cosine of neighbouring frames stays
+    Before the LLM a place is static in a window of frames if the cosine of neighbouring frames stays
     above `threshold` there; dynamic programming cuts the video into the windows that save most tokens. What must still
     go is a ratio of what is left: the static places of a window become their mean over time and then as many density
     peaks (7 neighbours), each `beta` of itself and 1 - `beta` of the mean of its cluster; of every frame's dynamic
-    tokens the most attended stay, a part `clustered` of them as density peaks. `phase="inner"`: the tokens most
-    attended by the last prompt token stay, and every other one is folded, one after the other, into its most similar
-    one, (kept + dropped) / 2 each time. By name: outer with `keep`, then inner with `inner` before 18 of 28 layers.
+    tokens the most attended stay, a part `clustered` of them as density peaks. Before 18 of 28 layers `holitom_inner`
+    keeps `inner` of what is left.
 
     Counts are rounded per window and frame; what is over the budget or missing is settled by attention (`fill="none"`:
     left as published). A mean stands at its place in the window's first frame, and order is that of the prompt, not
-    static tokens first. Similarities for folding are of the tokens before any folding.
+    static tokens first.
     """
 
     name: ClassVar[str] = "holitom"
@@ -58,35 +57,25 @@ class HoliTom(Method):
     waits: ClassVar[str] = "which places stand still, and how long, follows from the features"
 
     keep: Keep = keep_option(0.15)
-    phase: str = option("outer", "outer: before the LLM; inner: inside it", ("outer", "inner"))
     threshold: float = option(0.8, "cosine above which a place stands still")
     beta: float = option(0.6, "weight of a density peak in its mixture", low=0.0, high=1.0)
     clustered: float = option(0.0, "share of a frame's dynamic budget that is density peaks", low=0.0, high=1.0)
-    inner: float = option(0.5, "what the inner phase keeps of the outer one", low=0.0, high=1.0)
+    inner: float = option(0.5, "what the inner stage keeps of that", low=0.0, high=1.0)
     fill: str = fill_option("attention")
     source: str = source_option("received")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        if self.phase == "inner":
-            return (Need("attention_row"), Need("hidden"))
         return (Need("features"), Need("saliency", self.source))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        late = max(1, round(18 * layers / 28))
-        if self.phase == "inner":
-            return [(late, self)]
         if isinstance(self.keep, int):
             return [(0, self)]
-        later = 1.0 if self.keep == 1.0 else max(self.inner, 1e-9)
-        return [(0, self), (late, replace(self, phase="inner", keep=later))]
+        inner = self.derive(HoliTomInner, keep=1.0 if self.keep == 1.0 else max(self.inner, 1e-9))
+        return [(0, self), *inner.schedule(layers)]
 
-    def select(self, view: View) -> Selection:
+    def choose(self, view: View) -> Selection:
         k = self.budget(view)
-        if k in (0, view.count):
-            return view.first(k)
-        if self.phase == "inner":
-            return _folded(top_k(view["attention_row"].float().mean(1), k), view["hidden"])
         frames = view.frames(self.name)
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
@@ -159,6 +148,24 @@ def best_windows(still: Tensor) -> tuple[list[tuple[int, int]], int]:
         windows.append((start[end], end))
         end = start[end]
     return windows[::-1], best[count]
+
+
+@dataclass(frozen=True)
+class HoliTomInner(BudgetMethod, stage_of=HoliTom):
+    """HoliTom inside the LLM: the tokens most attended by the last prompt token stay, and every other one is folded,
+    one after the other, into its most similar one, (kept + dropped) / 2 each time. Similarities are of the tokens
+    before any folding."""
+
+    name: ClassVar[str] = "holitom_inner"
+
+    keep: Keep = keep_option(0.5)
+    needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"), Need("hidden"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, round(18 * layers / 28)), self)]
+
+    def choose(self, view: View) -> Selection:
+        return _folded(top_k(view.mean_over_heads("attention_row"), self.budget(view)), view["hidden"])
 
 
 def _folded(index: Tensor, hidden: Tensor) -> Selection:

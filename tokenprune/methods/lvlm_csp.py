@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, source_option
+from tokenprune.errors import BadInput
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
-PHASES = ("cluster", "scatter", "prune")
+CHOICES = ("uniform", "random", "saliency")
 
 
 @dataclass(frozen=True)
-class LVLMCSP(Method):
+class LVLMCSP(ScoreMethod):
     """Our reading of LVLM_CSP (Chen et al., arXiv 2504.10854): clustering, scattering, pruning.
 
-    `phase="cluster"`: only `keep` representatives go through the layers that follow, the others wait as they are:
-    token i * floor(n / N) for the i-th of N (`choice="uniform"`), or the best attended by the encoder (`"saliency"`).
-    `phase="scatter"`: those that waited come back. `phase="prune"`: the tokens that the last prompt token ([SEG] in
-    LISA) attends to most stay. By name: cluster before the LLM (`clusters` of the tokens), scatter before a quarter of
-    the layers, prune before half of them (`keep`).
+    Before the LLM `lvlm_csp_cluster` takes representatives (`clusters` of the tokens), and the others wait; before a
+    quarter of the layers they come back (`lvlm_csp_scatter`); before half of them the `keep` tokens stay that the last
+    prompt token ([SEG] in LISA) attends to most.
 
     Only the abstract and a review were at hand, and no code; neither layers nor the number of representatives were
     found: those are ours. The paper's random choice is `random` here, its segment-first choice needs a detector and is
@@ -40,47 +40,74 @@ class LVLMCSP(Method):
         Difference("layers and the number of representatives", "neither was found: ours"),
         Difference("no choice by the segment that comes first", "it needs a detector"),
     )
-    default_at: ClassVar[int] = 0
 
     keep: Keep = keep_option(0.1)
-    phase: str = option("prune", "cluster: the others wait; scatter: they come back; prune: by attention", PHASES)
-    clusters: float = option(0.25, "share of representatives where the phases run by name")
-    choice: str = option("uniform", "representatives: uniform, random or saliency", ("uniform", "random", "saliency"))
+    clusters: float = option(0.25, "share of representatives in the early layers", low=0.0, high=1.0)
+    choice: str = option("uniform", "representatives: uniform, random or saliency", CHOICES)
+    seed: int = option(0, "seed of the random choice")
+    source: str = source_option("received", "whose attention is the saliency")
+    needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        clusters = self.derive(LVLMCSPCluster, keep=1.0 if self.keep == 1.0 else self.clusters)
+        scatter = self.derive(LVLMCSPScatter, keep=1.0)
+        return [*clusters.schedule(layers), *scatter.schedule(layers), (max(2, layers // 2), self)]
+
+    def score(self, view: View) -> Tensor:
+        return view.mean_over_heads("attention_row")
+
+
+@dataclass(frozen=True)
+class LVLMCSPCluster(Method, stage_of=LVLMCSP):
+    """LVLM_CSP in the early layers: only `keep` representatives go through those that follow, the others wait as they
+    are. Token i * floor(n / N) for the i-th of N (`choice="uniform"`), the best attended by the encoder (`"saliency"`),
+    or `"random"` ones."""
+
+    name: ClassVar[str] = "lvlm_csp_cluster"
+
+    keep: Keep = keep_option(0.25)
+    choice: str = option("uniform", "representatives: uniform, random or saliency", CHOICES)
     seed: int = option(0, "seed of the random choice")
     source: str = source_option("received", "whose attention is the saliency")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        if self.phase == "prune":
-            return (Need("attention_row"),)
-        return (Need("saliency", self.source),) if (self.phase, self.choice) == ("cluster", "saliency") else ()
+        return (Need("saliency", self.source),) if self.choice == "saliency" else ()
 
     @property
     def sets_aside(self) -> bool:
-        return self.phase == "cluster"
-
-    @property
-    def recalls(self) -> bool:
-        return self.phase == "scatter"
-
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        quarter, half = max(1, layers // 4), max(2, layers // 2)
-        if self.phase != "prune":
-            return [(0 if self.phase == "cluster" else quarter, self)]
-        return [
-            (0, replace(self, phase="cluster", keep=1.0 if self.keep == 1.0 else self.clusters)),
-            (quarter, replace(self, phase="scatter", keep=1.0)),
-            (half, replace(self, phase="prune")),
-        ]
+        return True
 
     def select(self, view: View) -> Selection:
-        k = view.count if self.phase == "scatter" else self.budget(view)
-        if self.phase == "prune":
-            return Selection(top_k(view["attention_row"].float().mean(-2), k))
-        if self.phase == "cluster" and self.choice == "saliency":
+        k = self.budget(view)
+        if self.choice == "saliency":
             return Selection(top_k(view["saliency"].float(), k))
-        if self.phase == "cluster" and self.choice == "random":
+        if self.choice == "random":
             scores = torch.rand(view.count, generator=torch.Generator().manual_seed(self.seed))
             return Selection(top_k(scores, k).expand(view.spans, -1).to(view.device, non_blocking=True))
         index = torch.arange(k, device=view.device) * (view.count // max(k, 1))
         return Selection(index.expand(view.spans, -1))
+
+
+@dataclass(frozen=True)
+class LVLMCSPScatter(Method, stage_of=LVLMCSP):
+    """LVLM_CSP in the middle layers: the tokens that waited come back, all of them."""
+
+    name: ClassVar[str] = "lvlm_csp_scatter"
+
+    keep: Keep = keep_option(1.0, "1.0: nothing is dropped where tokens come back")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep != 1.0:
+            raise BadInput(f"keep={self.keep!r} of {self.name} must be 1.0. Drop tokens at a stage behind it.")
+
+    @property
+    def recalls(self) -> bool:
+        return True
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, layers // 4), self)]
+
+    def select(self, view: View) -> Selection:
+        return view.first(view.count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, same_place_cosine, stretches
 from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, fill_option, keep_option, option
+from tokenprune.methods.base import BudgetMethod, Method, View, fill_option, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -23,22 +23,19 @@ FEW = 14  # tokens that are not worth merging
 
 
 @dataclass(frozen=True)
-class PruneVid(Method):
+class PruneVid(BudgetMethod):
     """PruneVid (Huang et al., ACL Findings 2025, arXiv 2412.16117).
 
-    `phase="merge"`, before the LLM. Frames are clustered by their mean tokens (density peaks, a cluster for every four
+    Before the LLM frames are clustered by their mean tokens (density peaks, a cluster for every four
     frames); of each cluster the longest runs stay if they are longer than one frame, and frames outside join the longer
     run beside them. In such a window a place is static if the mean cosine of its tokens over all pairs of frames is
     above `threshold`; static places become their mean over time. These, and every frame's other tokens, become
-    int(`ratio` * count) cluster means each, where there are more than 14. `phase="question"`: of every frame
-    int(`keep` * count) tokens, those with the highest attention from any head of any text token. By name: merge, then
-    `question` of what is left after layer 10, which is before the 12th of 32.
+    int(`ratio` * count) cluster means each, where there are more than 14. After layer 10, which is before the 12th of
+    32, `prunevid_question` keeps `question` of what is left.
 
-    keep=none and `fill="none"` give the published counts. With `keep` before the LLM, which is ours, the ratio follows
-    from the budget, and what is missing or too much is settled by how much a token differs from the one before it; in
-    the second phase the most attended tokens left fill up to k. Frames alone in their window have no static places
-    (published: 0 / 0). The published second phase counts the static tokens of a window apart, which a stage between
-    layers cannot tell from others; a mean stands in its window's first frame here, and counts there.
+    keep=none gives the published counts. With `keep`, which is ours, the ratio follows from the budget, and what is
+    missing or too much is settled by how much a token differs from the one before it. Frames alone in their window have
+    no static places (published: 0 / 0). A mean stands in its window's first frame.
     """
 
     name: ClassVar[str] = "prunevid"
@@ -51,7 +48,7 @@ class PruneVid(Method):
         Difference("frames alone in their window have no static places", "the code divides 0 by 0"),
         Difference("ties go to the lowest index", "the code draws noise, so that two runs differ"),
         Difference(
-            "the second phase does not count the static tokens of a window apart",
+            "the second stage does not count the static tokens of a window apart",
             "a stage between layers cannot tell them from others",
         ),
         Difference(
@@ -64,32 +61,22 @@ class PruneVid(Method):
     waits: ClassVar[str] = "how many scenes and still places there are follows from the features"
 
     keep: Keep | None = keep_option(None, "what survives the merging; none: what `ratio` and `threshold` leave")
-    phase: str = option("merge", "merge: before the LLM; question: inside it", ("merge", "question"))
     threshold: float = option(0.8, "mean cosine above which a place is static")
     ratio: float = option(0.5, "cluster means for each token, where keep does not say", low=0.0, high=1.0)
     clusters: float = option(0.25, "clusters for each frame", low=0.0, high=1.0)
-    question: float = option(0.4, "what the second phase keeps", low=0.0, high=1.0)
-    fill: str = fill_option("score", "how the second phase meets its budget exactly")
+    question: float = option(0.4, "what the second stage keeps", low=0.0, high=1.0)
+    fill: str = fill_option("score", "how the second stage meets its budget exactly")
 
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need("text_attention"),) if self.phase == "question" else (Need("features"), Need("frame_features"))
+    needs: ClassVar[tuple[Need, ...]] = (Need("features"), Need("frame_features"))
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        late = max(1, round(11 * layers / 32))
-        if self.phase == "question":
-            return [(late, self)]
         if isinstance(self.keep, int):
             return [(0, self)]
-        later = 1.0 if self.keep == 1.0 else max(self.question, 1e-9)
-        return [(0, self), (late, replace(self, phase="question", keep=later))]
+        question = self.derive(PruneVidQuestion, keep=1.0 if self.keep == 1.0 else max(self.question, 1e-9))
+        return [(0, self), *question.schedule(layers)]
 
-    def select(self, view: View) -> Selection:
-        if self.phase == "question":
-            return self._asked(view)
+    def choose(self, view: View) -> Selection:
         k = None if self.keep is None else self.budget(view)
-        if k in (0, view.count):
-            return view.first(k)
         frames = view.frames(self.name)
         x = frames.spread(view["features"])
         together = frames.present[:, 1:] & frames.present[:, :-1]
@@ -159,12 +146,31 @@ class PruneVid(Method):
             weights[:, start + places] = mixed / len(starts)
         stays.mix(starts[0] + places[centres[0]], weights)
 
-    def _asked(self, view: View) -> Selection:
-        k = view.count if self.keep is None else self.budget(view)
+
+@dataclass(frozen=True)
+class PruneVidQuestion(Method, stage_of=PruneVid):
+    """PruneVid inside the LLM: of every frame int(`keep` * count) tokens stay, those with the highest attention from
+    any head of any text token; the most attended of the others fill up to k (`fill="none"`: nothing does, as
+    published).
+
+    The published code counts the static tokens of a window apart, which a stage between layers cannot tell from others;
+    a mean counts in its window's first frame here.
+    """
+
+    name: ClassVar[str] = "prunevid_question"
+
+    keep: Keep = keep_option(0.4)
+    fill: str = fill_option("score")
+    needs: ClassVar[tuple[Need, ...]] = (Need("text_attention"),)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, round(11 * layers / 32)), self)]
+
+    def select(self, view: View) -> Selection:
         scores = view["text_attention"].float().amax((1, 2))
         frames: Frames = view.frames(self.name)
         rank = frames.taken(ranks(frames.spread(scores).masked_fill(~frames.present, float("-inf"))))
         share = (frames.present.sum(-1).double() * self.share(view)).long().gather(1, frames.frame)
         if self.fill == "none":
             return Selection.of(rank < share)
-        return Selection(top_k((rank < share) * view.count - ranks(scores), k))
+        return Selection(top_k((rank < share) * view.count - ranks(scores), self.budget(view)))

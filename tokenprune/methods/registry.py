@@ -34,11 +34,6 @@ def all_classes() -> dict[str, type[Method]]:
     return _loaded()
 
 
-def stages_of(method: type[Method]) -> list[type[Method]]:
-    """The later stages of a method that have names of their own."""
-    return [cls for cls in all_classes().values() if cls.stage_of is method]
-
-
 def _loaded() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
 

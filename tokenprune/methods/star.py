@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
 
 @dataclass(frozen=True)
-class STAR(Method):
+class STAR(ScoreMethod):
     """Our reading of STAR (Guo et al., arXiv 2505.12359): stage-wise attention-guided reduction.
 
-    `phase="visual"`, before the LLM: A = softmax(V V^T / sqrt(d)) of the projected tokens, score = attention received,
-    the mean over the rows. `phase="text"`, before layer K: C = softmax over the visual tokens of T V^T / sqrt(d) of
-    hidden states, score = the mean over the text tokens T after the image. By name both run: before the LLM and before
-    half of the layers, each keeping sqrt(keep), so that `keep` is what is left at the end.
+    Before the LLM: A = softmax(V V^T / sqrt(d)) of the projected tokens, score = attention received, the mean over the
+    rows. Before half of the layers `star_text`, which asks what the text pays. Each keeps sqrt(keep), so that `keep` is
+    what is left at the end.
 
     Only a review that quotes the formulas was at hand, and no code. As printed, both means run along the softmax axis
     and are constant; received attention is the usable reading. The split of the budget and the layer are ours. The
@@ -39,24 +39,37 @@ class STAR(Method):
         Difference("the split of the budget and the layer", "neither was found: ours"),
     )
 
-    keep: Keep = keep_option(0.1, "what survives both phases: a fraction; of one phase: a fraction or a number")
-    phase: str = option("visual", "visual: before the LLM; text: inside it", choices=("visual", "text"))
-
-    @property
-    def needs(self) -> tuple[Need, ...]:
-        return (Need("features"),) if self.phase == "visual" else (Need("hidden"), Need("text_hidden"))
+    keep: Keep = keep_option(0.1, "what survives both stages: a fraction; of the first alone: a number")
+    needs: ClassVar[tuple[Need, ...]] = (Need("features"),)
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        middle = max(1, layers // 2)
-        if self.phase == "text":
-            return [(middle, self)]
         if isinstance(self.keep, int):
             return [(0, self)]
-        half = self.keep**0.5
-        return [(0, replace(self, keep=half)), (middle, replace(self, keep=self.keep, of="original", phase="text"))]
+        text = self.derive(STARText, keep=self.keep, of="original")
+        return [(0, replace(self, keep=self.keep**0.5)), *text.schedule(layers)]
 
-    def select(self, view: View) -> Selection:
-        visual = view["features" if self.phase == "visual" else "hidden"].float()
-        rows = visual if self.phase == "visual" else view["text_hidden"].float()
-        scores = (rows @ visual.mT / visual.shape[-1] ** 0.5).softmax(-1).mean(1)
-        return Selection(top_k(scores, self.budget(view)))
+    def score(self, view: View) -> Tensor:
+        visual = view["features"].float()
+        return received(visual, visual)
+
+
+@dataclass(frozen=True)
+class STARText(ScoreMethod, stage_of=STAR):
+    """STAR inside the LLM: C = softmax over the visual tokens of T V^T / sqrt(d) of hidden states; a token's score is
+    the mean over the text tokens T after the image."""
+
+    name: ClassVar[str] = "star_text"
+
+    keep: Keep = keep_option(0.1)
+    needs: ClassVar[tuple[Need, ...]] = (Need("hidden"), Need("text_hidden"))
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, layers // 2), self)]
+
+    def score(self, view: View) -> Tensor:
+        return received(view["text_hidden"].float(), view["hidden"].float())
+
+
+def received(rows: Tensor, visual: Tensor) -> Tensor:
+    """float32 [S, n]: what `visual` [S, n, d] receives from `rows` [S, m, d], the mean over these."""
+    return (rows @ visual.mT / visual.shape[-1] ** 0.5).softmax(-1).mean(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, marked, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -20,14 +20,13 @@ from tokenprune.signals.need import Need
 class VFlowOpt(Method):
     """VFlowOpt (Yang et al., ICCV 2025, arXiv 2508.05211).
 
-    Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to
-    it, plus `entropy_weight` times the softmax, over the base image or the tiles, of the entropies (in bits) of the
-    patches' grey values. `phase="recycle"`, before the LLM: the most important tokens stay; the others are grouped by
-    cells of `cell` x `cell` tokens of their grid (a real number), and each cell's importance-weighted mean goes on at
-    the place of its most important member. `phase="drop"`, inside the LLM: the same importance, nothing recycled. By
-    name: recycle before the LLM keeping `keep`, then drop before a third and two thirds of the layers (9, 18 of 28),
-    keeping `later` of what is left. Defaults are the published settings for 10 %; the recipes hold those for 25 and
-    50 %.
+    Importance of a token: what the encoder's queries that receive over `threshold` times the mean attention pay to it,
+    plus `entropy_weight` times the softmax, over the base image or the tiles, of the entropies (in bits) of the
+    patches' grey values. Before the LLM the most important tokens stay; the others are grouped by cells of `cell` x
+    `cell` tokens of their grid (a real number), and each cell's importance-weighted mean goes on at the place of its
+    most important member. Before a third and two thirds of the layers (9, 18 of 28) `vflowopt_drop` keeps `later` of
+    what is left, by the same importance, and nothing is recycled. Defaults are the published settings for 10 %; the
+    recipes hold those for 25 and 50 %.
 
     The published code recycles in pictures with tiles alone (`recycle_in="tiled"`; by default in all), and there
     keeps k - int(n / cell**2) tokens as they are and one for every cell in use (`budget_of="published"`); by default
@@ -63,7 +62,6 @@ class VFlowOpt(Method):
     waits: ClassVar[str] = "how many cells are in use follows from the tokens that are left"
 
     keep: Keep = keep_option(0.1166)
-    phase: str = option("recycle", "recycle: before the LLM; drop: inside it", choices=("recycle", "drop"))
     threshold: float = option(39.26, "how many times the mean attention makes a query global")
     entropy_weight: float = option(0.0, "weight of the entropy of the pixels")
     cell: float = option(17.39, "side of a recycling cell in tokens", low=1)
@@ -75,19 +73,16 @@ class VFlowOpt(Method):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        importance = (Need("saliency", "global", self.threshold),)
-        return (*importance, Need("entropy")) if self.entropy_weight else importance
+        return _needs(self.threshold, self.entropy_weight)
 
     def schedule(self, layers: int) -> list[tuple[int, Method]]:
-        if self.phase == "drop":
-            return [(max(1, layers // 3), self)]
         later = [1.0 if self.keep == 1.0 else share for share in self.later]
         steps = [(max(i, round(9 * i * layers / 28)), share) for i, share in enumerate(later, 1)]
-        return [(0, self), *((at, replace(self, phase="drop", keep=share)) for at, share in steps)]
+        return [(0, self), *((at, self.derive(VFlowOptDrop, keep=share)) for at, share in steps)]
 
     def select(self, view: View) -> Selection:
-        importance, k, n = self._importance(view), self.budget(view), view.count
-        plain = self.phase == "drop" or (self.recycle_in == "tiled" and len(view.grids) < 2)
+        importance, k, n = importance_of(view, self.entropy_weight), self.budget(view), view.count
+        plain = self.recycle_in == "tiled" and len(view.grids) < 2
         if plain or k in (0, n):
             return Selection(top_k(importance, k))
         rank = ranks(importance)
@@ -109,22 +104,51 @@ class VFlowOpt(Method):
         group = torch.where(taken & ~stands, -1, place.gather(1, cell))
         return replace(chosen, weights=averaged(index, group, importance.clamp(min=1e-12)))
 
-    def _importance(self, view: View) -> Tensor:
-        importance = view["saliency"].float()
-        if not self.entropy_weight:
-            return importance
-        entropy = view["entropy"].float()
-        if len(view.grids) < 2:
-            return importance + self.entropy_weight * entropy.softmax(-1)
-        part = view.cells(self.name)[0]
-        spread = torch.stack(
-            [entropy.masked_fill(part != i, float("-inf")).softmax(-1).nan_to_num() for i in range(len(view.grids))]
-        )
-        return importance + self.entropy_weight * spread.sum(0)
-
     def _cells(self, view: View) -> Tensor:
         """int64 [S, n]: number of each token's cell, counted over all parts and frames."""
         part, frame, row, column = view.cells(self.name)
         down, across = (row / self.cell).long(), (column / self.cell).long()
         plane = part * (frame.max() + 1) + frame
         return (plane * (down.max() + 1) + down) * (across.max() + 1) + across
+
+
+@dataclass(frozen=True)
+class VFlowOptDrop(ScoreMethod, stage_of=VFlowOpt):
+    """VFlowOpt inside the LLM: the same importance, nothing recycled."""
+
+    name: ClassVar[str] = "vflowopt_drop"
+    scope: ClassVar[str] = "item"
+
+    keep: Keep = keep_option(0.6011)
+    threshold: float = option(39.26, "how many times the mean attention makes a query global")
+    entropy_weight: float = option(0.0, "weight of the entropy of the pixels")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return _needs(self.threshold, self.entropy_weight)
+
+    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+        return [(max(1, layers // 3), self)]
+
+    def score(self, view: View) -> Tensor:
+        return importance_of(view, self.entropy_weight)
+
+
+def _needs(threshold: float, entropy_weight: float) -> tuple[Need, ...]:
+    importance = (Need("saliency", "global", threshold),)
+    return (*importance, Need("entropy")) if entropy_weight else importance
+
+
+def importance_of(view: View, entropy_weight: float) -> Tensor:
+    """float32 [S, n]: what global queries pay to each token, and the entropies of each part against each other."""
+    importance = view["saliency"].float()
+    if not entropy_weight:
+        return importance
+    entropy = view["entropy"].float()
+    if len(view.grids) < 2:
+        return importance + entropy_weight * entropy.softmax(-1)
+    part = view.cells("vflowopt")[0]
+    spread = torch.stack(
+        [entropy.masked_fill(part != i, float("-inf")).softmax(-1).nan_to_num() for i in range(len(view.grids))]
+    )
+    return importance + entropy_weight * spread.sum(0)
