@@ -9,7 +9,7 @@ from PIL import Image
 
 from tokenprune import scenes
 from tokenprune.chat import Chat
-from tokenprune.integrations.lmms_eval.wrapped import Pruned
+from tokenprune.evaluation.lmms_eval.wrapped import Pruned
 
 
 class Own(lmms):

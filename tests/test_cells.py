@@ -14,9 +14,9 @@ from tokenprune import BadInput
 from tokenprune.evaluation.cells import Cell, Result, read, write
 from tokenprune.evaluation.grid import Benchmark, grid
 from tokenprune.evaluation.harness import run_all
+from tokenprune.evaluation.lmms_eval import code
+from tokenprune.evaluation.lmms_eval.settings import digest, plan_of
 from tokenprune.evaluation.tables import against, overview
-from tokenprune.integrations.lmms_eval import code
-from tokenprune.integrations.lmms_eval.settings import digest, plan_of
 from tokenprune.methods import registry
 from tokenprune.methods.base import option
 from tokenprune.methods.divprune import DivPrune
@@ -117,9 +117,9 @@ def replaced(monkeypatch):
     """Another class in the place of `divprune`."""
 
     def replace(cls):
-        known = registry.all_methods() | {"divprune": cls}
+        known = registry.all_classes() | {"divprune": cls}
         for module in ("tokenprune.recipes", "tokenprune.evaluation.grid"):
-            monkeypatch.setattr(sys.modules[module], "all_methods", lambda: known)
+            monkeypatch.setattr(sys.modules[module], "all_classes", lambda: known)
         monkeypatch.setattr("tokenprune.recipes.method_class", known.__getitem__)
 
     return replace

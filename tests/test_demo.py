@@ -35,7 +35,7 @@ from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
 from tokenprune.demo.app import AUTOMATIC, told
-from tokenprune.demo.plan import PUBLISHED, plan
+from tokenprune.demo.controls import PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.media.clip import Clip
 from tokenprune.media.readers import READERS

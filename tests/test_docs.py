@@ -212,3 +212,10 @@ def test_the_site_is_built_and_asks_no_other_server(tmp_path):
         if name not in methods.classes():
             assert f"{name}</span>" in text, name
             assert getattr(tokenprune, name).__doc__, name
+
+
+def test_the_files_of_the_walk_are_there():
+    text = (ROOT / "docs/walk.md").read_text()
+    named = {path for path in re.findall(r"`([\w./]+\.py)`", text) if "<" not in path}
+    assert len(named) > 20
+    assert not [path for path in named if not (ROOT / "tokenprune" / path).exists()]

@@ -15,11 +15,11 @@ from tests.draw import cases
 from tokenprune import FastV, Plan, Stage, load_video, prune, scenes
 from tokenprune.chat import Chat
 from tokenprune.explain.answers import explain
+from tokenprune.explain.overlay import heat_map
 from tokenprune.explain.page import page
 from tokenprune.explain.stages import GONE
 from tokenprune.methods.base import signals_of
 from tokenprune.methods.registry import all_methods, method_class
-from tokenprune.overlay import heat_map
 from tokenprune.signals.table import SIGNALS
 
 IMAGE = Image.open(scenes.IMAGE).convert("RGB")

@@ -16,12 +16,12 @@ from tests.draw import cases
 from tests.fake_lmms import Batched, request
 from tokenprune import BadInput, Plan, Unsupported, scenes
 from tokenprune.chat import Chat
-from tokenprune.integrations.lmms_eval import WRAPPED
-from tokenprune.integrations.lmms_eval.cache import KEY, _keyed
-from tokenprune.integrations.lmms_eval.meter import Measured
-from tokenprune.integrations.lmms_eval.model import Tokenprune, generation
-from tokenprune.integrations.lmms_eval.settings import plan_of
-from tokenprune.integrations.lmms_eval.wrapped import Documents, Pruned, arguments_of
+from tokenprune.evaluation.lmms_eval import WRAPPED
+from tokenprune.evaluation.lmms_eval.meter import Measured
+from tokenprune.evaluation.lmms_eval.model import Tokenprune, generation
+from tokenprune.evaluation.lmms_eval.responses import KEY, _keyed
+from tokenprune.evaluation.lmms_eval.settings import plan_of
+from tokenprune.evaluation.lmms_eval.wrapped import Documents, Pruned, arguments_of
 
 MODEL = f"pretrained={scenes.MODEL}"
 
@@ -74,7 +74,7 @@ def test_the_entry_point_is_found():
 
 def test_options_of_methods_do_not_hide_behind_arguments_of_models():
     """An option that a wrapped class takes for its own would never reach the method but for its prefix."""
-    from tokenprune.integrations.lmms_eval.settings import WHERE
+    from tokenprune.evaluation.lmms_eval.settings import WHERE
     from tokenprune.methods.base import options_of
     from tokenprune.methods.registry import all_methods
 

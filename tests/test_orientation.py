@@ -104,7 +104,7 @@ def test_explain(photo, chat):
 
 
 def test_lmms_eval(photo):
-    from tokenprune.integrations.lmms_eval.model import Tokenprune
+    from tokenprune.evaluation.lmms_eval.model import Tokenprune
 
     for given in (str(photo), Image.open(photo)):
         assert upright(Tokenprune._part(None, {"type": "image", "url": given})["image"])

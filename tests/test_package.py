@@ -21,7 +21,6 @@ ALLOWED = {
     "version": set(),
     "scenes": set(),
     "media": {"errors", "media"},
-    "html": set(),
     "markdown": set(),
     "yaml_text": {"errors"},
     "chat": {"errors", "families", "media", "scenes"},
@@ -31,8 +30,7 @@ ALLOWED = {
     "families": {"errors", "families"},
     "support": {"signals", "methods", "families"},
     "engine": {"errors", "core", "signals", "methods", "families", "support", "engine"},
-    "overlay": {"errors", "families", "engine"},
-    "explain": {"core", "families", "engine", "api", "plan", "chat", "html", "media", "overlay", "explain"},
+    "explain": {"errors", "core", "families", "engine", "api", "plan", "chat", "media", "explain"},
     "shelf": {"errors", "yaml_text"},
     "recipes": {"errors", "methods", "shelf"},
     "plan": {"errors", "methods", "families", "support", "engine", "recipes", "checking"},
@@ -40,18 +38,18 @@ ALLOWED = {
     "checking": {"errors", "version", "methods", "engine", "plan", "checking"},
     "api": {"errors", "core", "signals", "methods", "engine", "checking", "plan"},
     "demo": {
-        *("errors", "core", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "overlay"),
+        *("errors", "core", "methods", "engine", "recipes", "api", "scenes", "chat", "media"),
         *("explain", "catalogue", "cli", "demo", "plan"),
     },
     "search": {"errors", "core", "signals", "methods", "engine", "api"},
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "engine", "api", "plan", "chat", "media", "bench"},
-    "integrations": {
-        *("errors", "version", "methods", "families", "engine", "plan", "chat", "media", "integrations"),
+    "evaluation": {
+        *("errors", "version", "methods", "families", "engine", "plan", "chat", "media", "shelf", "scenes", "bench"),
+        *("markdown", "explain", "evaluation"),
     },
-    "evaluation": {"errors", "methods", "shelf", "scenes", "bench", "html", "integrations", "markdown", "evaluation"},
     "cli": {
-        *("errors", "signals", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "overlay", "bench"),
+        *("errors", "signals", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "bench"),
         *("checking", "evaluation", "explain", "catalogue", "demo", "plan", "cli"),
     },
 }

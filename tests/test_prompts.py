@@ -38,7 +38,7 @@ from tests.tiny import FAMILIES, Picture
 from tests.tiny.base import IMAGE, llama
 from tokenprune import BadInput, DivPrune, FastV, Random, Stage, TokenpruneError, Unsupported, prune, scenes, select
 from tokenprune.chat import Chat
-from tokenprune.engine.encoder import EncoderReader
+from tokenprune.engine.encoder_reader import EncoderReader
 from tokenprune.signals import taps
 
 pytestmark = pytest.mark.laws

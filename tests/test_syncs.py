@@ -34,7 +34,7 @@ ALWAYS = {
 }
 ENCODER = {
     "families/qwen2_vl.py Qwen2VL.groups": "how large pictures are, once for each prompt",
-    "engine/encoder.py EncoderReader._owners": "compares what is on the host anyhow",
+    "engine/encoder_reader.py EncoderReader._owners": "compares what is on the host anyhow",
     "engine/forward.py Forward.enter_encoded": "how many tokens of each picture the encoder left, once for each stage",
 }
 TEXT = {

@@ -6,10 +6,11 @@ of every method in `methods/`. Type checkers look into `__init__.pyi`, which `ma
 
 import importlib
 
-from tokenprune import methods
+from tokenprune import methods, moved
 from tokenprune.version import VERSION
 
 __version__ = VERSION
+moved.find_moved()
 _HOMES = {
     "BadInput": ".errors",
     "Check": ".checking.check",

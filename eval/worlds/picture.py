@@ -12,8 +12,8 @@ from eval.worlds.clips.world import CLIPS
 from eval.worlds.scenes.world import SCENES
 from tokenprune import prune, scenes
 from tokenprune.chat import Chat
+from tokenprune.explain.overlay import draw_overlay
 from tokenprune.media.pictures import load_image
-from tokenprune.overlay import draw_overlay
 
 SCENE, CLIP = 39, 7  # of the demo split
 SCALE = 2  # of the clip's file to what the model sees

@@ -67,9 +67,9 @@ def run(
     from tokenprune import scenes
     from tokenprune.api import prune
     from tokenprune.chat import Chat
+    from tokenprune.explain.overlay import draw_overlay, seen_picture
     from tokenprune.media.pictures import load_image
     from tokenprune.media.video import load_video
-    from tokenprune.overlay import draw_overlay, seen_picture
 
     if (image is not None or video is not None) and prompt is None:
         given = "--image" if video is None else "--video"

@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from tokenprune.catalogue import facts
-from tokenprune.demo.plan import NO_METHOD, PUBLISHED, plan
+from tokenprune.demo.controls import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.engine.run import POSITIONS, language_layers
 from tokenprune.errors import BadInput, TokenpruneError

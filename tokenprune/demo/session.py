@@ -16,10 +16,10 @@ from tokenprune.api import prune
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
+from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import load_image
 from tokenprune.media.sniff import kind_of
-from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
 from tokenprune.plan import Plan
 
 LONGEST_QUESTION = 2000

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.engine.cache import PrunedLayer, cache_in
-from tokenprune.engine.encoder import Laid
+from tokenprune.engine.encoder_reader import Laid
 from tokenprune.engine.refuse import prepared_mask
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Family, Span

@@ -20,7 +20,7 @@ from tokenprune.core.flops import LayerShape
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.engine.decode_steps import DecodeStages, DecodeStep, StepReport
-from tokenprune.engine.encoder import EncoderReader, encoded_by
+from tokenprune.engine.encoder_reader import EncoderReader, encoded_by
 from tokenprune.engine.encoder_stages import EncoderStages
 from tokenprune.engine.forward import DeepStack, Forward, Merged
 from tokenprune.engine.layer_inputs import LayerInputs, Piece

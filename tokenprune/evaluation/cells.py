@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenprune.bench import record
 from tokenprune.errors import BadInput
-from tokenprune.integrations.lmms_eval.code import code_of
-from tokenprune.integrations.lmms_eval.settings import plan_of
+from tokenprune.evaluation.lmms_eval.code import code_of
+from tokenprune.evaluation.lmms_eval.settings import plan_of
 
 
 class Cell(BaseModel):

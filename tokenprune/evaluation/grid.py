@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokenprune.errors import unknown
 from tokenprune.evaluation.cells import Cell
-from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
+from tokenprune.evaluation.lmms_eval.settings import NONE, plan_of
 from tokenprune.methods.registry import all_classes
 from tokenprune.shelf import Shelf
 

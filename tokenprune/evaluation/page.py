@@ -8,7 +8,7 @@ from html import escape
 from tokenprune.evaluation.cells import Result
 from tokenprune.evaluation.pareto import pareto
 from tokenprune.evaluation.tables import MISSING, Table
-from tokenprune.html import document, picture
+from tokenprune.explain.html import document, picture
 
 
 def page(title: str, tables: Sequence[Table], results: Sequence[Result]) -> str:

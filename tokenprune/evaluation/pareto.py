@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tokenprune.errors import BadInput
 from tokenprune.evaluation.cells import Result
+from tokenprune.evaluation.lmms_eval.settings import NONE
 from tokenprune.evaluation.tables import main_score
-from tokenprune.integrations.lmms_eval.settings import NONE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from tokenprune.errors import BadInput
 from tokenprune.evaluation.cells import Cell, Result
 from tokenprune.evaluation.grid import Benchmark, Task
-from tokenprune.integrations.lmms_eval.settings import NONE
+from tokenprune.evaluation.lmms_eval.settings import NONE
 from tokenprune.markdown import table
 
 MISSING = "-"

@@ -14,11 +14,11 @@ from tokenprune.chat import Chat
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.report import Report
 from tokenprune.engine.run import Run
+from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
-from tokenprune.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
 from tokenprune.plan import Plan, Planned
 
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 import numpy as np
 
 from tokenprune.explain.answers import Explained
+from tokenprune.explain.html import document, picture_data
 from tokenprune.explain.stages import StageView
-from tokenprune.html import document, picture_data
 from tokenprune.plan import Plan
 
 

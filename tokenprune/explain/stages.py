@@ -9,8 +9,8 @@ import numpy as np
 
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.run import Run
+from tokenprune.explain.overlay import kept_tokens
 from tokenprune.families.base import Span
-from tokenprune.overlay import kept_tokens
 
 GONE = -1
 

@@ -17,10 +17,10 @@ from loguru import logger
 
 from tokenprune.engine.run import Run
 from tokenprune.errors import Unsupported
-from tokenprune.integrations.lmms_eval import WRAPPED
-from tokenprune.integrations.lmms_eval.cache import key_responses
-from tokenprune.integrations.lmms_eval.meter import Measured, Meter, RowCost
-from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
+from tokenprune.evaluation.lmms_eval import WRAPPED
+from tokenprune.evaluation.lmms_eval.meter import Measured, Meter, RowCost
+from tokenprune.evaluation.lmms_eval.responses import key_responses
+from tokenprune.evaluation.lmms_eval.settings import NONE, plan_of
 
 PREFIX = "prune_"
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput, Unsupported
-from tokenprune.integrations.lmms_eval.cache import key_responses
-from tokenprune.integrations.lmms_eval.meter import Measured, Meter, RowCost
-from tokenprune.integrations.lmms_eval.settings import NONE, plan_of
+from tokenprune.evaluation.lmms_eval.meter import Measured, Meter, RowCost
+from tokenprune.evaluation.lmms_eval.responses import key_responses
+from tokenprune.evaluation.lmms_eval.settings import NONE, plan_of
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import picture
 from tokenprune.media.video import load_video

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from tokenprune.errors import BadInput
-from tokenprune.integrations.lmms_eval.code import code_of
+from tokenprune.evaluation.lmms_eval.code import code_of
 from tokenprune.plan import Plan
 
 NONE = "none"

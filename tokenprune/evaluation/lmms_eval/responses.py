@@ -16,7 +16,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.caching.response_cache import ResponseCache
 
 from tokenprune.errors import Unsupported
-from tokenprune.integrations.lmms_eval.settings import digest
+from tokenprune.evaluation.lmms_eval.settings import digest
 from tokenprune.plan import Plan
 
 KEY = "_model_fingerprint_hash"

@@ -21,7 +21,10 @@ from tokenprune.version import VERSION
 ROOT = Path(__file__).parents[2]
 METHODS = "tokenprune.methods."
 # What an answer passes through, whichever the method.
-ENGINE = ("*.py", "core/*.py", "engine/*.py", "families/*.py", "media/*.py", "signals/*.py", "integrations/**/*.py")
+ENGINE = (
+    *("*.py", "core/*.py", "engine/*.py", "families/*.py", "media/*.py", "signals/*.py"),
+    "evaluation/lmms_eval/*.py",
+)
 
 
 def code_of(methods: Iterable[Method]) -> dict[str, str]:

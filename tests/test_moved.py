@@ -1,0 +1,44 @@
+"""What has moved is found by its old name, with a warning that says where it is."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+import tokenprune
+from tokenprune.methods.registry import all_methods
+from tokenprune.methods.renamed import OWN
+from tokenprune.moved import MOVED
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_names_of_modules_go_on(old):
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} goes in the next release. Import {MOVED[old]}"):
+        module = importlib.import_module(old)
+    new = importlib.import_module(MOVED[old])
+    assert module is new
+    assert new.__spec__.name == new.__name__ == MOVED[old]
+    assert importlib.reload(new) is new
+
+
+def test_other_names_are_still_missing():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("tokenprune.overlays")
+
+
+@pytest.mark.parametrize("method", OWN)
+def test_old_phases_are_stages_now(method):
+    cls = all_methods()[method]
+    for name, stage in {**cls.stages, cls.name: cls}.items():
+        phase = OWN[method] if stage is cls else name.removeprefix(f"{method}_")
+        for make in (cls, lambda **options: tokenprune.Plan.of(method, **options).what):
+            with pytest.warns(DeprecationWarning, match=f"Write '{name}'"):
+                made = make(phase=phase, keep=1.0)
+            assert made == stage(keep=1.0)
+    with pytest.raises(tokenprune.BadInput, match=f"Unknown phase of {method} 'no'"):
+        cls(phase="no")
+    with pytest.raises(tokenprune.BadInput, match="phase"):
+        tokenprune.Plan.of("divprune", phase="inner")

@@ -1,1 +1,0 @@
-"""Other people's programs, with pruned models in them."""
