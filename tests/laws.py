@@ -336,7 +336,7 @@ def check_counts(family, run, inputs, rows):
             assert torch.equal(columns, columns.unique()), "law 5: columns that are not ascending and unique"
             assert torch.isin(inputs["input_ids"][row, columns], torch.tensor(family.placeholder)).all(), "law 5"
     method, scope = run.stages[0].method, run.stages[0].scope
-    if method.keep is None or method.name == "framefusion":
+    if method.keep is None or method.name.startswith("framefusion"):
         return  # they find the number themselves: `test_framefusion_meets_its_mean`
     for row, columns in zip(rows, run.kept[0], strict=True):
         pictures = [[t * h * w for t, h, w in family.spans(part)] for part in row if not isinstance(part, int)]

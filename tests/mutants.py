@@ -101,9 +101,9 @@ FAULTS = [
     ),
     Fault(
         "a stage listens to the layer before its own",
-        f"{ENGINE}/run.py",
-        "taps.listeners()[self.text_model.layers[i].self_attn] = listener",
-        "taps.listeners()[self.text_model.layers[max(i - 1, 0)].self_attn] = listener",
+        f"{ENGINE}/passes.py",
+        "taps.listeners()[self.setup.text_model.layers[i].self_attn] = listener",
+        "taps.listeners()[self.setup.text_model.layers[max(i - 1, 0)].self_attn] = listener",
     ),
     Fault(
         "a tapped row of another batch row",

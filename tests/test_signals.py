@@ -11,7 +11,7 @@ from tests.signals import listen
 from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, FastV, MissingSignal, Stage, prune, select
 from tokenprune.core.pixels import grey_entropy
-from tokenprune.engine import run as engine
+from tokenprune.engine import passes as engine
 from tokenprune.signals.need import Need
 
 pytestmark = pytest.mark.laws

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.engine.refuse import check_runs, unwrapped
-from tokenprune.engine.run import Run, check_policies
+from tokenprune.engine.run import Run
+from tokenprune.engine.setup import check_policies
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_named, family_of

@@ -14,7 +14,8 @@ from PIL import Image
 from tokenprune.catalogue import facts
 from tokenprune.demo.controls import NO_METHOD, PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
-from tokenprune.engine.run import POSITIONS, language_layers
+from tokenprune.engine.run import language_layers
+from tokenprune.engine.setup import POSITIONS
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.media.readers import READERS
 from tokenprune.methods.registry import all_methods

@@ -1,81 +1,36 @@
-"""A pruned model: puts the hooks on, runs the stages, takes everything off again."""
+"""A pruned model: hooks on, hooks off, and what the last prompt came to."""
 
 from __future__ import annotations
 
-import functools
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
 
-from tokenprune.core.flops import LayerShape
 from tokenprune.core.trace import Ranking
-from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
-from tokenprune.engine.decode_steps import DecodeStages, DecodeStep, StepReport
-from tokenprune.engine.encoder_reader import EncoderReader, encoded_by
-from tokenprune.engine.encoder_stages import EncoderStages
-from tokenprune.engine.forward import DeepStack, Forward, Merged
-from tokenprune.engine.layer_inputs import LayerInputs, Piece
-from tokenprune.engine.listen import listener, tap_ahead, tap_unrotated
-from tokenprune.engine.masks import layer_kinds, stray_window
-from tokenprune.engine.overrides import Hook, Overrides
-from tokenprune.engine.padding import Padding
-from tokenprune.engine.prompt import Call, Prompt
-from tokenprune.engine.refuse import (
-    check_runs,
-    refuse_checkpointing,
-    refuse_compiled,
-    refuse_packed,
-    refuse_paged,
-    unwrapped,
-)
-from tokenprune.engine.report import Prefill, Report, layer_shape, measure
-from tokenprune.engine.token_state import TokenState
-from tokenprune.errors import BadInput, Unsupported, unknown
+from tokenprune.engine.decode_steps import StepReport
+from tokenprune.engine.forward import Merged
+from tokenprune.engine.passes import Passes
+from tokenprune.engine.refuse import unwrapped
+from tokenprune.engine.report import Report
+from tokenprune.engine.setup import Setup
+from tokenprune.errors import Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
-from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
 from tokenprune.signals.checks import read_signal
-from tokenprune.signals.table import AHEAD, BEFORE, SIGNALS, UNROTATED, taps_for
+from tokenprune.signals.table import SIGNALS
 
-POSITIONS = ("original", "compact")
-TURNS = ("refuse", "accept")
-IMAGES = ("each", "frames")
 # Text model -> its run, which must not keep the model alive.
 _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Run]] = weakref.WeakKeyDictionary()
 
 
-def check_policies(positions: str, turns: str, images: str) -> None:
-    """Raise `BadInput` for what `prune` knows no such policy of."""
-    for name, value, known in (
-        ("images", images, IMAGES),
-        ("positions", positions, POSITIONS),
-        ("turns", turns, TURNS),
-    ):
-        if value not in known:
-            raise unknown(name, value, known)
-
-
-class _Now(threading.local):
-    """What this thread's pass has come to; clearing it brings the defaults back."""
-
-    call: Call = Call()  # nothing was said, where the base model is called by itself
-    prompt: Prompt | None = None
-    forward: Forward | None = None
-    step: DecodeStep | None = None
-
-
-class Run:
+class Run(Setup):
     """A model with pruners attached. `remove()` (or leaving the `with` block) restores the model exactly."""
 
     def __init__(
@@ -86,46 +41,10 @@ class Run:
         turns: str = "refuse",
         images: str = "each",
     ) -> None:
-        check_policies(positions, turns, images)
-        self.model = unwrapped(model)
-        self.family = family_of(self.model)
-        self.text_model = self.family.language_model(self.model)
-        check_runs(self.model, self.family, stages)
-        self.layer_stages = sorted((s for s in stages if isinstance(s.place, Layer)), key=lambda s: s.at)
-        encoder_stages = EncoderStages(
-            self.model,
-            self.family,
-            [s for s in stages if isinstance(s.place, EncoderPlace)],
-            lambda: not self.is_lifted or self._lifted.encodes,
-        )
-        self.encoder_stages = encoder_stages.stages
-        self.stages = [*self.encoder_stages, *self.layer_stages]  # of the prefill, in the order of a pass
-        decoding = [s for s in stages if isinstance(s.place, Decode)]
-        self.positions, self.turns, self.images = positions, turns, images
-        self.layer_kinds = layer_kinds(self.text_model)
-        self._cache_name = cache_name(self.text_model)
-        self._stray_window = stray_window(self.text_model)
-        self._routes = getattr(self.text_model.config, "output_router_logits", False)
-        windows = [kind.window for kind in self.layer_kinds]
-        self.decoding = DecodeStages(decoding, windows) if decoding else None
-        # The layers that stages stand before, or that hold more than they show: from the first on, ours are in place.
-        first = {0} if self.encoder_stages else set()
-        self.stage_layers = sorted(
-            {s.at for s in self.layer_stages} | ({self.decoding.first} if self.decoding else set()) | first
-        )
+        super().__init__(model, stages, positions, turns, images)
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
-        # Of each thread: the pass that runs, what its caller said, whether the run is lifted, and the last prompt.
-        self._now, self._caller, self._lifted, self._own = _Now(), *(threading.local() for _ in range(3))
-        self._latest: Prefill | None = None
-        self._handles: list[Any] = []
-        self._given: dict[str, list[Tensor]] = {}
-        self._rankings: list[Ranking] | None = None
-        needs = {need for stage in self.layer_stages for need in stage.method.needs}
-        vision = sorted((need for need in needs if SIGNALS[need.signal].encoder is not None), key=str)
-        self._tapped = bool(decoding or vision) or any(SIGNALS[need.signal].taps for need in needs)
-        self._encoder = EncoderReader(self.model, self.family, vision, encoder_stages)
-        self._calls = Overrides(self.model)
+        self._passes = Passes(self)
         self._untap: weakref.finalize | None = None
         try:
             self._attach()
@@ -134,87 +53,47 @@ class Run:
             raise
 
     def __repr__(self) -> str:
-        stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in self._all_stages())
+        stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in [*self.stages, *self.decoding_stages])
         state = "attached to" if self._attached else "removed from"
         return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
 
-    def _all_stages(self) -> list[Stage]:
-        return [*self.stages, *self.decoding_stages]
-
-    @property
-    def decoding_stages(self) -> list[Stage]:
-        """The stages at every decoding step."""
-        return self.decoding.stages if self.decoding else []
-
-    @property
-    def _dropping(self) -> list[Stage]:
-        """The stages that may drop something: keep=1.0 (all of them, not one) changes nothing."""
-        return [stage for stage in self.stages if not (isinstance(stage.method.keep, float) and stage.method.keep == 1)]
-
     def _attach(self) -> None:
         _active[self.text_model] = weakref.ref(self)
-        if self._tapped:
+        if self.tapped:
             taps.install()
             self._untap = weakref.finalize(self.text_model, taps.uninstall)  # where it is dropped without remove()
             self._untap.atexit = False
             for module in self._listening():
                 setattr(module, taps.MARK, True)
-        self._encoder.attach()
-        if hasattr(self.model, "generate"):
-            self._calls.wrap("generate", self._noting_the_prompt)
-        base = self.family.base(self.model)
-        put, live = self.hold, self._unless_lifted
-        put(self.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
-        put(base.register_forward_pre_hook(live(self._before_base), with_kwargs=True))
-        put(base.register_forward_hook(live(self._after_base), always_call=True))
-        put(self.text_model.register_forward_pre_hook(live(self._before_text), with_kwargs=True))
-        put(self.text_model.register_forward_hook(live(self._after_text)))
-        for i, layer in enumerate(self.text_model.layers):
-            if i >= self.stage_layers[0]:
-                put(layer.register_forward_pre_hook(live(self._layer_hook(i)), with_kwargs=True))
-            for stage in self.layer_stages:
-                if stage.at == i + 1 and taps_for(stage.method.needs, UNROTATED):
-                    put(layer.register_forward_pre_hook(live(self._before_unrotated(stage)), with_kwargs=True))
+        self._passes.attach()
 
     def hold(self, handle: RemovableHandle) -> None:
         """Keep the handle of a hook that goes when this run is removed."""
-        self._handles.append(handle)
+        self._passes.hold(handle)
 
-    @contextmanager
-    def lifted(self, encoder: bool = False) -> Iterator[None]:
+    def lifted(self, encoder: bool = False) -> AbstractContextManager[None]:
         """While this is open, the model runs unpruned in this thread. encoder: whether stages before and inside the
         vision encoder still choose; the LLM then sees all rows, what stands for those that went among them."""
-        self._lifted.now, self._lifted.encodes = True, encoder
-        try:
-            yield
-        finally:
-            self._lifted.now = False
+        return self._passes.lifted(encoder)
 
     @property
     def is_lifted(self) -> bool:
         """Whether the model runs unpruned in this thread for the time."""
-        return getattr(self._lifted, "now", False)
-
-    def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        return Hook(lambda *arguments: None if self.is_lifted else hook(*arguments))
+        return self._passes.is_lifted
 
     def remove(self) -> None:
         """Take everything off: hooks, taps, this run's mark on the model. Calling it again does nothing."""
         if not self._attached:
             return
         del _active[self.text_model]
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._encoder.detach()
-        self._calls.undo()
+        self._passes.detach()
         if self._untap is not None:
             self._untap()
             for module in self._listening():
                 module.__dict__.pop(taps.MARK, None)
 
     def _listening(self) -> list[nn.Module]:
-        return [*(layer.self_attn for layer in self.text_model.layers), *self._encoder.attention()]
+        return [*(layer.self_attn for layer in self.text_model.layers), *self._passes.encoder.attention()]
 
     @property
     def _attached(self) -> bool:
@@ -237,303 +116,46 @@ class Run:
             if name not in SIGNALS or not SIGNALS[name].given:
                 raise unknown("signal to give", name, [n for n, s in SIGNALS.items() if s.given])
         found = {name: [read_signal(name, x) for x in values] for name, values in signals.items()}
-        self._given |= {name: [x if SIGNALS[name].numbers else x.float() for x in v] for name, v in found.items()}
+        self._passes.given |= {
+            name: [x if SIGNALS[name].numbers else x.float() for x in v] for name, v in found.items()
+        }
 
     def trace(self) -> list[Ranking]:
         """From now on every stage of every prompt adds what it ranked by to this list (which copies it to the host)."""
-        self._rankings = []
-        return self._rankings
+        rankings = self._passes.rankings = []
+        return rankings
 
     @property
     def kept(self) -> list[list[Tensor]]:
         """For each stage, for each row of the last prompt: ascending int64 prompt columns of the visual tokens that are
         still there (0-based, padding counted)."""
-        return self._last().kept
+        return self._passes.last().kept
 
     @property
     def spans(self) -> list[Span]:
         """The images, tiles and videos of the last prompt: row, prompt columns and grid of each, in reading order."""
-        return self._last().spans
+        return self._passes.last().spans
 
     @property
     def merges(self) -> list[list[Merged]]:
         """For each stage what it merged: row of the batch, prompt columns [n] that went in, prompt columns [k] that
         stayed, and weights float32 [k, n]: the stayed token i became weights[i] @ hidden states of what went in (with
         merge_in='encoder': the projection of weights[i] @ encoder features)."""
-        return self._last().merged
+        return self._passes.last().merged
 
     def columns(self, layer: int) -> Tensor:
         """int64 [B, K]: the prompt column of each row that decoder layer `layer` had of the last prompt, -1 for
         padding."""
-        return self._last().columns(layer)
+        return self._passes.last().columns(layer)
 
     @property
     def steps(self) -> list[StepReport]:
         """What each decoding step since the last prompt looked at and cost, with stages at every decoding step."""
-        return [] if self._latest is None else self._last().steps
+        return [] if self._passes.latest is None else self._passes.last().steps
 
     def report(self) -> Report:
         """What the last prompt really cost: tokens, FLOPs, KV bytes, selection time; and its decoding steps."""
-        return self._last().report()
-
-    @functools.cached_property
-    def layer_shapes(self) -> list[LayerShape]:
-        """What each decoder layer costs."""
-        return [layer_shape(layer, self.text_model.config) for layer in self.text_model.layers]
-
-    def _last(self) -> Prefill:
-        """The last prompt of this thread; of any, where this one has run none."""
-        found = getattr(self._own, "prefill", self._latest)
-        if found is None:
-            raise BadInput("Nothing has been pruned yet. Run the model on a prompt with an image first.")
-        return found
-
-    # Hooks, in the order in which one forward pass meets them.
-
-    def _noting_the_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """While `generate` runs, what it was given is the prompt: words and drafts that follow are not."""
-
-        @functools.wraps(generate)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-            before = getattr(self._caller, "width", None)
-            self._caller.width = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
-            try:
-                return generate(*args, **kwargs)
-            finally:
-                self._caller.width = before
-
-        return noting
-
-    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self._now.call = Call(
-            logits_to_keep=kwargs.get("logits_to_keep", 0),
-            labels=kwargs.get("labels"),
-            prompt_length=kwargs.pop("prompt_length", None),
-            width=getattr(self._caller, "width", None),
-            router_logits=bool(kwargs.get("output_router_logits", self._routes)),
-        )
-        return args, kwargs
-
-    def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        refuse_compiled()
-        refuse_paged(self.text_model)
-        self._encoder.forget()
-        self._now.prompt = Prompt.read(self.family, self.model, args, kwargs)
-
-    def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Runs after an exception too."""
-        self._now.__dict__.clear()
-        self._encoder.forget()
-        for layer in self.text_model.layers:
-            taps.listeners().pop(layer.self_attn, None)
-
-    def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        refuse_compiled()
-        now, hidden, cache = self._now, kwargs.get("inputs_embeds"), cache_in(kwargs)
-        if now.prompt is None or hidden is None:
-            return None  # the text model used by itself; layers refuse a pruned cache
-        has_media = now.prompt.has_media
-        if has_media and cache is None and _uses_cache(module, kwargs):
-            cache = kwargs[self._cache_name] = DynamicCache(config=module.config)
-        pruned = [c for c in cache.layers if isinstance(c, PrunedLayer)] if cache is not None else []
-        if not has_media and not pruned:
-            return None
-        refuse_checkpointing(module, any(stage.layer > 0 for stage in self._dropping))
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if cache is not None and self._stray_window:
-            widen(cache, self._stray_window, past + hidden.shape[1])
-        if cache is None and now.prompt.packable:
-            refuse_packed(kwargs.get("position_ids"))
-        self._check_turn(pruned, hidden.shape[1], past)
-        forward = now.forward = self._begin(hidden, kwargs.get("position_ids"), past)
-        if cache is not None:
-            windows = [kind.window for kind in self.layer_kinds]
-            kinds = self.decoding.cache_layers() if self.decoding else {}
-            adopt(cache, self.stage_layers, windows, forward.piece.past_valid, len(hidden), kinds)
-        if has_media:
-            self._listen(forward, cache)
-        if self.decoding is not None and cache is not None:
-            now.step = self.decoding.step(cache.layers, single=not has_media and hidden.shape[1] == 1)
-        kwargs |= self._take_deepstack(forward, kwargs)
-        first = [stage for stage in self.layer_stages if stage.at == 0]
-        if not self.encoder_stages and not first:
-            return args, kwargs
-        forward.enter_group(self._cache_layer(cache, 0))
-        if forward.state.spans:
-            hidden = forward.enter_encoded(self.encoder_stages, self._encoded(forward), hidden, self.positions)
-            for stage in first:
-                hidden = self._run_stage(forward, stage, hidden, None)
-        forward.hand_over()
-        positions = forward.state.positions[0] if len(forward.state.positions) == 1 else forward.state.positions
-        # Every layer gets a mask of its own; a prepared one keeps the text model from making another.
-        mask = hidden.new_zeros(len(hidden), 1, 1, 1)
-        return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
-
-    def _encoded(self, forward: Forward) -> list[list[Tensor]]:
-        """For each stage before or inside the encoder, for each span bool [n]: which tokens it left."""
-        return [forward.vision[encoded_by(number)] for number in range(len(self.encoder_stages))]
-
-    def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
-        """A later question must not silently get what an earlier one chose."""
-        question = self._now.call.question(length, past)
-        if self.turns == "refuse" and question > 1 and any(layer.asked for layer in pruned):
-            methods = ", ".join(sorted({s.method.name for s in self.stages if s.method.asks}))
-            raise Unsupported(
-                f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
-                "piece of the prompt; what comes now would be answered from those alone. Start a new cache for each "
-                "question, prune by a method that does not read the question, or pass turns='accept' to prune()."
-            )
-
-    def _begin(self, hidden: Tensor, position_ids: Tensor | None, past: int) -> Forward:
-        prompt, call = self._now.prompt, self._now.call
-        spans, vision, laid = [], {}, []
-        if prompt.has_media:
-            laid = self._encoder.take(prompt.encoder_outputs)
-            spans, vision = prompt.spans(self.family, self.model, laid, self._encoder.known, self.images)
-        if call.router_logits and self._dropping and spans:
-            raise Unsupported(
-                "The routers' logits and their balancing loss are of the whole prompt, and pruning takes rows away. "
-                "Pass output_router_logits=False."
-            )
-        given = None if prompt.mask is None else prompt.mask.bool().to(hidden.device)
-        padding = Padding.of(given, hidden, spans)
-        ends = call.ends(padding.valid, past) if self._dropping else None
-        self._check_prompt(ends, spans)
-        batch, length, _ = hidden.shape
-        positions = _positions(position_ids, batch, length, past, hidden.device)
-        state = TokenState.of_prompt(spans, padding.valid, positions, padding.counts, ends, padding.hides_media)
-        piece = Piece(
-            model=self.text_model,
-            kinds=self.layer_kinds,
-            length=length,
-            past=past,
-            tail=0 if padding.on_the_right else length - _end(spans),
-            past_valid=None if given is None else given[:, :-length],
-            blocks=None if prompt.blocks is None else prompt.blocks.to(hidden.device)[:, -length:],
-            blocks_ignore_window=self.family.blocks_ignore_window,
-        )
-        return Forward(
-            inputs=LayerInputs(piece, state),
-            embeds=hidden,
-            vision=vision,
-            given=self._given,
-            project=functools.partial(self.family.project, self.model),
-            read=call.read(spans, length, padding.last) if spans else [],
-            reads_padding=call.reads_end and padding.on_the_right,
-            rankings=self._rankings,
-            encoded=[one.work for one in laid if one.work is not None],
-        )
-
-    def _check_prompt(self, ends: Tensor | None, spans: list[Span]) -> None:
-        """Refuse methods that read the question where nobody says which it is."""
-        asking = sorted({stage.method.name for stage in self._dropping if stage.method.asks})
-        if ends is None or not asking or self._now.call.labels is None:
-            return
-        for row, end in enumerate(ends.tolist()):
-            first = min((span.columns[0] for span in spans if span.row == row), default=-1)
-            if end <= first:
-                raise Unsupported(
-                    f"The labels of row {row} count from column {end} on, before its image, so what is prompt and what "
-                    f"is answer is not known, and {', '.join(asking)} chooses by the prompt. Set the labels of the "
-                    "prompt to -100, or pass prompt_length= (tokens of each row's prompt) to the model."
-                )
-
-    def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
-        """Planes of features that the text model would add to rows that are gone by then are added here instead."""
-        planes, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-        first = self.stage_layers[0]
-        if planes is None or len(planes) <= first:
-            return {}
-        if len(planes) >= len(self.text_model.layers):
-            raise Unsupported("This model adds visual features after its last layer, which cannot be pruned.")
-        order = (mask.flatten().cumsum(0) - 1).view_as(mask).masked_fill(~mask, -1)
-        forward.deepstack = DeepStack(dict(enumerate(planes[first:], first)), order.to(forward.state.valid.device))
-        return {"deepstack_visual_embeds": planes[:first] or None}
-
-    def _listen(self, forward: Forward, cache: Cache | None) -> None:
-        for stage in self.layer_stages:
-            wanted = taps_for(stage.method.needs, BEFORE)
-            if wanted:
-                i = stage.at - 1
-                layer = functools.partial(self._cache_layer, cache, i)
-                taps.listeners()[self.text_model.layers[i].self_attn] = listener(forward, i, wanted, layer)
-
-    def _before_unrotated(self, stage: Stage) -> Callable[..., None]:
-        wanted = taps_for(stage.method.needs, UNROTATED)
-
-        def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            forward = self._now.forward
-            if forward is not None and forward.state.spans:
-                tap_unrotated(forward, wanted, module, args[0], kwargs["position_embeddings"])
-
-        return before_layer
-
-    def _run_stage(self, forward: Forward, stage: Stage, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
-        wanted = taps_for(stage.method.needs, AHEAD)
-        if wanted:
-            rope = forward.inputs.rope(stage.at, hidden, given)
-            tap_ahead(forward, stage.at, wanted, self.text_model.layers[stage.at], hidden, rope)
-        return forward.run_stage(stage, hidden, self.positions, given)
-
-    def _layer_hook(self, i: int) -> Any:
-        stage = next((s for s in self.layer_stages if s.at == i), None)
-
-        def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            refuse_compiled()
-            now, cache = self._now, cache_in(kwargs)
-            forward, layer = now.forward, self._cache_layer(cache, i)
-            if forward is None:
-                if isinstance(layer, PrunedLayer):
-                    raise Unsupported("A pruned cache needs the whole model. Call the model, not its text model.")
-                return None
-            hidden, given = args[0], kwargs["position_embeddings"]
-            if forward.deepstack is not None and i - 1 in forward.deepstack.planes:
-                hidden = forward.add_plane(i - 1, hidden)
-            if now.step is not None and now.step.prepare(i, module.self_attn):
-                forward.enter_group(layer)
-            if stage is not None and i > 0:
-                forward.enter_group(layer)
-                if forward.state.spans:
-                    hidden = self._run_stage(forward, stage, hidden, given)
-            if layer is not None:
-                forward.announce(i, layer)
-            changed = {
-                "position_embeddings": forward.inputs.rope(i, hidden, given),
-                "attention_mask": forward.inputs.mask(i, hidden, layer),
-            }
-            # Gapped ids look like packed sequences to flash kernels; cos and sin carry the positions.
-            return (hidden, *args[1:]), kwargs | changed | {"position_ids": None}
-
-        return before_layer
-
-    @staticmethod
-    def _cache_layer(cache: Cache | None, i: int) -> Any:
-        return None if cache is None or i >= len(cache.layers) else cache.layers[i]
-
-    def _after_text(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        forward, step = self._now.forward, self._now.step
-        if step is not None and self._latest is not None:
-            self._last().steps.append(step.finish())
-        if forward is None or not forward.state.spans:
-            return None
-        self._own.prefill = self._latest = measure(
-            forward,
-            cache_in(output),
-            self.stages,
-            self.decoding_stages,
-            self.positions,
-            self.layer_shapes,
-            self.model.config,
-        )
-        length = forward.piece.length
-        output.last_hidden_state = forward.state.restore(output.last_hidden_state, length)
-        if output.hidden_states is not None:
-            output.hidden_states = tuple(
-                None if h is None else forward.state_before(max(i - 1, 0)).restore(h, length)
-                for i, h in enumerate(output.hidden_states)
-            )
-        return output
+        return self._passes.last().report()
 
 
 def run_on(text_model: nn.Module) -> Run | None:
@@ -551,25 +173,3 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     """The text model inside a vision-language model, wrapped or not."""
     model = unwrapped(model)
     return family_of(model).language_model(model)
-
-
-def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:
-    asked = kwargs.get("use_cache")
-    checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
-    return (module.config.use_cache if asked is None else asked) and not checkpointing
-
-
-def _end(spans: list[Span]) -> int:
-    """The first prompt column after all spans and their separators."""
-    return max((max(s.columns[-1], *(e.column for e in s.separators), -1) + 1 for s in spans), default=0)
-
-
-def _positions(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
-    """Position ids as int64 [axes, B, L], as the text model would make or read them."""
-    if given is None:
-        given = torch.arange(past, past + length, device=device)[None]
-    if given.ndim == 2:
-        given = given[None]
-    if len(given) == 4:  # Qwen: text ids in front of the three M-RoPE axes
-        given = given[1:]
-    return given.expand(-1, batch, -1)
