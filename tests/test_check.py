@@ -280,7 +280,9 @@ def test_states_print_in_a_line(tiny_models):
     model, inputs = tiny_models(family), family.inputs(PADDED)
     seen = []
     with torch.no_grad(), prune(model, STAGED) as run:
-        handle = run.text_model.layers[3].register_forward_pre_hook(lambda *_: seen.append(repr(run._passes._now.forward)))
+        handle = run.text_model.layers[3].register_forward_pre_hook(
+            lambda *_: seen.append(repr(run._passes._now.forward))
+        )
         out = model(**inputs, use_cache=True)
         handle.remove()
         cache = next(out[name] for name in ("cache", "past_key_values") if name in out)

@@ -41,7 +41,7 @@ class Plan:
     """
 
     what: Method | Recipe | tuple[Stage, ...] | None = None
-    at: int | str | Decode | None = None
+    at: Any = None
     positions: str = ""
     turns: str = "refuse"
     scope: str | None = None
@@ -51,8 +51,9 @@ class Plan:
     def __post_init__(self) -> None:
         if isinstance(self.at, Layer):
             object.__setattr__(self, "at", self.at.at)
-        if in_encoder(self.at):
-            object.__setattr__(self, "at", place_of(self.at).written)
+        place = place_of(self.at) if in_encoder(self.at) else None
+        if isinstance(place, EncoderPlace):
+            object.__setattr__(self, "at", place.written)
         if not self.positions:
             own = self.what.positions if isinstance(self.what, Recipe) else "original"
             object.__setattr__(self, "positions", own)
@@ -81,7 +82,7 @@ class Plan:
 
         Raises `BadInput` for arguments that do not go together, before there is any model.
         """
-        asked = {"at": at, "positions": positions, "turns": turns, "scope": scope, "images": images}
+        asked: dict[str, Any] = {"at": at, "positions": positions, "turns": turns, "scope": scope, "images": images}
         asked = {name: value for name, value in asked.items() if value is not None}
         if isinstance(method, Plan):
             if asked or options:
@@ -105,7 +106,7 @@ class Plan:
         wrong = [stage for stage in stages if not isinstance(stage, Stage)]
         if wrong:
             raise BadInput(f"{wrong[0]!r} is not a Stage. Write Stage(at, method).")
-        return cls(stages, **asked)
+        return cls(tuple(stage for stage in stages if isinstance(stage, Stage)), **asked)
 
     @classmethod
     def with_budget(cls, keep: Any, name: str | Path, /, **asked: Any) -> Plan:
@@ -154,6 +155,7 @@ class Plan:
         """
         if self.what is None:
             return {}
+        stages: list[tuple[Any, int | None, str | None, Method]]
         stages = [(_written(s), s.start, s.scope, s.method) for s in self._fixed()]
         if isinstance(self.what, Method):
             at, start = (self.at.at, self.at.start) if isinstance(self.at, Decode) else (self.at, None)

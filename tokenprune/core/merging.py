@@ -158,5 +158,5 @@ def weighted_sums(weights: Tensor, x: Tensor) -> Tensor:
     if len(rows) > weights.numel() / DENSE:
         return weights @ x.float()
     counts = torch.bincount(rows, minlength=len(weights))
-    bags = {"offsets": counts.cumsum(0) - counts, "per_sample_weights": weights[rows, sources]}
-    return functional.embedding_bag(sources, x.float(), mode="sum", **bags)
+    offsets, own = counts.cumsum(0) - counts, weights[rows, sources]
+    return functional.embedding_bag(sources, x.float(), offsets=offsets, mode="sum", per_sample_weights=own)

@@ -100,6 +100,6 @@ def one_hot(index: Tensor, n: int) -> Tensor:
     return torch.zeros(*index.shape, n, device=index.device).scatter_(-1, index[..., None], 1.0)
 
 
-def handed(values: Sequence, device: torch.device) -> Tensor:
+def handed(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:
     """Numbers that the host knows, on the device, without waiting for it."""
     return torch.tensor(values).to(device, non_blocking=True)

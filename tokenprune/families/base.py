@@ -149,11 +149,11 @@ class Family(ABC):
     def check(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Raise `Unsupported` for a model of this family that cannot be pruned."""
 
-    def base(self, model: PreTrainedModel) -> PreTrainedModel:
+    def base(self, model: PreTrainedModel) -> Any:
         """The module whose forward puts visual features into the prompt."""
         return model.base_model
 
-    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def language_model(self, model: PreTrainedModel) -> Any:
         """The text model, with `layers`, `rotary_emb` and `config`."""
         return self.base(model).language_model
 

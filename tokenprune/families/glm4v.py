@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +19,6 @@ class Glm4V(Qwen2VL):
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         return dict.fromkeys(self.getters, model.config.image_token_id)
 
-    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+    def exits(self, visual: Any) -> tuple[nn.Module, ...]:
         """A convolution follows the blocks, which takes all patches."""
         return ()

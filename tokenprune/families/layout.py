@@ -63,7 +63,7 @@ def as_frames(spans: list[Span]) -> list[list[int]]:
     The images of a row are its frames, whatever text stands between them. Raises `Unsupported` where they are not all
     of one size, or in tiles.
     """
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     for number, span in enumerate(spans):
         groups.setdefault((span.row,) if span.media == "image" else (span.row, number), []).append(number)
     for numbers in groups.values():
@@ -79,7 +79,9 @@ def as_frames(spans: list[Span]) -> list[list[int]]:
 
 def joined(spans: list[Span]) -> Span:
     """One video of frames that are spans of their own."""
-    first, columns, separators = spans[0], [], []
+    first = spans[0]
+    columns: list[int] = []
+    separators: list[Separator] = []
     for span in spans:
         separators += [Separator(c, a + len(columns), b + len(columns)) for c, a, b in span.separators]
         columns += span.columns

@@ -35,7 +35,7 @@ class Mistral3(Family):
 
     def serves(self, model: PreTrainedModel) -> bool:
         vision = getattr(model.config, "vision_config", None)
-        pixtral = model.config.model_type == "llava" and vision.model_type == "pixtral"
+        pixtral = model.config.model_type == "llava" and getattr(vision, "model_type", None) == "pixtral"
         return super().serves(model) or pixtral
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:

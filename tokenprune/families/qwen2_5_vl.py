@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -41,11 +41,15 @@ class Qwen25VL(Qwen2VL):
         return merged[order.argsort()]
 
 
-def _window_index(visual: nn.Module, grid: Tensor) -> Tensor:
+def _window_index(visual: Any, grid: Tensor) -> Tensor:
     """Order in which the encoder holds the merge groups; older transformers have it as a method of the encoder."""
     if hasattr(visual, "get_window_index"):
         return visual.get_window_index(grid)[0]
     from transformers.vision_utils import get_vision_window_index
 
-    config = {"spatial_merge_size": visual.spatial_merge_size, "window_size": visual.window_size}
-    return get_vision_window_index(grid, **config, patch_size=visual.patch_size)[0]
+    return get_vision_window_index(
+        grid,
+        spatial_merge_size=visual.spatial_merge_size,
+        window_size=visual.window_size,
+        patch_size=visual.patch_size,
+    )[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Qwen2VL(Family):
         visual = self.base(model).visual
         return EncoderBlocks(visual.blocks, len(visual.blocks) - 1, self.exits(visual))
 
-    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+    def exits(self, visual: Any) -> tuple[nn.Module, ...]:
         """What makes one row of the patches of a group."""
         return (visual.merger,)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,5 +16,5 @@ class Qwen3VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
 
-    def exits(self, visual: nn.Module) -> tuple[nn.Module, ...]:
+    def exits(self, visual: Any) -> tuple[nn.Module, ...]:
         return (visual.merger, *visual.deepstack_merger_list)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.families.base import NO_CLASS_TOKEN, Span
@@ -19,14 +19,14 @@ class SmolVLM(Square):
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
-    def language_model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def language_model(self, model: PreTrainedModel) -> Any:
         return self.base(model).text_model
 
     def side(self, model: PreTrainedModel) -> int:
         vision = model.config.vision_config
         return vision.image_size // vision.patch_size // model.config.scale_factor
 
-    def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def tower(self, model: PreTrainedModel, media: str) -> Any:
         return self.base(model).vision_model
 
     def finish(self, model: PreTrainedModel, spans: list[Span], input_ids: Tensor) -> list[Span]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,7 +29,7 @@ class Square(Family):
         vision = model.config.vision_config
         return vision.image_size // vision.patch_size
 
-    def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def tower(self, model: PreTrainedModel, media: str) -> Any:
         """The vision encoder for a medium."""
         return self.base(model).vision_tower
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.families.base import Encoded, Part
@@ -20,7 +20,7 @@ class VideoLlava(Llava):
     conditions: ClassVar[dict[str, str]] = {}
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
 
-    def tower(self, model: PreTrainedModel, media: str) -> nn.Module:
+    def tower(self, model: PreTrainedModel, media: str) -> Any:
         return getattr(self.base(model), f"{media}_tower")
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, scaled
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scaled
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -50,7 +50,7 @@ class AdaptInfer(ScoreMethod):
     def needs(self) -> tuple[Need, ...]:
         return (Need("text_attention"), Need("text_self_attention"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(min(2, layers - 1), self)]
         places = [1 + round(at * layers / 32) for at, _ in STAGES]

@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, keep_option, option, options_of, source_option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option, options_of, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.registry import method_class
 from tokenprune.signals.need import Need
@@ -143,7 +143,7 @@ class AgileRatio(Method):
     def merges_in(self) -> str:
         return self.method(self.keep, 0.5).merges_in
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(method_class(self.base).default_at, self)]
 
     def select(self, view: View) -> Selection:

@@ -110,7 +110,7 @@ def option(
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
-def limits(option: Field) -> str:
+def limits(option: Field[Any]) -> str:
     """What an option may be, in words; empty where anything of its type."""
     choices, low, high = (option.metadata[name] for name in ("choices", "low", "high"))
     if choices:
@@ -169,6 +169,7 @@ class Method(metaclass=MethodType):
     origin: ClassVar[Origin] = Origin("unstated")  # what it is held to; methods of this package state it
     differences: ClassVar[tuple[Difference, ...]] = ()  # where it departs from that on purpose
     default_at: ClassVar[int] = 0
+    default_start: ClassVar[int] = 3  # the same of one that works at every decoding step: `Decode(3)`
     adaptive: ClassVar[bool] = False  # whether keep=None lets the method find the number of tokens itself
     decodes: ClassVar[bool] = False  # whether it works at every decoding step, as a `DecodingMethod`
     stage_of: ClassVar[type[Method] | None] = None  # the method whose later stage it is, where no method of its own
@@ -177,7 +178,7 @@ class Method(metaclass=MethodType):
     over_frames: ClassVar[bool] = False  # whether before or inside the encoder it sees a video at once, not each frame
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
-    keep: Keep = keep_option(0.1)
+    keep: Keep | None = keep_option(0.1)
     rounding: str = rounding_option("nearest")
     of: str = option(
         "current", "what a fraction counts from: tokens that the stage sees, or before any", ("current", "original")
@@ -263,7 +264,7 @@ class Method(metaclass=MethodType):
             "vispruner, visionzip and efficientvla do."
         )
 
-    def schedule(self, layers: int) -> Sequence[tuple[Place | int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         """Where the paper puts it in a model of so many decoder layers: (place, method) for each stage. A number k is
         `Layer(k)`."""
         return [(Layer(self.default_at), self)]
@@ -279,10 +280,11 @@ class Method(metaclass=MethodType):
             return n_keep(self.keep, view.count, self.rounding)
         return min(n_keep(self.keep, view.total or view.count, self.rounding), view.count)
 
-    def share(self, view: View) -> float:
+    def fraction(self, view: View) -> float:
         """The budget as a fraction of the tokens that are left: `keep` itself, not yet rounded to tokens, or its k."""
-        given = isinstance(self.keep, float) and self.of == "current"
-        return self.keep if given else self.budget(view) / view.count
+        if isinstance(self.keep, float) and self.of == "current":
+            return self.keep
+        return self.budget(view) / view.count
 
     @property
     def slack(self) -> float:
@@ -292,6 +294,9 @@ class Method(metaclass=MethodType):
     @abstractmethod
     def select(self, view: View) -> Selection:
         """Choose `budget(view)` tokens of each span."""
+
+
+Schedule = Sequence[tuple[Place | int, Method]]  # (place, method) for each stage
 
 
 @dataclass(frozen=True)
@@ -320,7 +325,7 @@ class BudgetMethod(Method):
         return view.first(k) if k is not None and k in (0, view.count) else self.choose(view)
 
 
-def options_of(method: type[Method]) -> list[Field]:
+def options_of(method: type[Method]) -> list[Field[Any]]:
     """The option fields of a method, `keep` first."""
     return [f for f in fields(method) if "help" in f.metadata]
 

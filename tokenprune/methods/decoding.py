@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tokenprune.methods.base import Method, ScoreMethod, View, option
+from tokenprune.methods.base import Schedule, ScoreMethod, View, option
 from tokenprune.methods.place import Decode
 from tokenprune.signals.need import Need
 
@@ -23,7 +22,6 @@ class DecodingMethod(ScoreMethod):
     """
 
     decodes: ClassVar[bool] = True
-    default_start: ClassVar[int] = 3
     reuses: ClassVar[bool] = False  # whether layers before the choosing one look at what the step before chose
 
     alike: float = option(0.9, "cosine with the step before from which on a step does not choose anew", low=-1.0)
@@ -33,7 +31,7 @@ class DecodingMethod(ScoreMethod):
     def needs(self) -> tuple[Need, ...]:
         return (Need("attention_row"),)
 
-    def schedule(self, layers: int) -> Sequence[tuple[Decode, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(Decode(min(self.default_start, layers - 1)), self)]
 
     def budget(self, view: View) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.core.budget import Keep
-from tokenprune.methods.base import Method, keep_option, option, rounding_option
+from tokenprune.methods.base import Schedule, keep_option, option, rounding_option
 from tokenprune.methods.decoding import DecodingMethod
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Decode
@@ -43,7 +42,7 @@ class FastOCR(DecodingMethod):
     alike: float = option(2.0, "cosine with the step before from which on a step does not choose anew; above 1: never")
     focal: int = option(3, "layers that see everything and choose")
 
-    def schedule(self, layers: int) -> Sequence[tuple[Decode, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         first = max(1, layers // 5)
         count = max(1, min(self.focal, layers - first))
         starts = [first + i * (layers - first) // count for i in range(count)]

@@ -96,7 +96,7 @@ class FastVID(BudgetMethod):
         scene = scenes(similarity, self.scenes, self.threshold)
         found = []
         for i, present in enumerate(frames.present):
-            stays = self._span(x[i], attention[i], present, scene[i], similarity[i], self.share(view))
+            stays = self._span(x[i], attention[i], present, scene[i], similarity[i], self.fraction(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
         return stacked(found)
@@ -110,12 +110,13 @@ class FastVID(BudgetMethod):
         budget = [int(count * keep + self.slack) for count in there]
         alike = (similarity >= ALIKE).tolist()
         runs = stretches(scene)
-        salient, context = [], []
+        salient: list[int] = []
+        context: list[int] = []
         for first, last in runs:
             carries = [self.variant != "qwen" or i + 1 == last or not alike[i] for i in range(first, last)]
-            attended, targets = self._shares(budget[first:last], there[first:last], carries)
-            salient += attended
-            context += targets
+            own = self._shares(budget[first:last], there[first:last], carries)
+            salient += own[0]
+            context += own[1]
         attended = present & (ranks(attention) < handed(salient, x.device)[:, None])
         stays = Survivors(present.numel(), x.device)
         stays.keep(attended.flatten().nonzero().flatten())

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, rounding_option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -52,7 +52,7 @@ class FEATHER(Method):
     def needs(self) -> tuple[Need, ...]:
         return (Need("attention_row", "content"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         first = max(1, layers // 4)
         if isinstance(self.keep, int):
             return [(first, self)]

@@ -16,7 +16,7 @@ from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import (
     BudgetMethod,
-    Method,
+    Schedule,
     ScoreMethod,
     View,
     fill_option,
@@ -90,7 +90,7 @@ class FlashVID(BudgetMethod):
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"), Need("saliency", self.source))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(0, self)]
         inner = self.derive(FlashVIDInner, keep=1.0 if self.keep == 1.0 else max(self.inner, 1e-9))
@@ -105,7 +105,7 @@ class FlashVID(BudgetMethod):
         scene = scenes(same_place_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
         if self.weighting == "event":
             attention = attention * self._relevance(x, means, scene)
-        share = self.share(view)
+        share = self.fraction(view)
         picks = self._picks(x, attention.masked_fill(~frames.present, -1), math.ceil(frames.size * share - 1e-9))
         found = []
         for i, present in enumerate(frames.present):
@@ -190,7 +190,7 @@ class FlashVIDInner(ScoreMethod, stage_of=FlashVID):
     rounding: str = rounding_option("up")
     needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, round(20 * layers / 28)), self)]
 
     def score(self, view: View) -> Tensor:

@@ -13,7 +13,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.merging import Survivors, stacked
 from tokenprune.core.selection import Selection, places, ranked, top_k
-from tokenprune.methods.base import Method, View, keep_option, option, rounding_option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -109,7 +109,7 @@ class FrameFusion(Fusion):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("hidden"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         last = min(self.places, layers) - 1
         later = [(at, self.derive(FrameFusionLater if at < last else FrameFusionLast)) for at in range(1, last + 1)]
         return [(0, self), *later]
@@ -124,7 +124,7 @@ class FrameFusionLater(Fusion, stage_of=FrameFusion):
     goes_on: ClassVar[bool] = True
     needs: ClassVar[tuple[Need, ...]] = (Need("hidden"), Need("attention_row"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(1, self)]
 
     def prunes(self, view: View) -> bool:

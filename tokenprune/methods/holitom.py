@@ -14,7 +14,15 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stacked
 from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
-from tokenprune.methods.base import BudgetMethod, Method, View, fill_option, keep_option, option, source_option
+from tokenprune.methods.base import (
+    BudgetMethod,
+    Schedule,
+    View,
+    fill_option,
+    keep_option,
+    option,
+    source_option,
+)
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -68,7 +76,7 @@ class HoliTom(BudgetMethod):
     def needs(self) -> tuple[Need, ...]:
         return (Need("features"), Need("saliency", self.source))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(0, self)]
         inner = self.derive(HoliTomInner, keep=1.0 if self.keep == 1.0 else max(self.inner, 1e-9))
@@ -83,7 +91,7 @@ class HoliTom(BudgetMethod):
         still = (same_place_cosine(x) > self.threshold) & together
         found = []
         for i, present in enumerate(frames.present):
-            stays = self._span(x[i], attention[i], present, still[i], self.share(view))
+            stays = self._span(x[i], attention[i], present, still[i], self.fraction(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
         return stacked(found)
@@ -161,7 +169,7 @@ class HoliTomInner(BudgetMethod, stage_of=HoliTom):
     keep: Keep = keep_option(0.5)
     needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"), Need("hidden"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, round(18 * layers / 28)), self)]
 
     def choose(self, view: View) -> Selection:

@@ -97,10 +97,10 @@ def _representatives(x: Tensor, frame: Tensor, threshold: float) -> tuple[Tensor
         index.append(own[places])
         group[own], share[own] = found + label, 1 / label.bincount()[label].to(x.dtype)
         found += len(places)
-    index = torch.cat(index)
+    chosen = torch.cat(index)
     means = torch.zeros(found, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, group, x * share[:, None])
     places, label = _components(means, threshold)
-    return index[places], label[group], share / label.bincount()[label][group]
+    return chosen[places], label[group], share / label.bincount()[label][group]
 
 
 def _components(x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

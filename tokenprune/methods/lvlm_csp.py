@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, source_option
+from tokenprune.methods.base import Method, Schedule, ScoreMethod, View, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -48,7 +48,7 @@ class LVLMCSP(ScoreMethod):
     source: str = source_option("received", "whose attention is the saliency")
     needs: ClassVar[tuple[Need, ...]] = (Need("attention_row"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         clusters = self.derive(LVLMCSPCluster, keep=1.0 if self.keep == 1.0 else self.clusters)
         scatter = self.derive(LVLMCSPScatter, keep=1.0)
         return [*clusters.schedule(layers), *scatter.schedule(layers), (max(2, layers // 2), self)]
@@ -106,7 +106,7 @@ class LVLMCSPScatter(Method, stage_of=LVLMCSP):
     def recalls(self) -> bool:
         return True
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, layers // 4), self)]
 
     def select(self, view: View) -> Selection:

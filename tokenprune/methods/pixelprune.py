@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, marked, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
@@ -51,7 +51,7 @@ class PixelPrune(Method):
     metric: str = option("max", "distance of two groups: largest difference, mean, or root mean square", METRICS)
     anchored: bool = option(True, "whether what went is replaced by its prediction before it predicts others")
 
-    def schedule(self, layers: int) -> list[tuple[Pixels, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(Pixels(), self)]
 
     def select(self, view: View) -> Selection:

@@ -14,7 +14,7 @@ from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, same_place_cosine, stretches
 from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
 from tokenprune.core.selection import Selection, ranks, top_k
-from tokenprune.methods.base import BudgetMethod, Method, View, fill_option, keep_option, option
+from tokenprune.methods.base import BudgetMethod, Method, Schedule, View, fill_option, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -69,7 +69,7 @@ class PruneVid(BudgetMethod):
 
     needs: ClassVar[tuple[Need, ...]] = (Need("features"), Need("frame_features"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(0, self)]
         question = self.derive(PruneVidQuestion, keep=1.0 if self.keep == 1.0 else max(self.question, 1e-9))
@@ -163,14 +163,14 @@ class PruneVidQuestion(Method, stage_of=PruneVid):
     fill: str = fill_option("score")
     needs: ClassVar[tuple[Need, ...]] = (Need("text_attention"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, round(11 * layers / 32)), self)]
 
     def select(self, view: View) -> Selection:
         scores = view["text_attention"].float().amax((1, 2))
         frames: Frames = view.frames(self.name)
         rank = frames.taken(ranks(frames.spread(scores).masked_fill(~frames.present, float("-inf"))))
-        share = (frames.present.sum(-1).double() * self.share(view)).long().gather(1, frames.frame)
+        share = (frames.present.sum(-1).double() * self.fraction(view)).long().gather(1, frames.frame)
         if self.fill == "none":
             return Selection.of(rank < share)
         return Selection(top_k((rank < share) * view.count - ranks(scores), self.budget(view)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, rounding_option
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -50,7 +50,7 @@ class PyramidDrop(ScoreMethod):
     def needs(self) -> tuple[Need, ...]:
         return (Need("attention_row", "next"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(max(1, layers // 4), self)]
         return [(max(i, i * layers // 4), replace(self, keep=self.keep**i, of="original")) for i in (1, 2, 3)]

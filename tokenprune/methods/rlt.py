@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, marked, top_k
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
@@ -49,7 +49,7 @@ class RLT(Method):
     keep: Keep | None = keep_option(None, "what survives; none: whatever `tau` leaves")
     tau: float = option(0.02, "mean difference, in brightness from 0 to 1, up to which a group goes", low=0.0, high=1.0)
 
-    def schedule(self, layers: int) -> list[tuple[Pixels, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(Pixels(), self)]
 
     def select(self, view: View) -> Selection:

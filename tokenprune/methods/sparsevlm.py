@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged, density_peaks, in_order
 from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option, scaled
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scaled
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -76,7 +76,7 @@ class SparseVLM(ScoreMethod):
         common = (Need("features", "whole"), Need("text_embeddings"), Need("text_attention"))
         return (*common, Need("hidden")) if self.version == "1.5" else (*common, Need("rope_weight"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(min(3, layers - 1), self)]
         stages = STAGES[self.version]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import SCOPES, Method
@@ -20,7 +21,7 @@ class Stage:
     video by itself, `item` a picture with all its parts. The default is the method's own.
     """
 
-    at: int | str | dict[str, int] | Place
+    at: Any
     method: Method
     scope: str = ""
     start: int | None = None
@@ -30,7 +31,7 @@ class Stage:
             self._set(at=place_of(self.at))
             self._check_encoder()
             return
-        if isinstance(self.at, Place):
+        if isinstance(self.at, (Layer, Decode)):
             if self.start is not None:
                 raise BadInput(f"start={self.start!r} does not go with at={self.at!r}, which says where it stands.")
             self._set(start=self.at.start, at=self.at.at)

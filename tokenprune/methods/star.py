@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -42,7 +42,7 @@ class STAR(ScoreMethod):
     keep: Keep = keep_option(0.1, "what survives both stages: a fraction; of the first alone: a number")
     needs: ClassVar[tuple[Need, ...]] = (Need("features"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         if isinstance(self.keep, int):
             return [(0, self)]
         text = self.derive(STARText, keep=self.keep, of="original")
@@ -63,7 +63,7 @@ class STARText(ScoreMethod, stage_of=STAR):
     keep: Keep = keep_option(0.1)
     needs: ClassVar[tuple[Need, ...]] = (Need("hidden"), Need("text_hidden"))
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, layers // 2), self)]
 
     def score(self, view: View) -> Tensor:

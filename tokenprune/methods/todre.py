@@ -8,7 +8,7 @@ from typing import ClassVar
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, max_sum
 from tokenprune.core.selection import Selection, ranks
-from tokenprune.methods.base import Method, View, keep_option, option
+from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -58,7 +58,7 @@ class ToDRE(Method):
         first = () if self.source == "features" else (Need("saliency", self.source),)
         return (Need("features"), *first)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         migration = self.derive(ToDREMigration, keep=1.0 if self.keep == 1.0 else 0)
         return [(0, self), *migration.schedule(layers)]
 
@@ -87,7 +87,7 @@ class ToDREMigration(Method, stage_of=ToDRE):
     share: float = option(0.1, "attention share of the visual tokens below which they go")
     needs: ClassVar[tuple[Need, ...]] = (Need("text_attention"),)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, 7 * layers // 8), self)]
 
     def select(self, view: View) -> Selection:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import averaged
 from tokenprune.core.selection import Selection, marked, ranks, top_k
-from tokenprune.methods.base import Method, ScoreMethod, View, keep_option, option
+from tokenprune.methods.base import Method, Schedule, ScoreMethod, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -75,7 +75,7 @@ class VFlowOpt(Method):
     def needs(self) -> tuple[Need, ...]:
         return _needs(self.threshold, self.entropy_weight)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         later = [1.0 if self.keep == 1.0 else share for share in self.later]
         steps = [(max(i, round(9 * i * layers / 28)), share) for i, share in enumerate(later, 1)]
         return [(0, self), *((at, self.derive(VFlowOptDrop, keep=share)) for at, share in steps)]
@@ -127,7 +127,7 @@ class VFlowOptDrop(ScoreMethod, stage_of=VFlowOpt):
     def needs(self) -> tuple[Need, ...]:
         return _needs(self.threshold, self.entropy_weight)
 
-    def schedule(self, layers: int) -> list[tuple[int, Method]]:
+    def schedule(self, layers: int) -> Schedule:
         return [(max(1, layers // 3), self)]
 
     def score(self, view: View) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
@@ -55,7 +56,7 @@ class VidCom2(BudgetMethod):
     def choose(self, view: View) -> Selection:
         k, frames = self.budget(view), view.frames(self.name)
         video, frame = usualness(view["features"], frames)
-        wanted = shares(video, frames, self.share(view)) * frames.present.sum(-1)
+        wanted = shares(video, frames, self.fraction(view)) * frames.present.sum(-1)
         counts = wanted.round().clamp(min=1).minimum(frames.present.sum(-1))
         unusual = (-(video + frame)).masked_fill(~frames.present, float("-inf"))
         rank = ranks(unusual)
@@ -75,7 +76,7 @@ def usualness(features: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
     whole = frames.spread(x)
     video = x.mean(1)[:, None, None]
     frame = frame_means(whole, frames.present)[:, :, None]
-    return tuple(_gaussian((whole - centre).square().sum(-1)) for centre in (video, frame))
+    return _gaussian((whole - video).square().sum(-1)), _gaussian((whole - frame).square().sum(-1))
 
 
 def shares(video: Tensor, frames: Frames, keep: float) -> Tensor:
@@ -89,4 +90,4 @@ def shares(video: Tensor, frames: Frames, keep: float) -> Tensor:
 
 
 def _gaussian(square: Tensor) -> Tensor:
-    return sum((-square / (2 * a)).exp() for a in WIDTHS)
+    return sum(((-square / (2 * a)).exp() for a in WIDTHS), torch.zeros_like(square))

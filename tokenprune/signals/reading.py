@@ -45,7 +45,7 @@ class Selectable:
     rows: int64 [n], rows of the sequence that its tokens occupy now.
     tokens: int64 [n], which of its tokens they are.
     total: how many there were before any stage.
-    after: int64 [m], rows of the text after it, where a method reads them.
+    after: int64 [m], rows of the text after it; none where no method reads them.
     """
 
     spans: list[int]
@@ -53,7 +53,7 @@ class Selectable:
     rows: Tensor
     tokens: Tensor
     total: int
-    after: Tensor | None = None
+    after: Tensor
 
 
 @dataclass

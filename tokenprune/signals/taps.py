@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ MARK = "_tokenprune_listens"  # on the attention modules of pruned models; other
 
 _lock = threading.Lock()
 _users = 0
-_saved: dict[str, Callable] = {}
+_saved: dict[str, Callable[..., Any]] = {}
 _local = threading.local()
 
 
@@ -70,13 +71,13 @@ def clock() -> Callable[[], float]:
 
 
 def _attention(
-    original: Callable | None,
+    original: Callable[..., Any] | None,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
