@@ -1,5 +1,5 @@
 # make run: a private environment, then the main job offline with the bundled model
-# make test: the same environment, then lint and tests, some of them drawn by a seed (TP_SEED=7 make test repeats one)
+# make test: the same environment, then lint, types and tests, some of them drawn by a seed (TP_SEED=7 make test repeats one)
 # make test-all: every case; make test-fast: half a minute, while editing
 # make PYTHON=python3.12 run: with another Python; VENV=folder: in another environment
 # make TORCH=my-torch.txt run: with another torch than that of constraints-torch.txt
@@ -42,6 +42,7 @@ hf-tests: $(VENV)/.dev $(HF_TESTS)/.done
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 # constraints.txt from the ranges in pyproject.toml; pins that fit them stay. make UPGRADE=1 lock takes the newest of all.
 lock: $(UV)/uv

@@ -132,14 +132,18 @@ def _grids(grid: Grid | Sequence[Grid] | None) -> tuple[Grid, ...]:
     """The grid of each part, checked."""
     if grid is None:
         return ()
-    found = grid if isinstance(grid, Sequence) else ()
+    found: Sequence[Any] = grid if isinstance(grid, Sequence) else ()
     parts = [found] if all(isinstance(size, Integral) for size in found) else found
     for part in parts:
-        if not isinstance(part, Sequence) or len(part) != 3 or not all(isinstance(x, Integral) and x > 0 for x in part):
+        if (
+            not isinstance(part, Sequence)
+            or len(part) != 3
+            or not all(isinstance(x, Integral) and int(x) > 0 for x in part)
+        ):
             raise BadInput(
                 f"grid={grid!r} is not (t, h, w), frames, rows and columns, or a list of such for the parts."
             )
-    return tuple(tuple(int(x) for x in part) for part in parts)
+    return tuple((int(t), int(h), int(w)) for t, h, w in parts)
 
 
 def _select(
@@ -163,7 +167,8 @@ def _select(
     if total is not None and (isinstance(total, bool) or not isinstance(total, Integral) or total < count):
         raise BadInput(f"total={total!r} is not the number of tokens that there were, {count} or more.")
     if tokens is not None:
-        most = min([total] * (total is not None) + [sum(t * h * w for t, h, w in grids)] * bool(grids), default=None)
+        bounds = [*([] if total is None else [total]), *([sum(t * h * w for t, h, w in grids)] if grids else [])]
+        most = min(bounds, default=None)
         tokens = _tokens_left(tokens, count, spans, most)
     result = method.select(View(count, spans, grids, stacked, tokens, total or count))
     if not single:

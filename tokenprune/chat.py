@@ -232,7 +232,7 @@ def _check_heard(processor: Any, pixels: dict[str, int]) -> None:
         own = getattr(processor, part, None)
         size = dict(getattr(own, "size", None) or {})
         least, most = size.get("shortest_edge"), size.get("longest_edge")
-        if "min_pixels" in pixels and None not in (least, most) and least > most:
+        if "min_pixels" in pixels and least is not None and most is not None and least > most:
             raise BadInput(f"min_pixels={least} is above the max_pixels={most} of this model. Give both.")
         if own is not None and any(size.get(PIXELS[name]) != value for name, value in pixels.items()):
             raise BadInput(f"The {type(own).__name__} of this model does not take pixels={pixels}. Leave it out.")
@@ -252,7 +252,7 @@ def _is_plain(processor: Any) -> bool:
     return type(processor).__name__ == "PaliGemmaProcessor"
 
 
-def _loaded(name: str | Path, kind: type, **options: Any) -> Any:
+def _loaded(name: str | Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:

@@ -10,6 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from types import ModuleType
+from typing import cast
 
 MOVED = {
     "tokenprune.frames": "tokenprune.media.qwen",
@@ -37,7 +38,7 @@ class MovedFinder(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """It is loaded already, and stays the module that it is."""
-        module.__spec__ = module.__loader__ and spec_from_loader(module.__name__, module.__loader__)
+        module.__spec__ = spec_from_loader(module.__name__, cast(Loader, module.__loader__))
 
 
 def find_moved() -> None:

@@ -136,7 +136,7 @@ def compare(
             shorts[lengths] = Ideal(work, kept)
         before |= {label: side, _ideal(label): shorts[lengths]}
     # What is compared stands side by side: a noisy machine is slow for minutes at a time.
-    sides: dict[str, Side] = {"dense": contextlib.nullcontext} | inside | before
+    sides: dict[str, Side] = {"dense": contextlib.nullcontext, **inside, **before}
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():

@@ -63,11 +63,13 @@ class Shape:
 
 def configure_llama(width: int, inner: int, layers: int, heads: int, **others: int) -> LlamaConfig:
     """A decoder by its sizes; others: fields of the configuration that differ from the usual."""
-    sizes = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+    sizes: dict[str, Any] = dict(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads
+    )
     return LlamaConfig(**{"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | sizes | others)
 
 
-def configure_llava(text: LlamaConfig, tower: dict[str, int]) -> Callable[[int], LlavaConfig]:
+def configure_llava(text: LlamaConfig, tower: dict[str, Any]) -> Callable[[int], LlavaConfig]:
     """A function of the pixels along a side of a picture, cut into patches of 14; tower: sizes of the encoder."""
 
     def config(size: int) -> LlavaConfig:

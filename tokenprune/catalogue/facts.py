@@ -13,7 +13,7 @@ from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
 from tokenprune.signals.table import SIGNALS, Signal
 
-SHARED = {field.name: field for field in options_of(Method)}
+SHARED = {field.name: field for field in options_of(Method)}  # type: ignore[type-abstract]
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 

@@ -52,7 +52,8 @@ def find(name: str) -> list[type[Method] | Recipe | Policy]:
         return _by_number(name, number[0])
     asked = _key(name)
     own = [cls for cls in known.values() if asked in map(_key, (cls.name, cls.__name__))]
-    found = own or [cls for cls in known.values() if asked in map(_key, paper_names(cls))]
+    found: list[type[Method] | Recipe | Policy] = []
+    found += own or [cls for cls in known.values() if asked in map(_key, paper_names(cls))]
     found += [policy for policy in POLICIES if asked in map(_key, policy.names)]
     if not found:
         raise _nothing(name)
@@ -60,13 +61,13 @@ def find(name: str) -> list[type[Method] | Recipe | Policy]:
 
 
 def _by_number(name: str, number: str) -> list[type[Method] | Recipe | Policy]:
-    papers = [*all_methods().values(), *POLICIES]
+    papers: list[type[Method] | Policy] = [*all_methods().values(), *POLICIES]
     exact = re.search(rf"{re.escape(number)}v\d+", name)
     found = [one for one in papers if exact and one.paper.endswith(exact[0])]
     found = found or [one for one in papers if number in one.paper]
     if not found:
         raise BadInput(f"No method here is of arXiv {number}. `tokenprune list` shows all.")
-    return found
+    return [*found]
 
 
 def paper_names(method: type[Method]) -> list[str]:

@@ -31,7 +31,8 @@ def variants_of(method: type[Method]) -> Iterator[tuple[str, Method]]:
 def reach(method: type[Method]) -> list[str]:
     """Which families run it as it is, and what keeps the others from it."""
     plain = method()
-    served, notes = [], {}
+    served: list[str] = []
+    notes: dict[str, list[str]] = {}
     for family in sorted(all_families().values(), key=lambda family: family.name.lower()):
         why, given = supports(family, plain), condition(family, plain)
         ways = [name for name, way in variants_of(method) if supports(family, way) is None]

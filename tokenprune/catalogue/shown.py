@@ -46,8 +46,8 @@ def arranged(columns: list[Column], room: int | None) -> list[str]:
     too long is cut."""
     narrow = 0
     while True:
-        rows = zip(*(c.lines(i < narrow) for i, c in enumerate(columns)), strict=True)
-        rows = ["  ".join(row).rstrip() for row in rows]
+        cells = zip(*(c.lines(i < narrow) for i, c in enumerate(columns)), strict=True)
+        rows = ["  ".join(row).rstrip() for row in cells]
         if room is None or max(map(len, rows)) <= room:
             return rows
         if narrow == len(columns):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def check(
 
         logging.disable_progress_bar()
     shown, bundled = load_shown(image, video, frames, reader, max_pixels, progress=not as_json)
-    more = {} if attention is None else {"attn_implementation": attention}
+    more: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     chat = Chat.load(model or bundled, dtype=dtype.value, **more)
     found = compared(chat.model, chat.inputs(shown, prompt or scenes.QUESTION), plan, new_tokens=new_tokens)
     typer.echo(json.dumps(asdict(found) | {"ok": found.ok}, indent=1) if as_json else str(found))

@@ -66,12 +66,16 @@ def build(session: Session) -> gr.Blocks:
                     reader = gr.Dropdown([AUTOMATIC, *READERS], value=AUTOMATIC, label="video reader", elem_id="reader")
             with gr.Column(scale=10, min_width=320, elem_id="results"):
                 with gr.Row():
-                    text = dict(lines=2, max_lines=2, interactive=False, autoscroll=False, min_width=280)
+                    text: dict[str, Any] = dict(
+                        lines=2, max_lines=2, interactive=False, autoscroll=False, min_width=280
+                    )
                     dense = gr.Textbox(label="all tokens", elem_id="dense", **text)
                     pruned = gr.Textbox(label="pruned", elem_id="pruned", **text)
                 with gr.Row():
-                    looks = dict(format="png", height=PICTURES, interactive=False, buttons=[], min_width=240)
-                    many = dict(preview=True, object_fit="contain", **looks)
+                    looks: dict[str, Any] = dict(
+                        format="png", height=PICTURES, interactive=False, buttons=[], min_width=240
+                    )
+                    many: dict[str, Any] = dict(preview=True, object_fit="contain", **looks)
                     picture = gr.Image(label="what is asked about", elem_id="seen", **looks)
                     stages = gr.Gallery(label="what is left at each stage", elem_id="stages", **many)
                     scores = gr.Gallery(label="what stages ranked by", elem_id="scores", **many)
@@ -100,8 +104,8 @@ def build(session: Session) -> gr.Blocks:
                 pictures = seen, last(found.stages), last(found.scores)
                 yield found.dense, found.pruned, *pictures, figures_of(found.rows), found.opened
 
-        for control in (file, reader):
-            control.change(previewed, [file, reader], [picture, opened], api_visibility="private")
+        for shown in (file, reader):
+            shown.change(previewed, [file, reader], [picture, opened], api_visibility="private")
         method.change(described, method, [about, known], api_visibility="private", show_progress="hidden")
         for control in controls:
             control.change(written, controls, line, api_visibility="private", show_progress="hidden")

@@ -37,7 +37,7 @@ def plan(
     if where is None:
         raise BadInput("With a second stage, say where the first one stands: choose its layer.")
     then = make_method(method_class(second), {"keep": second_keep})
-    return Plan.of([Stage(where, first.what), Stage(int(second_at), then)], positions=positions)
+    return Plan.of([Stage(where, first.methods[0]), Stage(int(second_at), then)], positions=positions)
 
 
 def typed_options(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ FRAME_SIDE = 160
 COLD_TO_HOT = np.array([[34, 20, 90], [25, 95, 160], [40, 160, 130], [190, 205, 60], [255, 235, 110]], dtype=np.float32)
 
 
-def seen_picture(image: Image.Image, pixel_values: Tensor, processor: object) -> Image.Image:
+def seen_picture(image: Image.Image, pixel_values: Tensor, processor: Any) -> Image.Image:
     """The picture after the processor's cropping, where that can be read back from `pixel_values` [1, 3, H, W]."""
     if pixel_values.ndim != 4:
         return image

@@ -85,7 +85,7 @@ def _fill(view: StageView, ranking: Ranking, place: np.ndarray) -> None:
     elif ranking.order is not None:
         picked = columns[ranking.order.numpy()]
         _put(view.ranks, picked, np.arange(1, len(picked) + 1), place)
-    if ranking.nearest is not None:
+    if ranking.nearest is not None and ranking.likeness is not None:
         _put(view.nearest, columns, _places(columns[ranking.nearest.numpy()], place), place)
         _put(view.likeness, columns, ranking.likeness.double().numpy(), place)
 

@@ -6,6 +6,7 @@ import math
 import operator
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,12 +46,12 @@ class Clip:
         return text
 
 
-def asked(frames: object, fps: object) -> tuple[int | None, float | None]:
+def asked(frames: Any, fps: object) -> tuple[int | None, float | None]:
     """The two as plain numbers, of which one is None; neither given: `DEFAULT_FRAMES` frames."""
     if frames is not None and fps is not None:
         raise BadInput("Give frames= or fps=, not both.")
     if fps is not None:
-        if isinstance(fps, bool | np.bool_) or not isinstance(fps, Real) or not (math.isfinite(fps) and fps > 0):
+        if isinstance(fps, bool | np.bool_) or not isinstance(fps, Real) or not 0 < float(fps) < math.inf:
             raise BadInput(f"fps={fps!r} must be a finite number above 0.")
         return None, float(fps)
     if frames is None:

@@ -38,7 +38,7 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadInput(f"{path} is not an image that can be read. Give a PNG, JPEG, WebP or similar file.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow has a limit of its own
-        limit = Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise BadInput(f"{path} is too large: over {limit} million pixels. Scale it down first.") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         if isinstance(error, BadInput):

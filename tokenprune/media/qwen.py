@@ -40,7 +40,7 @@ class FrameProcessor:
         return config.get("model_type") in SERVED and {"image_processor", "video_processor"} <= settings.keys()
 
     @classmethod
-    def load(cls, folder: str | Path, pixels: dict[str, int] | None = None) -> FrameProcessor:
+    def load(cls, folder: str | Path, pixels: dict[str, Any] | None = None) -> FrameProcessor:
         """From a folder that it `serves`. pixels: `min_pixels` and `max_pixels`, in place of the folder's."""
         if not cls.serves(folder):
             raise BadInput(f"The processor of {str(folder)!r} needs torchvision. Install it: pip install torchvision.")

@@ -7,7 +7,7 @@ one, and a stream may begin with frames that cannot be decoded. `Opened.decoded`
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -111,7 +111,7 @@ class Opened:
         """Whether frames are stored in another order than shown, in a container that knows the stored one alone."""
         return self.container.format.name == "avi" and bool(self.stream.codec_context.has_b_frames)
 
-    def _shown(self, stamps: list[int | None]) -> list[float]:
+    def _shown(self, stamps: Sequence[int | None]) -> Sequence[float]:
         """When frames that come out with these stamps are shown, in ticks."""
         if self._shuffled():
             slots = sorted({p.dts for p in self.packets if p.dts is not None})
@@ -145,7 +145,7 @@ class Opened:
             raise BadInput(f"{self.path} says neither when its frames are shown nor how many there are in a second.")
         return float(1 / rate / self.stream.time_base)
 
-    def _seconds(self, ticks: list[float]) -> np.ndarray:
+    def _seconds(self, ticks: Sequence[float]) -> np.ndarray:
         return np.asarray(ticks, dtype=np.float64) * float(self.stream.time_base)
 
     def _refuse_cut(self) -> None:
