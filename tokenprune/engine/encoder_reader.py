@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.engine.encoder_stages import EncoderCall, EncoderStages, EncoderWork
 from tokenprune.engine.overrides import Overrides
+from tokenprune.engine.spared import SparedBlocks
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
 from tokenprune.signals import taps
@@ -50,10 +51,21 @@ class EncoderReader:
     lives.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, needs: Sequence[Need], stages: EncoderStages) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        needs: Sequence[Need],
+        stages: EncoderStages,
+        runs_all: Callable[[], bool],
+    ) -> None:
+        """runs_all: whether this thread's calls need every block of the encoder now."""
         self.model, self.family, self.needs, self.stages = model, family, needs, stages
         self.base = family.base(model)
         self.layers = {media: self._layers_of(media) for media in family.getters} if needs else {}
+        read = {layer for layers in self.layers.values() for layer in layers.values()}
+        self.spared = SparedBlocks(model, family, read, runs_all)
+        stages.spared = self.spared.blocks
         self._getters = Overrides(self.base)
         self._local = threading.local()
         self._known: dict[int, tuple[weakref.ref, Laid]] = {}
@@ -80,11 +92,13 @@ class EncoderReader:
         for media, name in self.family.getters.items():
             self._getters.wrap(name, functools.partial(self._wrapped, media))
         self.stages.attach()
+        self.spared.attach()
 
     def detach(self) -> None:
         """Take the wrappers off."""
         self._getters.undo()
         self.stages.detach()
+        self.spared.detach()
 
     def _wrapped(self, media: str, original: Callable) -> Callable:
         signature = inspect.signature(original)
@@ -105,6 +119,7 @@ class EncoderReader:
                 self._local.busy = False
             encoded.features = _rows(output)
             self._remember(encoded, output, calls, call)
+            self.spared.blank(output)
             return output
 
         return getter

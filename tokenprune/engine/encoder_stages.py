@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +108,7 @@ class EncoderStages:
         self.stages = sorted(stages, key=lambda stage: stage.place.order)
         able = [media for media in family.getters if family.whole_encoder(model, media) is None]
         self.media = {media: family.encoder_blocks(model, media) for media in able} if stages else {}
+        self.spared: Collection[nn.Module] = ()  # blocks that do not run
         self._local = threading.local()
         self._handles: list[RemovableHandle] = []
 
@@ -178,7 +179,8 @@ class EncoderStages:
             cuts = next((value for name, value in kwargs.items() if name == "cu_seqlens"), None)
             own = cuts if cuts is None or back else self._follow(call, cuts)
             dense = rows.shape if cuts is None else cuts
-            call.work.blocks.append(BlockWork(module, dense, tuple(x.shape[:2]) if own is None else own))
+            ran = tuple(x.shape[:2]) if own is None else own
+            call.work.blocks.append(BlockWork(module, dense, (0, 0) if module in self.spared else ran))
             if back:
                 return None if x is hidden or not stages else self._with_hidden(x, args, kwargs, hidden)
             args, kwargs = self._with_hidden(x, args, kwargs, hidden)

@@ -62,7 +62,7 @@ class Passes:
         self._stray_window = stray_window(setup.text_model)
         self._routes = getattr(setup.text_model.config, "output_router_logits", False)
         stages = EncoderStages(setup.model, setup.family, setup.encoder_stages, self._encodes)
-        self.encoder = EncoderReader(setup.model, setup.family, setup.encoder_needs, stages)
+        self.encoder = EncoderReader(setup.model, setup.family, setup.encoder_needs, stages, lambda: self.is_lifted)
 
     def attach(self) -> None:
         """Put the hooks on."""
@@ -357,6 +357,7 @@ class Passes:
             self.setup.positions,
             self.setup.layer_shapes,
             self.setup.model.config,
+            (len(self.encoder.spared.blocks), self.encoder.spared.of),
         )
         length = forward.piece.length
         output.last_hidden_state = forward.state.restore(output.last_hidden_state, length)

@@ -105,7 +105,8 @@ class Report:
     average_tokens: visual tokens that a decoder layer processes, mean over layers; final_tokens: in the last layer.
     flops: this model's decoder layers, text included, causal attention. field_flops: the papers' image-only formula.
     kv_bytes: keys and values in the cache after the prompt (None where no cache was used). selection_ms: time in
-    selection; on a GPU it is the device's.
+    selection; on a GPU it is the device's. spared_blocks: how many blocks of the vision encoder did not run, since
+    nobody reads what they make, and of how many.
     """
 
     method: str
@@ -124,6 +125,7 @@ class Report:
     selection_ms: float = 0.0
     decoding: Decoding | None = None
     encoder: EncoderReport | None = None
+    spared_blocks: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
@@ -160,6 +162,9 @@ class Report:
             ("prefill GFLOPs, this model", self.dense_flops / 1e9, self.flops / 1e9, "{:.3f}"),
             ("prefill GFLOPs, image-only formula", self.dense_field_flops / 1e9, self.field_flops / 1e9, "{:.3f}"),
         ]
+        spared, blocks = self.spared_blocks
+        if spared:
+            rows.append(("encoder blocks that run", blocks, blocks - spared, "{}"))
         if self.encoder is not None:
             e = self.encoder
             rows.append(("patches, average over encoder blocks", _mean(e.dense_rows), _mean(e.rows), "{:.1f}"))
@@ -233,9 +238,11 @@ def measure(
     positions: str,
     shapes: Sequence[LayerShape],
     vision: Any,
+    spared: tuple[int, int],
 ) -> Prefill:
     """Look back on a finished prompt. decoding: the stages at every decoding step. shapes: of the decoder layers.
-    vision: the whole model's config, which has the vision encoder's."""
+    vision: the whole model's config, which has the vision encoder's. spared: encoder blocks that do not run, of how
+    many."""
     config = forward.model.config
     layers = range(len(shapes))
     visual = sum(span.count for span in forward.state.spans)
@@ -265,6 +272,7 @@ def measure(
         dense_field_flops=field_flops([visual] * len(layers), *sizes),
         kv_bytes=kv,
         dense_kv_bytes=dense_kv,
+        spared_blocks=spared,
     )
     watches = [record.watch for record in forward.records]
     history = [(at, state.column, state.valid) for at, state in forward.history]
