@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import LlamaModel
 
 from eval.results import RESULTS, write
-from tokenprune.bench.workload import configure_llama
+from tokenprune.bench.shapes import configure_llama
 from tokenprune.methods.base import Method, View
 from tokenprune.methods.registry import all_methods
 from tokenprune.signals.table import SIGNALS

@@ -17,7 +17,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 from eval.results import RESULTS, write
 from eval.selection_cost import TEXT, llama, signals, timed
 from tokenprune import DyCokeKV, Stage, prune
-from tokenprune.bench.workload import VISUAL, configure_llama, configure_llava
+from tokenprune.bench.shapes import VISUAL, configure_llama, configure_llava
 from tokenprune.engine.cache import cache_name
 from tokenprune.methods.base import View
 from tokenprune.methods.registry import all_methods

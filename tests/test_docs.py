@@ -22,7 +22,7 @@ from eval.docstrings import as_list
 from eval.method_page import method_page
 from tests.draw import cases
 from tokenprune import DivPrune, SparseVLM, methods, scenes
-from tokenprune.bench.workload import SHAPES, SMALL, configure_llama, configure_llava
+from tokenprune.bench.shapes import SHAPES, SMALL, configure_llama, configure_llava
 from tokenprune.methods.base import options_of, signals_of
 from tokenprune.methods.registry import all_methods
 

@@ -257,7 +257,7 @@ def test_two_signals_that_disagree_are_named_with_their_shapes(first, second, ax
         select("random", keep=2, **{**small, second: small[second][None]}, **tokens)
 
 
-@pytest.mark.parametrize("method", ["cdpruner", "dart", "sparsevlm", "star", "quota", "fastvid", "adaptinfer"])
+@pytest.mark.parametrize("method", ["cdpruner", "dart", "sparsevlm", "star_text", "quota", "fastvid", "adaptinfer"])
 def test_a_method_never_sees_signals_that_disagree(method):
     """Whatever of its own signals is changed by one in whatever axis that another one shares."""
     own = signals(12, frames=3)

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from eval.bench.bars import Bar
 from tokenprune import prune
 from tokenprune.bench.compare import Spread
-from tokenprune.bench.workload import configure_llama, configure_llava
+from tokenprune.bench.shapes import configure_llama, configure_llava
 
 IMPORT = "import time, torch, transformers; a = time.perf_counter(); import tokenprune; print(time.perf_counter() - a)"
 FIRST = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenprune.api import prune
 from tokenprune.bench.measure import Ideal, Sample, Side, prompt, sample
-from tokenprune.bench.workload import Workload
+from tokenprune.bench.workload import Workload, with_pictures_of
 from tokenprune.engine.report import Report
 from tokenprune.plan import Plan
 
@@ -59,7 +59,7 @@ class Outcome:
     tokens: visual tokens of the batch before, on average over the layers, and in the last one. speedup: dense / pruned
     prefill; promised: dense / pruned FLOPs of the decoder layers; over_ideal: pruned / ideal prefill, and
     net_over_ideal: the same without selection (None for methods inside the LLM: no prompt is short from the start);
-    first_token, token: dense / pruned.
+    first_token, token: dense / pruned. first_over_ideal: pruned / ideal first token, the encoder included.
     """
 
     label: str
@@ -72,6 +72,7 @@ class Outcome:
     net_over_ideal: Spread | None
     first_token: Spread
     token: Spread
+    first_over_ideal: Spread | None = None
 
     def warnings(self) -> list[str]:
         """Why pruning does not pay, where it does not."""
@@ -120,28 +121,31 @@ def compare(
 ) -> Comparison:
     """Measure every side `rounds` times by turns, after one round to warm up. plans: by their labels."""
     reports: dict[str, Report] = {}
-    shorts: dict[tuple[int, ...], Ideal] = {}
-    inside: dict[str, Side] = {}
-    before: dict[str, Side] = {}
+    shorts: dict[tuple[bool, tuple[int, ...]], tuple[Workload, Side] | None] = {}
+    inside: dict[str, tuple[Workload, Side]] = {}
+    before: dict[str, tuple[Workload, Side]] = {}
     for label, plan in plans.items():
         side = functools.partial(prune, work.model, replace(plan, images=work.images))
         with side() as run:
             prompt(work)
             reports[label], kept = run.report(), run.kept[-1]
+        lengths, encodes = tuple(len(row) for row in kept), bool(run.encoder_stages)
         if any(stage.layer > 0 for stage in run.stages):
-            inside[label] = side
+            inside[label] = work, side
             continue
-        lengths = tuple(len(row) for row in kept)
-        if lengths not in shorts:  # one short prompt serves all that keep as much
-            shorts[lengths] = Ideal(work, kept)
-        before |= {label: side, _ideal(label): shorts[lengths]}
+        if (encodes, lengths) not in shorts:  # one short prompt serves all that keep as much
+            shorts[encodes, lengths] = ideal_picture(work, lengths) if encodes else (work, Ideal(work, kept))
+        before[label] = work, side
+        short = shorts[encodes, lengths]
+        if short is not None:
+            before[_ideal(label)] = short
     # What is compared stands side by side: a noisy machine is slow for minutes at a time.
-    sides: dict[str, Side] = {"dense": contextlib.nullcontext, **inside, **before}
+    sides: dict[str, tuple[Workload, Side]] = {"dense": (work, contextlib.nullcontext), **inside, **before}
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
-        for name, side in sides.items():
+        for name, (own, side) in sides.items():
             progress(f"round {turn} of {rounds}: {name}")
-            taken = sample(work, side, new_tokens)
+            taken = sample(own, side, new_tokens)
             if turn:
                 samples[name].append(taken)
     outcomes = []
@@ -149,6 +153,12 @@ def compare(
         ideal = samples.get(_ideal(label))
         outcomes.append(_outcome(label, reports[label], samples["dense"], samples[label], ideal))
     return Comparison(work.name, work.batch, rounds, new_tokens, SideCost.of(samples["dense"]), outcomes)
+
+
+def ideal_picture(work: Workload, lengths: tuple[int, ...]) -> tuple[Workload, Side] | None:
+    """A picture that had only the kept tokens, encoded and read; None where there is no such picture."""
+    short = with_pictures_of(work, lengths[0]) if len(set(lengths)) == 1 else None
+    return None if short is None else (short, contextlib.nullcontext)
 
 
 def _ideal(label: str) -> str:
@@ -175,4 +185,5 @@ def _outcome(
         net_over_ideal=net,
         first_token=ratio(dense, pruned, "first_token"),
         token=ratio(dense, pruned, "token"),
+        first_over_ideal=None if ideal is None else ratio(pruned, ideal, "first_token"),
     )

@@ -25,11 +25,11 @@ def ratios(result: Comparison) -> Table:
     """How the sides compare, round by round."""
     table = Table(title="ratios within a round: median (smallest to largest)")
     columns = ("", "prefill, x faster", "FLOPs promise", "pruned / ideal", "without choosing", "first token, x faster")
-    for name in (*columns, "a token, x faster"):
+    for name in (*columns, "first token / ideal", "a token, x faster"):
         table.add_column(name, justify="right" if name else "left")
     for one in result.outcomes:
-        ideal = ["" if x is None else str(x) for x in (one.over_ideal, one.net_over_ideal)]
-        cells = [str(one.speedup), f"{one.promised:.2f}", *ideal, str(one.first_token), str(one.token)]
+        ideal = ["" if x is None else str(x) for x in (one.over_ideal, one.net_over_ideal, one.first_over_ideal)]
+        cells = [str(one.speedup), f"{one.promised:.2f}", *ideal[:2], str(one.first_token), ideal[2], str(one.token)]
         table.add_row(one.label, *cells)
     return table
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    PreTrainedModel,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import PreTrainedModel
 
+from tokenprune.bench.shapes import SHAPES, VISUAL, Shape
 from tokenprune.errors import BadInput, unknown
 from tokenprune.families.registry import family_of
 
-VISUAL, VOCABULARY = 31, 64  # token id of a visual token, and ids there are: heads and embeddings stay small
 BEFORE, AFTER = 4, 32  # text tokens around the image
 
 
@@ -48,81 +38,6 @@ class Workload:
         return len(self.inputs["input_ids"])
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A model by its sizes alone. config: its configuration for pictures of so many pixels along a side; frames: for
-    each number of visual tokens there is, the pictures that they come from (several are one video); size: pixels along
-    a side of a picture of so many tokens; video: whether the model takes videos as such."""
-
-    config: Callable[[int], Any]
-    model: type[PreTrainedModel]
-    frames: dict[int, int]
-    size: Callable[[int], int]
-    video: bool = False
-
-
-def configure_llama(width: int, inner: int, layers: int, heads: int, **others: int) -> LlamaConfig:
-    """A decoder by its sizes; others: fields of the configuration that differ from the usual."""
-    sizes: dict[str, Any] = dict(
-        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads
-    )
-    return LlamaConfig(**{"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | sizes | others)
-
-
-def configure_llava(text: LlamaConfig, tower: dict[str, Any]) -> Callable[[int], LlavaConfig]:
-    """A function of the pixels along a side of a picture, cut into patches of 14; tower: sizes of the encoder."""
-
-    def config(size: int) -> LlavaConfig:
-        vision = CLIPVisionConfig(**tower, image_size=size, patch_size=14)
-        return LlavaConfig(vision_config=vision, text_config=text, image_token_index=VISUAL)
-
-    return config
-
-
-def _onevision(size: int) -> LlavaOnevisionConfig:
-    tower = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=26,
-        num_attention_heads=16,
-        image_size=size,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    text = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-    )
-    return LlavaOnevisionConfig(
-        vision_config=tower, text_config=text, image_token_index=VISUAL - 1, video_token_index=VISUAL
-    )
-
-
-def _square(tokens: int) -> int:
-    return 14 * round(tokens**0.5)
-
-
-SMALL = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
-LARGE = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
-STILL = {576: 1, 2304: 1, 6272: 32}
-SHAPES = {
-    "llama-1024": Shape(
-        configure_llava(configure_llama(1024, 2752, 16, 16), SMALL), LlavaForConditionalGeneration, STILL, _square
-    ),
-    "llava-1.5-7b": Shape(
-        configure_llava(configure_llama(4096, 11008, 32, 32), LARGE), LlavaForConditionalGeneration, STILL, _square
-    ),
-    # 27 x 27 patches of a frame are pooled to 14 x 14.
-    "onevision-qwen2-7b": Shape(
-        _onevision, LlavaOnevisionForConditionalGeneration, {6272: 32}, lambda _: 14 * 27, video=True
-    ),
-}
-
-
 def workload(
     shape: str, tokens: int, batch: int = 1, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Workload:
@@ -137,11 +52,41 @@ def workload(
     torch.manual_seed(0)
     with torch.device(device):
         model = spec.model._from_config(spec.config(size), dtype=dtype).eval()
-        ids = torch.randint(1, VISUAL - 1, (batch, BEFORE + tokens + spec.video + AFTER))
+        ids = torch.randint(1, VISUAL - 2, (batch, BEFORE + tokens + spec.video + AFTER))
         ids[:, BEFORE : BEFORE + tokens + spec.video] = VISUAL  # a video ends with one newline
-        pixels = torch.randn(batch * frames, 3, size, size, dtype=dtype)
-    media: dict[str, Tensor] = {"pixel_values": pixels}
-    if spec.video:
-        media = {"pixel_values_videos": pixels.unflatten(0, (batch, frames))}
+        media = patches(model, tokens, batch) if spec.patched else pixels(spec, size, batch, frames)
+        media = {name: x.to(dtype) if x.is_floating_point() else x for name, x in media.items()}
+        if spec.patched:
+            media["mm_token_type_ids"] = (ids == VISUAL).int()
     images = "frames" if frames > 1 and not spec.video else "each"
     return Workload(f"{shape}, {tokens} tokens", model, {"input_ids": ids} | media, images)
+
+
+def pixels(spec: Shape, size: int, batch: int, frames: int) -> dict[str, Tensor]:
+    """Noise as pictures of one size, or as videos of them."""
+    found = torch.randn(batch * frames, 3, size, size)
+    return {"pixel_values_videos": found.unflatten(0, (batch, frames))} if spec.video else {"pixel_values": found}
+
+
+def patches(model: PreTrainedModel, tokens: int, batch: int) -> dict[str, Tensor]:
+    """Noise as the patches of a picture of so many tokens for each row, as square as that number lets it be."""
+    vision = model.config.vision_config
+    merge = vision.spatial_merge_size
+    rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    grid = torch.tensor([[1, merge * rows, merge * tokens // rows]] * batch)
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return {"pixel_values": torch.randn(batch * tokens * merge**2, values), "image_grid_thw": grid}
+
+
+def with_pictures_of(work: Workload, tokens: int) -> Workload | None:
+    """The same prompts with pictures that had so many tokens from the start; None where the encoder takes pictures of
+    one size alone, or rows hold several."""
+    visual = work.visual()
+    if "image_grid_thw" not in work.inputs or len(work.inputs["image_grid_thw"]) != work.batch:
+        return None
+    stays = ~visual | (visual.cumsum(1) <= tokens)
+    inputs = {name: x[stays].view(work.batch, -1) if x.shape == visual.shape else x for name, x in work.inputs.items()}
+    media = patches(work.model, tokens, work.batch)
+    like = work.inputs["pixel_values"]
+    media = {name: x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for name, x in media.items()}
+    return replace(work, inputs=inputs | media)

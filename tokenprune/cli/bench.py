@@ -20,9 +20,15 @@ def bench(
     at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
     shape: Annotated[
-        str, typer.Option(help="Random weights: llama-1024, llava-1.5-7b, onevision-qwen2-7b.")
+        str,
+        typer.Option(
+            help="Random weights: llama-1024, llava-1.5-7b, onevision-qwen2-7b, qwen2.5-vl-3b, qwen3-vl-2b (a quarter "
+            "as deep)."
+        ),
     ] = "llama-1024",
-    tokens: Annotated[int, typer.Option(help="Visual tokens of a random prompt: 576, 2304 or 6272.")] = 576,
+    tokens: Annotated[
+        int, typer.Option(help="Visual tokens of a random prompt: 576, 2304 or 6272; Qwen: 1 or 4 Mpx.")
+    ] = 576,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model, instead of --shape.")] = None,
     image: Annotated[Path | None, typer.Option(help="Picture for --model.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Question for --model.")] = None,

@@ -1,0 +1,117 @@
+"""Pruning on both sides of a model: `python -m eval.bench.encoder` (a quarter of an hour on two cores).
+
+Qwen2.5-VL-3B's and Qwen3-VL-2B's proportions at a quarter of their depth, random weights, one picture of a megapixel.
+Needs the machine for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from eval.bench.bars import Bar, as_rows
+from eval.results import RESULTS, write
+from eval.selection_cost import timed
+from tokenprune import Plan
+from tokenprune.bench import table
+from tokenprune.bench.compare import Comparison, Spread, compare
+from tokenprune.bench.workload import workload
+from tokenprune.methods.base import View
+from tokenprune.methods.pixelprune import PixelPrune
+
+BOTH, ALONE, GENTLE = (
+    "uniform 0.25, before the encoder",
+    "uniform 0.25, before the LLM",
+    "uniform 0.9, before the encoder",
+)
+PLANS = {
+    BOTH: Plan.of("uniform", keep=0.25, at="pixels"),
+    "pixelprune 0.25": Plan.of("pixelprune", keep=0.25),
+    "random 0.25, before encoder block 2": Plan.of("random", keep=0.25, at="vision:2"),
+    ALONE: Plan.of("uniform", keep=0.25),
+    GENTLE: Plan.of("uniform", keep=0.9, at="pixels"),
+}
+CELLS = {"qwen2.5-vl-3b": 1296, "qwen3-vl-2b": 1024}
+SIDE = 64  # groups along a side of a picture of 16,384 patches
+
+
+def bars(shape: str, found: Comparison) -> list[Bar]:
+    """What was asked of one model."""
+    by = {one.label: one for one in found.outcomes}
+
+    def bar(name: str, label: str, spread: Spread | None, limit: float, at_most: bool) -> Bar:
+        if spread is None:
+            raise RuntimeError(f"{label} has no ideal.")
+        return Bar(name, f"{shape}: {label}", spread.median, spread.low, spread.high, limit, at_most)
+
+    rows = [
+        bar("first token over ideal", one, by[one].first_over_ideal, 1.1, True) for one in (BOTH, "pixelprune 0.25")
+    ]
+    rows.append(bar("first token, times faster than dense", GENTLE, by[GENTLE].first_token, 1.0, False))
+    if shape == "qwen2.5-vl-3b":
+        rows.append(bar("first token, times faster than dense", BOTH, by[BOTH].first_token, 3.0, False))
+    return rows
+
+
+@torch.inference_mode()
+def choosing(encoder_ms: float) -> list[dict[str, Any]]:
+    """What PixelPrune's choice takes on a page of flat ground and noise, as a share of a dense encoder."""
+    torch.manual_seed(0)
+    page = torch.full((1, SIDE, SIDE, 12 * 16 * 16), 0.9)
+    page[:, 20:40, 8:56] = torch.rand(1, 20, 48, 12 * 16 * 16)
+    view = View(SIDE**2, 1, ((1, SIDE, SIDE),), {"pixels": page.flatten(1, 2)}, total=SIDE**2)
+    rows = []
+    for name, method in {"tau=0": PixelPrune(), "tau=0.05, anchored": PixelPrune(tau=0.05)}.items():
+        spread = Spread.of([timed(lambda own=method: own.select(view)) for _ in range(5)])
+        rows.append({"method": name, "ms": asdict(spread), "share_of_encoder": spread.median / encoder_ms})
+    return rows
+
+
+@torch.inference_mode()
+def encoder_ms() -> float:
+    """The dense encoder of Qwen3-VL-2B's proportions, a quarter as deep, on 16,384 patches."""
+    work = workload("qwen3-vl-2b", SIDE**2)
+    given = {name: work.inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    return timed(lambda: work.model.get_image_features(**given))
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "bench_encoder.json",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, all sides by turns.")] = 2,
+) -> None:
+    """Measure every cell, then what choosing takes, and write the result."""
+    console = Console(width=160)
+    result: dict[str, Any] = {"cells": {}}
+    found: list[Bar] = []
+    for shape, tokens in CELLS.items():
+        work = workload(shape, tokens)
+        measured = compare(work, PLANS, rounds, 0, lambda text: console.print(f"  {text}"))
+        console.print(table.costs(measured), table.ratios(measured))
+        result["cells"][shape] = measured.to_dict() | {"warnings": measured.warnings()}
+        found += bars(shape, measured)
+        del work
+    dense = encoder_ms()
+    result["choosing"] = {"patches": 4 * SIDE**2, "encoder_ms": dense, "rows": choosing(dense)}
+    found += [
+        Bar(
+            "choosing over a dense encoder",
+            f"16,384 patches: {row['method']}",
+            row["share_of_encoder"],
+            0,
+            0,
+            0.02,
+            True,
+        )
+        for row in result["choosing"]["rows"]
+    ]
+    result["bars"] = as_rows(found)
+    write(out, result)
+
+
+if __name__ == "__main__":
+    typer.run(main)
