@@ -247,6 +247,55 @@ def lmms_eval() -> str:
     return f"{published.markdown()}\n\n{grid.markdown()}\n\n{note}"
 
 
+def encoders() -> str:
+    """Which vision encoders can be shortened, by family and medium."""
+    rows = []
+    for family in sorted(all_families().values(), key=lambda f: f.name.lower()):
+        why = {media: family.whole_encoder(None, media) for media in family.media}
+        cells = ["-" if media not in why else why[media] or "yes" for media in ("image", "video")]
+        rows.append([family.name, *cells])
+    note = (
+        "A tower's own size can stand against it too: where patches do not divide evenly into tokens, or a picture is "
+        "shrunk behind the encoder, `prune` or the first prompt says so."
+    )
+    return f"{table(['family', 'pictures', 'videos'], rows, ':---')}\n\n{note}"
+
+
+def encoder_bench() -> str:
+    """Both sides pruned, beside the LLM alone."""
+    data = results.read("bench_encoder.json")
+    parts = []
+    for shape, cell in data["cells"].items():
+        rows = [["dense", str(cell["outcomes"][0]["tokens"][0]), _ms(cell["dense"], "first_token"), "", ""]]
+        for one in cell["outcomes"]:
+            over = one["first_over_ideal"]
+            rows.append(
+                [
+                    one["label"],
+                    f"{one['tokens'][2]}",
+                    _ms(one["pruned"], "first_token"),
+                    f"{one['first_token']['median']:.2f} x",
+                    f"{over['median']:.2f}" if over else "",
+                ]
+            )
+        head = [f"`{shape}`", "visual tokens", "first token, s", "faster than dense", "over ideal"]
+        parts.append(table(head, rows))
+    chose = data["choosing"]
+    shares = ", ".join(f"{100 * row['share_of_encoder']:.2f} % with {row['method']}" for row in chose["rows"])
+    where = data["versions"]
+    parts.append(
+        f"Random weights in these models' proportions, a quarter as deep, one picture of a megapixel, "
+        f"{where['threads']} threads, float32, torch {where['torch']}; medians. Ideal: a picture that had only the "
+        f"kept groups, or, for stages of the LLM alone, a prompt that was short from the start. PixelPrune's choice on "
+        f"{chose['patches']:,} patches takes, of the time of the second model's dense encoder, {shares}."
+    )
+    return "\n\n".join(parts)
+
+
+def _ms(cost: dict[str, Any], name: str) -> str:
+    return f"{cost['times'][name]['median'] / 1000:.2f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "versions": versions.table,
     "methods": methods,
@@ -265,6 +314,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "video_cost": video_cost,
     "lmms_eval": lmms_eval,
     "videos": videos,
+    "encoders": encoders,
+    "encoder_bench": encoder_bench,
     "gpu_laws": gpu_laws,
     "gpu_decoding": gpu_decoding,
     "gpu_kernels": gpu_kernels,

@@ -478,3 +478,73 @@ def test_what_is_our_reading_says_so_first():
     ours = ("fopru", "star", "lvlm_csp", "token_transforming")
     for name in ours:
         assert (all_methods()[name].__doc__ or "").startswith("Our reading of "), name
+
+
+# HiPrune
+
+
+def hiprune(early, deep, k, width, alpha):
+    n = len(early)
+    anchors = best(early, round(alpha * k / 5))
+    near = {min(max(i + step, 0), n - 1) for i in anchors for step in (0, -1, 1, -width, width)}
+    return sorted([*near, *best(deep, k - len(near), [i for i in range(n) if i not in near])])
+
+
+@pytest.mark.parametrize(("k", "alpha"), [(12, 0.1), (40, 0.5), (60, 0.8), (63, 0.3)])
+def test_hiprune(k, alpha):
+    early, deep = paid(2, 96, seed=3).double(), paid(2, 96, seed=4).double()
+    found = select("hiprune", keep=k, alpha=alpha, grid=(1, 8, 12), saliency_early=early, saliency=deep)
+    for span in range(2):
+        assert found.index[span].tolist() == hiprune(early[span], deep[span], k, 12, alpha)
+
+
+def test_hiprune_never_keeps_more_than_asked():
+    early = torch.arange(36.0)
+    found = select("hiprune", keep=3, alpha=1.0, grid=(1, 6, 6), saliency_early=early, saliency=early.flip(0))
+    assert found.index.tolist() == [29, 34, 35]  # the anchor, and the first two of those beside it
+
+
+# VScan
+
+
+def vscan(early, deep, features, k, high, wide, window, exact):
+    half, places = k // 2, [(r, c) for r in range(high) for c in range(wide)]
+    windows = sorted({(r // window, c // window) for r, c in places})
+    local = []
+    for number in windows:
+        own = [i for i, (r, c) in enumerate(places) if (r // window, c // window) == number]
+        local += best(early, half // len(windows), own)
+    others = [i for i in range(len(places)) if i not in local]
+    chosen = sorted([*local, *best(deep, k - (len(local) if exact else half), others)])
+    mixed = []
+    for own in chosen:
+        members = [own]
+        for i in range(len(places)):
+            if i not in chosen:
+                like = [cosine(features[i], features[j]) for j in chosen]
+                members += [i] * (chosen[like.index(max(like))] == own)
+        mixed.append(features[members].mean(0))
+    return chosen, torch.stack(mixed)
+
+
+@pytest.mark.parametrize(("high", "wide", "window"), [(12, 12, 6), (8, 12, 4), (7, 9, 3)])
+@pytest.mark.parametrize("fill", ["attention", "none"])
+def test_vscan(high, wide, window, fill):
+    n, k = high * wide, 41
+    early, deep, x = paid(1, n, seed=5).double()[0], paid(1, n, seed=6).double()[0], made(n, 8, seed=7).double()
+    given = {"features": x, "saliency_early": early, "saliency": deep, "grid": (1, high, wide)}
+    found = select("vscan", keep=k, window=window, fill=fill, **given)
+    index, mixed = vscan(early, deep, x, k, high, wide, window, fill == "attention")
+    assert found.index.tolist() == index
+    torch.testing.assert_close(found.apply(x).double(), mixed, atol=1e-5, rtol=0)
+
+
+def test_vscan_stands_twice():
+    """64 tokens on average: 96 before the LLM, 32 from half of the layers on."""
+    stages = all_methods()["vscan"]().schedule(32)
+    assert [(at, method.name) for at, method in stages] == [(0, "vscan"), (16, "vscan_inner")]
+    assert round(576 * stages[0][1].keep) == 96
+    assert round(96 * stages[1][1].keep) == 32
+    row = paid(2, 3, 50, seed=8).double()
+    found = select("vscan_inner", keep=10, attention_row=row)
+    assert found.index.tolist() == [sorted(best(one.mean(0), 10)) for one in row]

@@ -119,6 +119,7 @@ def test_what_the_encoder_computed(tiny_models):
     model, inputs = tiny_models(family, "eager"), family.inputs(BATCHES["one"])
     tower = model.base_model.vision_tower
     needs = [Need("vision_features"), Need("vision_keys"), Need("saliency", "cls"), Need("entropy")]
+    needs.append(Need("saliency_early", "received", depth=0.9))  # block 2 of 3
     found, _ = listen(model, inputs, 0, *needs, Need("saliency_first", "cls"))
     with torch.no_grad():
         out = tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
@@ -127,6 +128,7 @@ def test_what_the_encoder_computed(tiny_models):
     torch.testing.assert_close(found[0]["vision_features"], out.hidden_states[-2][0, 1:])
     torch.testing.assert_close(found[0]["vision_keys"], keys[1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[0]["saliency"], out.attentions[1][0, :, 0, 1:].mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0]["saliency_early"], out.attentions[2][0].mean((0, 1))[1:], atol=1e-5, rtol=0)
     torch.testing.assert_close(found[0]["saliency_first"], out.attentions[0][0, :, 0, 1:].mean(0), atol=1e-5, rtol=0)
     patch = inputs["pixel_values"][0, :, 4:8, 8:12].reshape(1, 1, 3, 16)
     torch.testing.assert_close(found[0]["entropy"][1 * 6 + 2], grey_entropy(patch)[0, 0])
@@ -189,3 +191,12 @@ def test_signals_that_the_user_brings(tiny_models):
             model(**inputs)
         with pytest.raises(BadInput, match="Unknown signal to give 'features'"):
             run.give(features=image)
+
+
+def test_a_block_at_a_depth_sees_whole_pictures():
+    """Qwen2.5-VL's blocks of windows are passed over."""
+    family = FAMILIES["qwen2_5_vl"]
+    model, inputs = family.build("eager"), family.inputs([[1, Picture(4, 6), 2]])
+    near, _ = listen(model, inputs, 0, Need("saliency_early", "received", depth=0.0))
+    chosen, _ = listen(model, inputs, 0, Need("saliency", "received"))
+    assert torch.equal(near[0]["saliency_early"], chosen[0]["saliency"])  # one block of full attention

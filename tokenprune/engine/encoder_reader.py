@@ -75,7 +75,9 @@ class EncoderReader:
         layers, chosen = self.family.encoder(self.model, media)
         numbers = {"first": 0, "chosen": chosen, "last": -1}
         sources = {need: SIGNALS[need.signal].encoder for need in self.needs}
-        return {need: layers[numbers[s.layer_of(need)]] for need, s in sources.items() if s.pixels is None}
+        found = {need: s.layer_of(need) for need, s in sources.items() if s.pixels is None}
+        at = {need: self.family.block_at(self.model, media, need.depth) for need in found if found[need] == "depth"}
+        return {need: layers[at.get(need, numbers.get(name, 0))] for need, name in found.items()}
 
     @property
     def known(self) -> list[Need]:

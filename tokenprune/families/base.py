@@ -26,8 +26,9 @@ NO_CLASS_TOKEN = without(
     "saliency:cls",
     "saliency:joint",
     "saliency_first:cls",
+    "saliency_early:cls",
 )
-ENCODER_SIGNALS = ("saliency", "saliency_first", "vision_keys", "vision_features", "entropy")
+ENCODER_SIGNALS = ("saliency", "saliency_first", "saliency_early", "vision_keys", "vision_features", "entropy")
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,11 @@ class Family(ABC):
         """The layers of the vision encoder, and the number of the one whose output becomes the features: attention
         signals are read in it."""
         raise MissingSignal(f"{self.name} gives no signals of its vision encoder.")
+
+    def block_at(self, model: PreTrainedModel, media: str, depth: float) -> int:
+        """The encoder block at a share `depth` of all blocks, or the nearest that sees whole pictures."""
+        blocks, _ = self.encoder(model, media)
+        return min(round(depth * len(blocks)), len(blocks) - 1)
 
     def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """Values of encoder patches as values of tokens: float32 [n, c] for each item and part of `items`.

@@ -29,6 +29,11 @@ class Qwen25VL(Qwen2VL):
             raise Unsupported("This Qwen2.5-VL has no full-attention vision block, so it has no saliency signal.")
         return visual.blocks, max(full)
 
+    def block_at(self, model: PreTrainedModel, media: str, depth: float) -> int:
+        visual = self.base(model).visual
+        wanted = super().block_at(model, media, depth)
+        return min((i for i in visual.fullatt_block_indexes if i < len(visual.blocks)), key=lambda i: abs(i - wanted))
+
     def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
         """In the order of the windows, as the encoder holds them."""
         unit = model.config.vision_config.spatial_merge_size**2

@@ -22,7 +22,8 @@ class EncoderSource:
     """Where a signal of the vision encoder comes from.
 
     read: of the attention of a layer; None: the layer's output is the signal, or the pixels are.
-    layer: `chosen` (whose output becomes the features), `first` or `last`; by variant where they differ.
+    layer: `chosen` (whose output becomes the features), `first`, `last`, or `depth` (as the need says); by variant
+    where they differ.
     pixels: of the pixels of each patch [N, patches, 3, pixels] to float [N, patches], before any layer.
     """
 
@@ -31,7 +32,7 @@ class EncoderSource:
     pixels: Callable[[Tensor], Tensor] | None = None
 
     def layer_of(self, need: Need) -> str:
-        """`chosen`, `first` or `last`."""
+        """`chosen`, `first`, `last` or `depth`."""
         return self.layer if isinstance(self.layer, str) else self.layer.get(need.variant, "chosen")
 
 

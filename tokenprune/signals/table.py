@@ -116,6 +116,12 @@ SIGNALS = {
     "saliency_first": Signal(
         "[n]", "the same at the first encoder layer", encoder_signal, encoder=EncoderSource(read_saliency, "first")
     ),
+    "saliency_early": Signal(
+        "[n]",
+        "the same in an encoder block that the method chooses",
+        encoder_signal,
+        encoder=EncoderSource(read_saliency, "depth"),
+    ),
     "vision_features": Signal(
         "[n, c]", "encoder features before the projector", encoder_signal, token_axis=-2, encoder=EncoderSource()
     ),
