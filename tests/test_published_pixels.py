@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.encoder_oracle import hidden_rows, towers_of
+from tests.oracle import oracle_logits
+from tests.tiny import FAMILIES, Picture
+from tokenprune import prune
 from tokenprune.methods.base import View
+from tokenprune.methods.mustdrop import MustDrop
 from tokenprune.methods.pixelprune import PixelPrune
 from tokenprune.methods.rlt import RLT
 
@@ -90,3 +95,78 @@ def test_rlt_follows_its_rule(keep):
         assert found.span(span)[0].tolist() == sorted(stays)
         assert {*found.anchors[span].tolist()} <= stays
         assert all(anchor % 6 == token % 6 for token, anchor in enumerate(found.anchors[span].tolist()))
+
+
+def plain_mustdrop(x, window, merges):
+    """{token that stays: the tokens it is the mean of}, windows in the order of how alike they are while `merges`."""
+    h, w, _ = x.shape
+    unit = x / x.norm(dim=-1, keepdim=True)
+    found = {r * w + c: [r * w + c] for r in range(h) for c in range(w)}
+    windows = []
+    for r in range(0, h - window + 1, window):
+        for c in range(0, w - window + 1, window):
+            own = [(r + i, c + j) for i in range(window) for j in range(window)]
+            pairs = [float(unit[a] @ unit[b]) for a in own for b in own if a != b]
+            windows.append((sum(pairs) / len(pairs), [i * w + j for i, j in own]))
+    for alike, own in sorted(windows, key=lambda one: -one[0]):
+        count = min(merges(alike, len(found)), len(own))
+        if count > 1:
+            found[own[0]] = own[:count]
+            for token in own[1:count]:
+                del found[token]
+    return found
+
+
+@pytest.mark.parametrize(("h", "w", "window"), [(6, 9, 3), (7, 8, 3), (4, 6, 2), (2, 2, 3)])
+@pytest.mark.parametrize("keep", [None, 0.9, 0.6])
+def test_mustdrop_follows_its_rule(h, w, window, keep):
+    made = torch.Generator().manual_seed(h)
+    x = torch.randn(2, h, w, 5, generator=made, dtype=torch.float64) + 2 * torch.randn(2, 1, 1, 5, generator=made)
+    method = MustDrop(keep=keep, window=window, threshold=0.7)
+    view = View(h * w, 2, ((1, h, w),), {"vision_states": x.flatten(1, 2)}, total=h * w)
+    found = method.select(view)
+    for span in range(2):
+        k = None if keep is None else round(keep * h * w)
+        merges = lambda alike, left, k=k: 99 * (alike >= 0.7) if k is None else left - k + 1  # noqa: E731
+        expected = plain_mustdrop(x[span], window, merges)
+        if k is not None and len(expected) > k:  # windows cannot give so much
+            assert len(found.span(span)[0]) == k
+            continue
+        index, weights = found.span(span)
+        assert index.tolist() == sorted(expected)
+        mixed = torch.stack([x[span].flatten(0, 1)[expected[i]].mean(0) for i in sorted(expected)])
+        torch.testing.assert_close(weights.double() @ x[span].flatten(0, 1), mixed, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava-siglip"])
+@pytest.mark.parametrize("keep", [30, 22, 14])
+def test_the_encoder_goes_on_with_the_means(name, keep):
+    """Against the encoder on all rows, in which means stand for windows and nobody sees what went into them."""
+    family, model = FAMILIES[name], FAMILIES[name].build("eager")
+    inputs = family.inputs([[1, Picture(6, 6), 2]])
+    found = {}
+
+    def mix(module, args, kwargs):
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        cls = hidden.shape[1] - 36
+        found.update(plain_mustdrop(hidden[0, cls:].double().view(6, 6, -1), 2, lambda _, left: left - keep + 1))
+        means = {i: hidden[0, [cls + j for j in own]].mean(0) for i, own in found.items()}
+        for i, mean in means.items():
+            hidden[0, cls + i] = mean
+        gone[0, [cls + i for i in range(36) if i not in found]] = True
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    blocks = towers_of(model)[0]
+    columns = torch.isin(inputs["input_ids"][0], torch.tensor(family.placeholder)).nonzero().flatten()
+    with torch.no_grad():
+        with prune(model, MustDrop(keep=keep, window=2)) as run:
+            pruned = model(**inputs).logits
+            shown = run.columns(0)[0]
+        gone = torch.zeros(1, 37 if name == "llava" else 36, dtype=torch.bool)
+        handle = blocks[1].register_forward_pre_hook(mix, with_kwargs=True)
+        model(**inputs)  # which rows go follows from the states before block 1
+        with hidden_rows(model, gone, 1):
+            expected = oracle_logits(family, model, inputs, {0: [columns[sorted(found)]]})
+        handle.remove()
+    assert torch.isin(columns, shown).nonzero().flatten().tolist() == sorted(found)
+    torch.testing.assert_close(pruned[0, shown], expected[0, shown], atol=1e-4, rtol=0)

@@ -92,6 +92,12 @@ class EncoderRows:
         return (~self.left).long().argsort(dim=1, stable=True)[:, : max(self.lengths)]
 
     @cached_property
+    def patches(self) -> Tensor:
+        """int64 [K]: of patches as the processor lays them, group by group in reading order, those that are left."""
+        unit = self.groups.members.shape[1]
+        return places(self.alive.repeat_interleave(unit), unit * sum(self.counts))
+
+    @cached_property
     def padding(self) -> Tensor | None:
         """bool [B, K]: what fills up; None where the sequences are of one length."""
         if len(set(self.lengths)) == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +14,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
-from tokenprune.core.selection import handed, places
+from tokenprune.engine.encoder_choice import Choice, choose
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.overrides import Hook
-from tokenprune.engine.select import check_selection
 from tokenprune.engine.stopwatch import Stopwatch
-from tokenprune.errors import BadInput, Unsupported
+from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, EncoderBlocks, Family, Groups, attention_of
-from tokenprune.methods.base import View
+from tokenprune.methods.place import Pixels
 from tokenprune.methods.stage import Stage
 from tokenprune.signals.inside import Inside
-from tokenprune.signals.table import SIGNALS
 
 
 @dataclass
@@ -68,8 +65,9 @@ class EncoderWork:
 class EncoderCall:
     """One call of a feature getter, while its encoder runs.
 
-    groups: of the whole call, on the host. rows: what is left; both None until the first block. followed: arguments of
-    blocks that were shortened, by identity of the whole ones. history: what each stage left.
+    groups: of the whole call, on the host. rows: what is left; both None until the patches are embedded. followed:
+    arguments of blocks that were shortened, by identity of the whole ones. history: what each stage left. ahead: the
+    choice of the next stage, where it was made before there was anything to mix.
     """
 
     encoded: Encoded
@@ -79,6 +77,7 @@ class EncoderCall:
     rows: EncoderRows | None = None
     followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: list[EncoderRows] = field(default_factory=list)
+    ahead: tuple[Choice, Stopwatch] | None = None
 
     def restore(self, heard: list[Tensor]) -> list[Tensor]:
         """What was heard of the rows of a block, [N, rows, ...] by each call of its attention, for all rows."""
@@ -124,6 +123,10 @@ class EncoderStages:
             if id(blocks.blocks) in done:
                 continue
             done.add(id(blocks.blocks))
+            if blocks.embed is not None:
+                hook = Hook(self._before_embedding)
+                self._handles.append(blocks.embed.register_forward_pre_hook(hook, with_kwargs=True))
+                self._handles.append(blocks.embed.register_forward_hook(Hook(self._after_embedding), prepend=True))
             for i in range(len(blocks.blocks)):
                 block, hook = blocks.blocks[i], Hook(self._before_block(i))
                 self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
@@ -170,9 +173,11 @@ class EncoderStages:
             hidden = args[0] if args else kwargs["hidden_states"]
             x = hidden if hidden.ndim == 3 else hidden[None]
             if call.rows is None:
-                call.groups = self.family.groups(self.model, call.encoded, tuple(x.shape[:2]))
-                call.rows = EncoderRows.of_call(call.groups, tuple(x.shape[:2]), x.device)
-            for stage in stages:
+                self._lay_out(call, tuple(x.shape[:2]), x.device)
+            done = len(call.history) if i == 0 else 0
+            if done and call.rows.shortened:
+                x = call.rows.shorten(x)
+            for stage in stages[done:]:
                 x = self._run(call, stage, x)
             rows = call.rows
             back = x.shape[1] == rows.shape[1]
@@ -192,27 +197,70 @@ class EncoderStages:
 
         return before_block
 
+    def _lay_out(self, call: EncoderCall, shape: tuple[int, int], device: torch.device) -> None:
+        call.groups = self.family.groups(self.model, call.encoded, shape)
+        call.rows = EncoderRows.of_call(call.groups, shape, device)
+
+    def _before_embedding(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Where patches come as rows, those that stages before the encoder leave out are not even embedded."""
+        call = self.call
+        stages = [stage for stage in self.stages if isinstance(stage.place, Pixels)]
+        if call is None or call.rows is not None or not stages:
+            return None
+        pixels = args[0] if args else kwargs["hidden_states"]
+        self._lay_out(call, (1, len(pixels)), pixels.device)
+        for stage in stages:
+            watch = Stopwatch(pixels.device)
+            choice = choose(stage, call.rows, self._inside(call, None))
+            if choice.mixed:  # of embedded patches
+                call.ahead = choice, watch
+                break
+            self._take(call, choice, watch)
+        if not call.rows.shortened:
+            return None
+        own = pixels[call.rows.patches]
+        return ((own, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": own})
+
+    def _after_embedding(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """What comes before the first block sees its usual shapes."""
+        call = self.call
+        if call is None or call.rows is None or not call.rows.shortened or len(output) == call.rows.shape[1]:
+            return None
+        return output.new_zeros(call.rows.shape[1], *output.shape[1:]).index_copy(0, call.rows.patches, output)
+
+    def _inside(self, call: EncoderCall, x: Tensor | None) -> Inside:
+        rows = call.rows
+
+        def states() -> Tensor:
+            whole = rows.restore(x) if rows.shortened else x
+            return whole.flatten(0, 1)[rows.groups.members]
+
+        return Inside(pixels=lambda: self._brightness(call, rows), states=states)
+
     def _run(self, call: EncoderCall, stage: Stage, x: Tensor) -> Tensor:
         """Choose at a stage; the rows [B, K', d] that are left of x [B, K, d]."""
         rows = call.rows
-        watch = Stopwatch(x.device)
-        inside = Inside(
-            pixels=lambda: self._brightness(call, rows),
-            states=lambda: (rows.restore(x) if rows.shortened else x).flatten(0, 1)[rows.groups.members],
-        )
-        alive, counts, stands, mixed = choose(stage, rows, inside)
-        taken = rows.take(alive, counts, stands)
+        if call.ahead is None:
+            watch = Stopwatch(x.device)
+            choice = choose(stage, rows, self._inside(call, x))
+        else:
+            (choice, watch), call.ahead = call.ahead, None
         whole = rows.restore(x) if rows.shortened else x
-        for members, kept, weights in mixed:
+        for members, kept, weights in choice.mixed:
             flat = whole.flatten(0, 1)
             parts = flat[members.flatten()].view(*members.shape, -1)  # [n, u, d]: patch by patch
             sums = weighted_sums(weights.to(x.device), parts.flatten(1)).view(len(kept), *parts.shape[1:])
             whole = flat.index_put((members[kept],), sums.to(flat.dtype)).view_as(whole)
-        call.rows, call.followed = taken, {}
-        call.history.append(taken)
+        self._take(call, choice, watch)
+        return call.rows.shorten(whole) if call.rows.shortened else whole
+
+    def _take(self, call: EncoderCall, choice: Choice, watch: Stopwatch) -> None:
+        """What is left goes on."""
+        before = call.rows.counts
+        call.rows, call.followed = call.rows.take(choice.alive, choice.counts, choice.stands), {}
+        call.history.append(call.rows)
         watch.stop()
-        call.work.stages.append(EncoderRecord(rows.counts, counts, alive, watch))
-        return taken.shorten(whole) if taken.shortened else whole
+        call.work.stages.append(EncoderRecord(before, choice.counts, choice.alive, watch))
 
     def _brightness(self, call: EncoderCall, rows: EncoderRows) -> Tensor:
         """float32 [G, x]: pixels of each group, of brightness from 0 to 1 up to what is the same for all."""
@@ -293,68 +341,3 @@ def follow(rows: EncoderRows, value: Tensor) -> Tensor:
     if value.ndim >= 2 and value.shape[1] == width:
         return rows.shorten(value.expand(sequences, *value.shape[1:]) if len(value) == 1 else value)
     return value
-
-
-@torch.no_grad()
-def choose(
-    stage: Stage, rows: EncoderRows, inside: Inside
-) -> tuple[Tensor, list[int], Tensor | None, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Run a method on every segment, or every video; those of one shape together.
-
-    Gives bool [G] what is left, how many of each segment, what stands for each group (None: the nearest), and what is
-    mixed: (members [n, u] of the groups that go in, int64 [k] which of these stay, weights [k, n]).
-    """
-    signals = {need.signal: SIGNALS[need.signal].inside(inside) for need in stage.method.needs}
-    device = rows.alive.device
-    alive, stands, mixed, anchored = torch.zeros_like(rows.alive), rows.stands.clone(), [], False
-    counts: list[int] | None = [0] * len(rows.counts)
-    for (grid, count), units in _units(stage, rows).items():
-        t, h, w = grid
-        own = handed([first for first, _ in units], device)[:, None] + torch.arange(t * h * w, device=device)
-        tokens = None if count == t * h * w else places(rows.alive[own], count)
-        groups = own if tokens is None else own.gather(1, tokens)
-        given = {name: value[groups] for name, value in signals.items()}
-        view = View(count, len(units), (grid,), given, tokens, t * h * w)
-        selection = check_selection(stage.method.select(view), stage.method, view)
-        chosen = groups.gather(1, selection.index.to(device, non_blocking=True))
-        real = torch.ones_like(chosen) if selection.valid is None else selection.valid.long()
-        alive |= (
-            torch.zeros_like(alive, dtype=torch.long).scatter_reduce(0, chosen.flatten(), real.flatten(), "amax") > 0
-        )
-        if selection.weights is not None:
-            for row in range(len(units)):
-                index, weights = selection.span(row)
-                mixed.append((rows.groups.members[groups[row]], index.to(device, non_blocking=True), weights))
-        if selection.anchors is not None:
-            anchored = True
-            stands[groups] = groups.gather(1, selection.anchors.to(device))
-        if selection.valid is not None or t > 1:
-            counts = None  # the host has to look
-        elif counts is not None:
-            for _, segment in units:
-                counts[segment] = selection.index.shape[1]
-    if counts is None:
-        counts = [int(one.sum()) for one in alive.cpu().split([h * w for h, w in rows.groups.grids])]
-    emptied = [i for i, (before, after) in enumerate(zip(rows.counts, counts, strict=True)) if before and not after]
-    if emptied and (not stage.method.adaptive or not any(counts)):
-        raise BadInput(
-            f"keep={stage.method.keep} of {stage.method.name} leaves nothing of a picture or frame of "
-            f"{rows.counts[emptied[0]]} tokens {stage.place}. Give a larger keep."
-        )
-    return alive, counts, stands if anchored else None, mixed
-
-
-def _units(stage: Stage, rows: EncoderRows) -> dict[tuple, list[tuple[int, int]]]:
-    """What is chosen from: by grid and number of groups left, the first group and the first segment of each."""
-    found: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
-    groups = rows.groups
-    group = segment = 0
-    for frames in groups.frames:
-        together = frames if stage.method.over_frames else 1
-        for _ in range(frames // together):
-            h, w = groups.grids[segment]
-            count = sum(rows.counts[segment : segment + together])
-            if count:
-                found[(together, h, w), count].append((group, segment))
-            group, segment = group + together * h * w, segment + together
-    return found

@@ -103,12 +103,13 @@ class EncoderBlocks:
 
     blocks: its layers. last: the number of the one whose output becomes the features. exits: modules behind the blocks
     whose output has one row for each group, in the order of the rows; without any, rows that are gone come back at the
-    output of block `last`.
+    output of block `last`. embed: what makes a row of each patch, where patches come as rows of any number.
     """
 
     blocks: nn.ModuleList
     last: int
     exits: tuple[nn.Module, ...] = ()
+    embed: nn.Module | None = None
 
 
 @dataclass(frozen=True)

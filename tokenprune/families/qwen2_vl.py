@@ -44,7 +44,7 @@ class Qwen2VL(Family):
 
     def encoder_blocks(self, model: PreTrainedModel, media: str) -> EncoderBlocks:
         visual = self.base(model).visual
-        return EncoderBlocks(visual.blocks, len(visual.blocks) - 1, self.exits(visual))
+        return EncoderBlocks(visual.blocks, len(visual.blocks) - 1, self.exits(visual), visual.patch_embed)
 
     def exits(self, visual: Any) -> tuple[nn.Module, ...]:
         """What makes one row of the patches of a group."""
