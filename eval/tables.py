@@ -292,6 +292,32 @@ def encoder_bench() -> str:
     return "\n\n".join(parts)
 
 
+def screens() -> str:
+    """What PixelPrune keeps by kind of picture, and whether answers change."""
+    data = results.read("screens.json")
+    taus = sorted({row["tau"] for row in data["keeps"]})
+    kinds = dict.fromkeys(row["kind"] for row in data["keeps"])
+    cells = {(row["kind"], row["tau"]): row for row in data["keeps"]}
+    rows = []
+    for kind in kinds:
+        own = [cells[kind, tau] for tau in taus]
+        shares = [f"{100 * one['mean']:.0f} % ({100 * one['low']:.0f} to {100 * one['high']:.0f})" for one in own]
+        rows.append([kind, str(own[0]["pictures"]), *shares])
+    first = table(["kind", "pictures", *(f"tau={tau:g}" for tau in taus)], rows)
+    answers = [
+        [
+            row["type"],
+            f"{100 * row['dense']:.0f} %",
+            f"{100 * row['pruned']:.0f} %",
+            f"{row['changed']} of {row['questions']}",
+            f"{100 * row['kept_of_the_last_batch']:.0f} %",
+        ]
+        for row in data["answers"]
+    ]
+    head = ["question", "right, dense", "right, pixelprune", "answers that change", "kept"]
+    return f"{first}\n\n{table(head, answers)}"
+
+
 def _ms(cost: dict[str, Any], name: str) -> str:
     return f"{cost['times'][name]['median'] / 1000:.2f}"
 
@@ -316,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "videos": videos,
     "encoders": encoders,
     "encoder_bench": encoder_bench,
+    "screens": screens,
     "gpu_laws": gpu_laws,
     "gpu_decoding": gpu_decoding,
     "gpu_kernels": gpu_kernels,
