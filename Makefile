@@ -66,10 +66,12 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.worlds.pareto clips
 	$(BIN)/python -m eval.video_cost
 	$(BIN)/python -m eval.media.compare
+	$(BIN)/python -m eval.screens
 
 # The speed bars. Each wants the machine for itself; the second needs a CUDA GPU.
 bench: $(VENV)/.dev
 	$(BIN)/python -m eval.bench.cpu
+	$(BIN)/python -m eval.bench.encoder
 	$(BIN)/python -m eval.bench.plot
 
 bench-gpu: $(VENV)/.dev
