@@ -20,7 +20,7 @@ from tokenprune import Plan, cli, scenes
 from tokenprune.bench import record
 from tokenprune.bench.compare import Spread, compare
 from tokenprune.bench.measure import Ideal, peak_memory, prompt, sample
-from tokenprune.bench.workload import Workload, workload
+from tokenprune.bench.workload import Workload, with_pictures_of, workload
 from tokenprune.errors import BadInput
 
 
@@ -115,6 +115,33 @@ def test_sides_are_interleaved_and_ratios_are_of_one_round():
     assert a.ideal is not None
     assert c.ideal is None
     assert result.to_dict()["outcomes"][2]["over_ideal"] is None
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_ideal_of_a_stage_before_the_encoder_is_a_smaller_picture(name):
+    work = tiny(name, [[3, Picture(4, 6), 4], [3, Picture(4, 6), 4]])
+    short = with_pictures_of(work, 12)
+    assert short.visual().sum(1).tolist() == [12, 12]
+    assert short.inputs["image_grid_thw"].tolist() == [[1, 6, 8]] * 2
+    assert len(short.inputs["pixel_values"]) == 2 * 48
+    assert torch.equal(short.inputs["input_ids"][:, :1], work.inputs["input_ids"][:, :1])
+    plans = {"both": Plan.of("uniform", keep=0.5, at="pixels"), "llm": Plan.of("uniform", keep=0.5)}
+    both, llm = compare(work, plans, rounds=1, new_tokens=0).outcomes
+    assert both.first_over_ideal is not None
+    assert llm.first_over_ideal is not None
+    assert both.tokens == llm.tokens == (48, 24.0, 24)
+
+
+def test_a_picture_of_one_size_has_no_smaller_ideal():
+    work = tiny("llava", [[3, Picture(6, 6), 4]])
+    assert with_pictures_of(work, 9) is None
+    (found,) = compare(work, {"a": Plan.of("uniform", keep=0.25, at="pixels")}, rounds=1, new_tokens=0).outcomes
+    assert found.first_over_ideal is None
+
+
+def test_shapes_have_a_prompt_for_each_number_of_tokens():
+    with pytest.raises(BadInput, match="has prompts of 1296, 5184 visual tokens"):
+        workload("qwen2.5-vl-3b", 576)
 
 
 def test_it_says_where_pruning_does_not_pay():

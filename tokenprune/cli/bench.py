@@ -17,7 +17,9 @@ def bench(
     context: typer.Context,
     method: Annotated[str, typer.Option(help="Methods or recipes, with commas between them.")] = "divprune",
     keep: Annotated[str | None, typer.Option(help="What survives. (default: 0.1; not for recipes)")] = None,
-    at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Decoder layer (0: before the LLM), pixels or vision:8. (default: the paper's)")
+    ] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
     shape: Annotated[
         str,

@@ -30,7 +30,9 @@ def explain(
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
     method: Annotated[str, typer.Option(help="Pruning method, recipe or YAML file.")] = "divprune",
     keep: Annotated[str | None, typer.Option(help="What survives. (default: 0.1; not for recipes)")] = None,
-    at: Annotated[str | None, typer.Option(help="Decoder layer, 0 = before the LLM. (default: the paper's)")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Decoder layer (0: before the LLM), pixels or vision:8. (default: the paper's)")
+    ] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact ids. (default: original)")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 40,
     page: Annotated[Path, typer.Option("--out", help="Page to write.")] = Path("explanation.html"),

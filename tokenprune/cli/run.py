@@ -34,7 +34,8 @@ def run(
         str | None, typer.Option(help="What survives: 0.1 = a tenth, 58 = 58 tokens. (default: 0.1; not for recipes)")
     ] = None,
     at: Annotated[
-        str | None, typer.Option(help="Decoder layer, 0 = before the LLM; or decode. (default: the paper's)")
+        str | None,
+        typer.Option(help="Decoder layer (0: before the LLM), pixels, vision:8 or decode. (default: the paper's)"),
     ] = None,
     scope: Annotated[
         str | None, typer.Option(help="Budgets per part or item of a picture. (default: method's)")

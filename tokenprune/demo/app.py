@@ -52,9 +52,9 @@ def build(session: Session) -> gr.Blocks:
                 keep = gr.Slider(0.02, 1.0, value=0.25, step=0.01, label="keep", elem_id="keep")
                 with gr.Accordion("places and options", open=False):
                     at = gr.Dropdown(
-                        [PUBLISHED, *map(str, range(layers)), "decode"],
+                        [PUBLISHED, "pixels", "vision:1", *map(str, range(layers)), "decode"],
                         value=PUBLISHED,
-                        label="before layer",
+                        label="before layer, or before the vision encoder",
                         elem_id="at",
                     )
                     positions = gr.Radio(list(POSITIONS), value="original", label="positions", elem_id="positions")
