@@ -200,3 +200,17 @@ def test_a_block_at_a_depth_sees_whole_pictures():
     near, _ = listen(model, inputs, 0, Need("saliency_early", "received", depth=0.0))
     chosen, _ = listen(model, inputs, 0, Need("saliency", "received"))
     assert torch.equal(near[0]["saliency_early"], chosen[0]["saliency"])  # one block of full attention
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+def test_pixels_are_those_of_their_token(name):
+    """Of a flat picture, larger than a window, with one group of noise: its token has the entropy."""
+    family = FAMILIES[name]
+    model, inputs = family.build(), family.inputs([[1, Picture(4, 6), 2]])
+    noise = torch.randn(4, inputs["pixel_values"].shape[1])
+    for group in (0, 5, 13, 23):
+        inputs["pixel_values"].fill_(0.1)
+        inputs["pixel_values"][4 * group : 4 * group + 4] = noise
+        found, _ = listen(model, inputs, 0, Need("entropy"))
+        assert int(found[0]["entropy"].argmax()) == group
+        assert (found[0]["entropy"] > 0).sum() == 1
