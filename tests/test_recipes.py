@@ -11,6 +11,7 @@ import yaml
 from tests.laws import BATCHES
 from tests.tiny import FAMILIES
 from tokenprune import BadInput, prune
+from tokenprune.methods.place import in_encoder
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, StageSpec, load_recipe, recipe_names
 
@@ -22,6 +23,7 @@ LAYERS = {
     "llava-video-7b": 28,
     "prismatic-siglip-7b": 32,
     "qwen2.5-vl-7b": 28,
+    "qwen3-vl-2b": 28,
     "qwen3-vl-8b": 36,
 }
 
@@ -29,8 +31,8 @@ LAYERS = {
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads(name):
     recipe = load_recipe(name)
-    places = [stage.at if stage.start is None else stage.start for stage in recipe.to_stages()]
-    assert all(0 <= place < LAYERS[recipe.model] for place in places)
+    stages = [stage for stage in recipe.to_stages() if not in_encoder(stage.place)]
+    assert all(0 <= (stage.layer if stage.start is None else stage.start) < LAYERS[recipe.model] for stage in stages)
     text = (ROOT / "configs" / f"{name}.yaml").read_text()
     assert text.startswith("#")
     assert recipe.published is not None or "No figure at hand." in text

@@ -38,6 +38,7 @@ from .methods.fopru import FoPru as FoPru
 from .methods.framefusion import FrameFusion as FrameFusion
 from .methods.framefusion import FrameFusionLast as FrameFusionLast
 from .methods.framefusion import FrameFusionLater as FrameFusionLater
+from .methods.hiprune import HiPrune as HiPrune
 from .methods.hired import HiRED as HiRED
 from .methods.holitom import HoliTom as HoliTom
 from .methods.holitom import HoliTomInner as HoliTomInner
@@ -47,6 +48,7 @@ from .methods.llava_scissor import LlavaScissor as LlavaScissor
 from .methods.lvlm_csp import LVLMCSP as LVLMCSP
 from .methods.lvlm_csp import LVLMCSPCluster as LVLMCSPCluster
 from .methods.lvlm_csp import LVLMCSPScatter as LVLMCSPScatter
+from .methods.mustdrop import MustDrop as MustDrop
 from .methods.pixelprune import PixelPrune as PixelPrune
 from .methods.place import Decode as Decode
 from .methods.place import Layer as Layer
@@ -74,6 +76,8 @@ from .methods.vflowopt import VFlowOptDrop as VFlowOptDrop
 from .methods.vidcom2 import VidCom2 as VidCom2
 from .methods.visionzip import VisionZip as VisionZip
 from .methods.vispruner import VisPruner as VisPruner
+from .methods.vscan import VScan as VScan
+from .methods.vscan import VScanInner as VScanInner
 from .plan import Plan as Plan
 from .plan import supports as supports
 from .recipes import Recipe as Recipe
