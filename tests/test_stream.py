@@ -105,7 +105,7 @@ def test_the_budget_holds(talker, method):
         assert report.rows == len(memory.frame) == memory.cache.layers[0].keys.shape[2]
         assert int((memory.frame == number - 1).sum()) >= TOKENS  # the newest is whole
     assert report.thinnings > 1
-    assert (report.frames, report.frames_left) == (12, len(memory.frame[memory.place >= 0].unique()))
+    assert (report.frames, report.frames_left) == (12, len(memory.frame[memory.cell >= 0].unique()))
     assert talk.ask(QUESTION, 3)
 
 
@@ -181,10 +181,10 @@ def test_renumbering_turns_the_keys(which, request):
     assert compact.next < original.next
     old = original.frame < 3
     for a, b in zip(compact.cache.layers[:1], original.cache.layers[:1], strict=True):
-        turned = rotated(both[0].text_model, b.keys, compact.places - original.places)
+        turned = rotated(both[0].text_model, b.keys, compact.positions - original.positions)
         torch.testing.assert_close(a.keys[:, :, old], turned[:, :, old], atol=1e-4, rtol=0)
     if which == "talker":
-        assert compact.places[0].tolist() == list(range(len(compact.frame)))
+        assert compact.positions[0].tolist() == list(range(len(compact.frame)))
 
 
 def test_original_positions_run_out(talker, monkeypatch):

@@ -50,7 +50,7 @@ def state(talk):
     """Every bit of what a stream holds."""
     memory = talk._memory
     kept = [x.clone() for layer in memory.cache.layers for x in (layer.keys, layer.values)]
-    return talk.report(), memory.unread, [memory.places.clone(), memory.features.clone(), *kept]
+    return talk.report(), memory.unread, [memory.positions.clone(), memory.features.clone(), *kept]
 
 
 def assert_same(talk, before):
@@ -104,7 +104,7 @@ def test_an_error_anywhere_in_the_model_changes_nothing(model_and_processor, cal
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Memory, "add"), (Memory, "leave"), (Uniform, "select"), (Stream, "_places"), (Stream, "_make_room")],
+    [(Memory, "add"), (Memory, "leave"), (Uniform, "select"), (Stream, "_positions"), (Stream, "_make_room")],
 )
 @pytest.mark.parametrize("late", [False, True])
 def test_an_error_beside_the_model_changes_nothing(model_and_processor, monkeypatch, owner, name, late):

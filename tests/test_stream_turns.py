@@ -62,7 +62,7 @@ class Talk:
         for event in self.events:
             if isinstance(event, Picture):
                 number += 1
-                left = memory.place[(memory.frame == number) & (memory.place >= 0)].tolist()
+                left = memory.cell[(memory.frame == number) & (memory.cell >= 0)].tolist()
                 if left:
                     around = ([START], [END]) if marked else ([], [])
                     found += [around[0], Shown(event, number, left), around[1]]

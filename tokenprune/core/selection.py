@@ -46,7 +46,7 @@ class Selection:
 
     @classmethod
     def of(cls, mask: Tensor) -> Selection:
-        """The True places of `mask` [S, n], however many each span has (counting them waits for the device)."""
+        """The True indices of `mask` [S, n], however many each span has (counting them waits for the device)."""
         counts = mask.sum(-1)
         width = int(counts.max())
         there = torch.arange(width, device=mask.device) < counts[:, None]
@@ -80,12 +80,12 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def marked(index: Tensor, n: int) -> Tensor:
-    """bool [..., n]: True at the places `index` [..., k]."""
+    """bool [..., n]: True at the indices `index` [..., k]."""
     return torch.zeros(*index.shape[:-1], n, dtype=torch.bool, device=index.device).scatter(-1, index, True)
 
 
-def places(mask: Tensor, k: int) -> Tensor:
-    """Ascending int64 [..., k] of the True places of `mask` [..., n], which must be k in each row."""
+def indices_of(mask: Tensor, k: int) -> Tensor:
+    """Ascending int64 [..., k] where `mask` [..., n], which must be k in each row."""
     return top_k(mask, k)
 
 

@@ -79,7 +79,7 @@ class PrunedLayer(CacheLayerMixin):
         self.store, self.window = store, window
         self.capacity = store.max_cache_len if isinstance(store, StaticLayer) else None
         self.record_past = False
-        self.places: list[int] = []
+        self.stage_layers: list[int] = []
         self._clear()
 
     def _clear(self) -> None:
@@ -223,7 +223,7 @@ class PrunedLayer(CacheLayerMixin):
 
 def adopt(
     cache: Cache,
-    places: list[int],
+    stage_layers: list[int],
     windows: list[int | None],
     past_valid: Tensor | None,
     batch: int,
@@ -231,25 +231,25 @@ def adopt(
 ) -> None:
     """Make the layers of a cache from the first stage on able to be shorter than the prompt; refuse kinds that cannot.
 
-    places: the layers that stages stand before. kinds: what a layer becomes where it is not a plain `PrunedLayer`.
+    stage_layers: those that stages stand before. kinds: what a layer becomes where it is not a plain `PrunedLayer`.
     windows: for each decoder layer the size of its sliding window, None for full attention. past_valid: bool [batch,
     past], False for padding among the tokens that the cache holds already.
     """
     refuse_kinds(cache)
     while len(cache.layers) < len(windows):
         cache.layers.append(DynamicLayer())
-    layers = range(places[0], len(windows))
+    layers = range(stage_layers[0], len(windows))
     for layer in (cache.layers[i] for i in layers):
-        if isinstance(layer, PrunedLayer) and layer.places != places and layer.logical:
+        if isinstance(layer, PrunedLayer) and layer.stage_layers != stage_layers and layer.logical:
             raise Unsupported(
-                f"This cache was pruned by stages at {layer.places}, and now stages stand at {places}. Keep the stages "
-                "as they were, or start a new cache."
+                f"This cache was pruned by stages at {layer.stage_layers}, and now stages stand at {stage_layers}. "
+                "Keep the stages as they were, or start a new cache."
             )
     for i in layers:
         if not isinstance(cache.layers[i], PrunedLayer):
             kind = kinds.get(i, PrunedLayer)
             cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch, kind)
-        cache.layers[i].places = places
+        cache.layers[i].stage_layers = stage_layers
 
 
 def widen(cache: Cache, window: int, length: int) -> None:

@@ -124,7 +124,7 @@ class RetainedLayer(PrunedLayer):
         self.visual: Tensor | None = None
         self.visible_tokens: VisibleTokens | None = None
         self.sight: tuple[VisibleTokens, int] | None = None
-        self._places: tuple[list[int], Tensor, Tensor] | None = None
+        self._visual_rows: tuple[list[int], Tensor, Tensor] | None = None
         self.shown: Buffer | None = None
         self.shown_valid: Tensor | None = None
         self.shown_slots: Tensor | None = None
@@ -144,14 +144,14 @@ class RetainedLayer(PrunedLayer):
         self.shown_valid, self.shown_slots = picked.valid, self.slots.gather(1, picked.index)
         self.sight = visible_tokens, visible_tokens.version
 
-    def visual_places(self) -> tuple[list[int], Tensor, Tensor]:
+    def visual_rows(self) -> tuple[list[int], Tensor, Tensor]:
         """Visual tokens of each row of the batch, their rows int64 [B, V] ascending, and bool [B, V], whether there is
         one."""
-        if self._places is None:
+        if self._visual_rows is None:
             counts = self.visual.sum(1).tolist()
             place = ranked(self.visual.long())[:, : max(counts)]
-            self._places = counts, place, self.visual.gather(1, place)
-        return self._places
+            self._visual_rows = counts, place, self.visual.gather(1, place)
+        return self._visual_rows
 
     def widen(self) -> None:
         """Show everything again."""
@@ -172,7 +172,7 @@ class RetainedLayer(PrunedLayer):
         before = torch.zeros_like(news.valid[:, new:]) if self.visual is None else self.visual
         self.visual = torch.cat([before, visual], dim=1)
         if news.visual is not None:
-            self._places = None
+            self._visual_rows = None
         if self.shown is None:
             self.valid, self.slots = news.valid, news.slots
             return
@@ -192,12 +192,12 @@ class RetainedLayer(PrunedLayer):
         self.widen()
         super().crop(tokens_to_remove)
         if tokens_to_remove:
-            self.visual, self._places = self.visual[:, :tokens_to_remove], None
+            self.visual, self._visual_rows = self.visual[:, :tokens_to_remove], None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         self.widen()
         super()._each(change)
-        self.visual, self._places = None if self.visual is None else change(self.visual), None
+        self.visual, self._visual_rows = None if self.visual is None else change(self.visual), None
         if self.visible_tokens is not None:
             self.visible_tokens.each(change)
 

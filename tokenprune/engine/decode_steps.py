@@ -112,7 +112,7 @@ class DecodeStep:
     def _choose(self, stage: Stage, layer: RetainedLayer, visible: VisibleTokens, paid: Tensor) -> bool:
         """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, rows], mean over the
         heads."""
-        method, (counts, place, there) = stage.method, layer.visual_places()
+        method, (counts, place, there) = stage.method, layer.visual_rows()
         slots = layer.slots.gather(1, place)
         row = paid.gather(1, place).masked_fill(~there, 0)
         last = visible.last if visible.last is None or visible.last.shape == row.shape else None
@@ -147,7 +147,7 @@ class DecodeStep:
         """What the step cost."""
         seconds = self.clock()
         held = [layer.nbytes() for layer in self.layers if isinstance(layer, RetainedLayer)]
-        counts = [self.layers[s.start - 1].visual_places()[0] for s in self.plan.stages]
+        counts = [self.layers[s.start - 1].visual_rows()[0] for s in self.plan.stages]
         columns = [
             columns_of(self.layers[s.start - 1], visible)
             for s, visible in zip(self.plan.stages, self.visible, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import handed, places
+from tokenprune.core.selection import handed, indices_of
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.select import check_selection
 from tokenprune.errors import BadInput
@@ -42,7 +42,7 @@ def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
     for (grid, count), units in _units(stage, rows).items():
         t, h, w = grid
         own = handed([first for first, _ in units], device)[:, None] + torch.arange(t * h * w, device=device)
-        tokens = None if count == t * h * w else places(rows.alive[own], count)
+        tokens = None if count == t * h * w else indices_of(rows.alive[own], count)
         groups = own if tokens is None else own.gather(1, tokens)
         given = {name: value[groups] for name, value in signals.items()}
         view = View(count, len(units), (grid,), given, tokens, t * h * w)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import handed, places
+from tokenprune.core.selection import handed, indices_of
 from tokenprune.families.base import Groups
 
 
@@ -88,14 +88,14 @@ class EncoderRows:
     def index(self) -> Tensor:
         """int64 [B, K]: the rows that are left of each sequence, ascending; rows that are gone fill up at the end."""
         if len(set(self.lengths)) == 1:
-            return places(self.left, self.lengths[0])
+            return indices_of(self.left, self.lengths[0])
         return (~self.left).long().argsort(dim=1, stable=True)[:, : max(self.lengths)]
 
     @cached_property
     def patches(self) -> Tensor:
         """int64 [K]: of patches as the processor lays them, group by group in reading order, those that are left."""
         unit = self.groups.members.shape[1]
-        return places(self.alive.repeat_interleave(unit), unit * sum(self.counts))
+        return indices_of(self.alive.repeat_interleave(unit), unit * sum(self.counts))
 
     @cached_property
     def padding(self) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
-from tokenprune.core.selection import places
+from tokenprune.core.selection import indices_of
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer
 from tokenprune.engine.encoder_stages import EncoderWork
@@ -173,7 +173,7 @@ class Forward:
             before = self.state.visual_counts()
             left = [mask.to(ids.device)[ids] for mask, ids in zip(masks, self.state.token_ids, strict=True)]
             counts = torch.stack([own.sum() for own in left]).tolist()
-            chosen = [places(own, count) for own, count in zip(left, counts, strict=True)]
+            chosen = [indices_of(own, count) for own, count in zip(left, counts, strict=True)]
             if any(len(own) != len(rows) for own, rows in zip(chosen, self.state.token_rows, strict=True)):
                 hidden = self._shorten(chosen, hidden, policy)
                 self._refuse_dead(stage.method.name)

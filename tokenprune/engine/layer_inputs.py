@@ -91,9 +91,9 @@ class LayerInputs:
         if window not in self._keys:
             valid, slots = self.state.valid, piece.past + self.state.column
             if layer is not None and layer.rows:
-                held, places, _ = layer.seen()
+                held, held_slots, _ = layer.seen()
                 valid = torch.cat([held.to(valid.device), valid], dim=1)
-                slots = torch.cat([places.to(slots.device), slots], dim=1)
+                slots = torch.cat([held_slots.to(slots.device), slots], dim=1)
             forget, last = 0, piece.past + piece.length
             if layer is not None and window is not None and last >= window:
                 gone = (slots <= last - window) | ~valid

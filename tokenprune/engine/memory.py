@@ -29,7 +29,7 @@ class Memory:
     """One state of a stream. Nothing in it is changed in place, so a copy costs nothing and is safe from its original.
 
     frame, turn: int64 [rows], the number of the frame or turn that a row belongs to, NONE for the opening of the
-    conversation. place: int64 [rows], of a visual token in its frame, NONE for text. places: int64 [axes, rows],
+    conversation. cell: int64 [rows], of a visual token in its frame, NONE for text. positions: int64 [axes, rows],
     position ids. features: [visual tokens, d]. next: the first position id that is free. seen, asked: frames and turns
     so far; first: the oldest turn that is remembered.
     """
@@ -37,8 +37,8 @@ class Memory:
     cache: DynamicCache
     frame: Tensor
     turn: Tensor
-    place: Tensor
-    places: Tensor
+    cell: Tensor
+    positions: Tensor
     features: Tensor | None
     unread: tuple[Unread, ...]
     next: int = 0
@@ -63,7 +63,7 @@ class Memory:
     @property
     def visual(self) -> Tensor:
         """bool [rows]: which rows are visual tokens."""
-        return self.place >= 0
+        return self.cell >= 0
 
     @property
     def visual_tokens(self) -> int:
@@ -81,13 +81,13 @@ class Memory:
         """Bytes of keys and values."""
         return sum(x.nbytes for layer in self.cache.layers if layer.is_initialized for x in (layer.keys, layer.values))
 
-    def add(self, frame: Tensor, turn: Tensor, visual: Tensor, places: Tensor, features: Tensor) -> None:
+    def add(self, frame: Tensor, turn: Tensor, visual: Tensor, positions: Tensor, features: Tensor) -> None:
         """Rows that the model has just read, what was unread included. visual: bool [rows]; features: of those."""
         self.frame, self.turn = torch.cat([self.frame, frame]), torch.cat([self.turn, turn])
-        self.place = torch.cat([self.place, torch.where(visual, visual.long().cumsum(0) - 1, NONE)])
-        self.places = torch.cat([self.places, places], dim=1)
+        self.cell = torch.cat([self.cell, torch.where(visual, visual.long().cumsum(0) - 1, NONE)])
+        self.positions = torch.cat([self.positions, positions], dim=1)
         self.features = features if self.features is None else torch.cat([self.features, features])
-        self.next = int(places.max()) + 1
+        self.next = int(positions.max()) + 1
         self.unread = ()
 
     def left(self, alive: Tensor, first: int) -> Tensor:
@@ -106,18 +106,18 @@ class Memory:
         keep = self.left(alive, first)
         rows = keep.nonzero().flatten()
         self.unread, self.first = self._unread(alive, first), first
-        places = self.places
+        positions = self.positions
         if text_model is not None:
-            places, moved = self._renumbered(keep)
+            positions, moved = self._renumbered(keep)
             self.next -= int(moved)
-        change = (places - self.places)[:, rows]
+        change = (positions - self.positions)[:, rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, rows], layer.values[:, :, rows]
             if text_model is not None:
                 layer.keys = rotated(text_model, layer.keys, change)
         self.features = self.features[keep[self.visual]]
-        self.frame, self.turn, self.place = self.frame[rows], self.turn[rows], self.place[rows]
-        self.places = places[:, rows]
+        self.frame, self.turn, self.cell = self.frame[rows], self.turn[rows], self.cell[rows]
+        self.positions = positions[:, rows]
 
     def _renumbered(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Position ids [axes, rows] without the gaps that rows outside `keep` leave, and how far the end moves."""
@@ -128,7 +128,7 @@ class Memory:
         pieces = torch.tensor_split(torch.arange(len(kind), device=kind.device), edges.cpu())
         kinds = kind[torch.cat([edges.new_zeros(1), edges])].tolist() if len(kind) else []
         spans = [rows for rows, own in zip(pieces, kinds, strict=True) if own != -1]
-        return compact(self.places, keep, spans)
+        return compact(self.positions, keep, spans)
 
     def _unread(self, alive: Tensor, first: int) -> tuple[Unread, ...]:
         frames = {NONE, *self.frame[alive].unique().tolist()}

@@ -63,11 +63,11 @@ def _check_order(stages: Sequence[Stage], layers: int) -> None:
     """Raise `BadInput` unless stages (sorted by layer) can run one after the other in a model of so many layers."""
     if not stages:
         raise BadInput("No stages. Give a method name, a method or a list of Stage.")
-    places = [s.at for s in stages]
-    if len(set(places)) < len(places):
-        raise BadInput(f"Two stages stand at the same layer (at={places}). Give each its own.")
-    if places[-1] >= layers:
-        raise BadInput(f"at={places[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
+    layers_at = [s.at for s in stages]
+    if len(set(layers_at)) < len(layers_at):
+        raise BadInput(f"Two stages stand at the same layer (at={layers_at}). Give each its own.")
+    if layers_at[-1] >= layers:
+        raise BadInput(f"at={layers_at[-1]} is past the last layer: this model has layers 0 to {layers - 1}.")
     for before, stage in zip([None, *stages], stages, strict=False):
         waiting = before is not None and before.method.sets_aside
         if waiting and not stage.method.recalls:
@@ -77,7 +77,7 @@ def _check_order(stages: Sequence[Stage], layers: int) -> None:
         if stage.method.recalls and not waiting:
             raise BadInput(f"The stage at {stage.at} recalls tokens, but not after a stage that sets tokens aside.")
     if stages[-1].method.sets_aside:
-        raise BadInput(f"The stage at {places[-1]} sets tokens aside that no later stage recalls.")
+        raise BadInput(f"The stage at {layers_at[-1]} sets tokens aside that no later stage recalls.")
 
 
 def _check_steps(starts: list[int], windows: list[int | None]) -> None:

@@ -34,8 +34,8 @@ def check_rotation(text_model: PreTrainedModel) -> None:
     keys = []
     taps.install()
     try:
-        for places in (before, after):
-            rope = text_model.rotary_emb(hidden, places[:, None] if axes > 1 else places)
+        for positions in (before, after):
+            rope = text_model.rotary_emb(hidden, positions[:, None] if axes > 1 else positions)
             keys.append(project(module, hidden, rope)[1])
     finally:
         taps.uninstall()

@@ -163,7 +163,7 @@ class Stream:
                 raise BadInput(f"The processor does not take a frame of {size}: {error}") from error
             inputs = dict(inputs.to(self.model.device))
             new = int(torch.isin(inputs["input_ids"], self._placeholders).sum())
-            positions = int(self._places(inputs).max()) + 1
+            positions = int(self._positions(inputs).max()) + 1
             self._make_room(memory, new, positions, f"This frame of {new} visual tokens", asks=False)
             self._read(memory, inputs, memory.seen, NONE)
             memory.unread = self._tokens(self.template.close, frame=memory.seen)
@@ -261,7 +261,7 @@ class Stream:
         inputs.pop("attention_mask", None)
         if "mm_token_type_ids" in inputs:
             inputs["mm_token_type_ids"] = nn.functional.pad(inputs["mm_token_type_ids"], (len(ahead), 0))
-        places = self._places(inputs) + memory.next
+        positions = self._positions(inputs) + memory.next
         thread, found = threading.get_ident(), []
 
         def listen(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -270,7 +270,7 @@ class Stream:
 
         handle = self.text_model.register_forward_pre_hook(listen, with_kwargs=True)
         try:
-            given = places[:, None] if len(places) > 1 else places
+            given = positions[:, None] if len(positions) > 1 else positions
             out = self.model(**inputs, position_ids=given, use_cache=True, **{cache_name(self.model): memory.cache})
         finally:
             handle.remove()
@@ -278,10 +278,10 @@ class Stream:
         frames = ids.new_tensor([row.frame for row in ahead] + [frame] * own)
         turns = ids.new_tensor([row.turn for row in ahead] + [turn] * own)
         visual = torch.isin(ids[0], self._placeholders) & (frames == frame) & (frame != NONE)
-        memory.add(frames, turns, visual, places, found[0][0, visual])
+        memory.add(frames, turns, visual, positions, found[0][0, visual])
         return out.logits[0, -1]
 
-    def _places(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _positions(self, inputs: dict[str, Tensor]) -> Tensor:
         """Position ids [axes, L] of a piece, from 0 on."""
         base, ids = self.family.base(self.model), inputs["input_ids"]
         count = torch.arange(ids.shape[1], device=ids.device)
@@ -354,12 +354,12 @@ class Stream:
     def _chosen(self, memory: Memory, old: Tensor, k: int) -> Tensor:
         """bool [rows]: k of the visual tokens `old`, by the method."""
         frames, number = memory.frame[old].unique(return_inverse=True)
-        size = int(memory.place[memory.visual].max()) + 1
+        size = int(memory.cell[memory.visual].max()) + 1
         features = memory.features[old[memory.visual]]
         means = torch.zeros(len(frames), features.shape[1], device=features.device, dtype=torch.float32)
         means = means.index_add(0, number, features.float()) / number.bincount()[:, None]
         signals = {"features": features[None], "frame_features": means[None]}
-        tokens = (number * size + memory.place[old])[None]
+        tokens = (number * size + memory.cell[old])[None]
         view = View(len(features), 1, ((len(frames), 1, size),), signals, tokens, len(frames) * size)
         index = replace(self.method, keep=k).select(view).index[0]
         alive = torch.zeros_like(old)

@@ -62,8 +62,8 @@ class TokenState:
         device = valid.device
         columns = torch.arange(valid.shape[1], device=device).expand(len(valid), -1)
 
-        def rows_and_ids(span: Span, places: Sequence[int]) -> tuple[Tensor, Tensor]:
-            rows, ids = handed(places, device).long(), torch.arange(len(places), device=device)
+        def rows_and_ids(span: Span, columns_of: Sequence[int]) -> tuple[Tensor, Tensor]:
+            rows, ids = handed(columns_of, device).long(), torch.arange(len(columns_of), device=device)
             seen = valid[span.row, rows] if hides_media else None
             return (rows, ids) if seen is None else (rows[seen], ids[seen])
 

@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, gather_rows, marked, places, ranked
+from tokenprune.core.selection import Selection, gather_rows, indices_of, marked, ranked
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
@@ -72,4 +72,4 @@ class DART(Method):
         for i in range(len(order)):
             free = -likeness[:, i].masked_fill(taken, float("inf"))
             taken = taken.scatter(1, ranked(free)[:, : quota + (i < more)], True)
-        return Selection(places(taken, k))
+        return Selection(indices_of(taken, k))

@@ -12,7 +12,7 @@ from tokenprune.core.budget import Keep, n_keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
 from tokenprune.core.merging import Survivors, stacked
-from tokenprune.core.selection import Selection, places, ranked, top_k
+from tokenprune.core.selection import Selection, indices_of, ranked, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
@@ -167,7 +167,7 @@ def merge_runs(gone: Tensor, before: Tensor, n: int) -> Survivors:
         parent = parent[parent]
     mask = torch.ones(n, dtype=torch.bool, device=gone.device)
     mask[gone] = False
-    index = places(mask.long(), n - len(gone))
+    index = indices_of(mask.long(), n - len(gone))
     group = torch.zeros(n, dtype=torch.long, device=gone.device)
     group[index] = torch.arange(len(index), device=gone.device)
     own = group[parent]
