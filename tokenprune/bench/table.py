@@ -10,8 +10,8 @@ from tokenprune.bench.compare import Comparison, SideCost, Spread
 def costs(result: Comparison) -> Table:
     """What every side takes: medians with their range, and bytes."""
     table = Table(title=f"{result.workload}, batch {result.batch}, {result.rounds} rounds")
-    for name in ("", "visual tokens", "prefill, ms", "of it choosing", "first token, ms", "a token, ms", "peak", "KV"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "visual tokens", "prefill ms", "choice ms", "first token ms", "a token ms", "peak", "KV"):
+        _add_column(table, name)
     before = result.outcomes[0].tokens[0] if result.outcomes else 0
     table.add_row("dense", str(before), *_cells(result.dense))
     for one in result.outcomes:
@@ -23,15 +23,21 @@ def costs(result: Comparison) -> Table:
 
 def ratios(result: Comparison) -> Table:
     """How the sides compare, round by round."""
-    table = Table(title="ratios within a round: median (smallest to largest)")
-    columns = ("", "prefill, x faster", "FLOPs promise", "pruned / ideal", "without choosing", "first token, x faster")
-    for name in (*columns, "first token / ideal", "a token, x faster"):
-        table.add_column(name, justify="right" if name else "left")
+    table = Table(title="times faster, times the ideal (net: without the choice), round by round")
+    for name in ("", "prefill", "by FLOPs", "ideal", "ideal, net", "first token", "its ideal", "a token"):
+        _add_column(table, name)
     for one in result.outcomes:
         ideal = ["" if x is None else str(x) for x in (one.over_ideal, one.net_over_ideal, one.first_over_ideal)]
         cells = [str(one.speedup), f"{one.promised:.2f}", *ideal[:2], str(one.first_token), ideal[2], str(one.token)]
         table.add_row(one.label, *cells)
     return table
+
+
+def _add_column(table: Table, name: str) -> None:
+    """Labels stay on one line, and no word of a heading is cut."""
+    table.add_column(
+        name, justify="right" if name else "left", no_wrap=not name, min_width=max(map(len, name.split()), default=0)
+    )
 
 
 def _cells(cost: SideCost) -> list[str]:
