@@ -24,7 +24,7 @@ def costs(result: Comparison) -> Table:
 def ratios(result: Comparison) -> Table:
     """How the sides compare, round by round."""
     table = Table(title="times faster, times the ideal (net: without the choice), round by round")
-    for name in ("", "prefill", "by FLOPs", "ideal", "ideal, net", "first token", "its ideal", "a token"):
+    for name in ("", "prefill", "by FLOPs", "ideal", "net", "first token", "its ideal", "a token"):
         _add_column(table, name)
     for one in result.outcomes:
         ideal = ["" if x is None else str(x) for x in (one.over_ideal, one.net_over_ideal, one.first_over_ideal)]
