@@ -1,12 +1,14 @@
 """Pruning on both sides of a model: `python -m eval.bench.encoder` (a quarter of an hour on two cores).
 
 Qwen2.5-VL-3B's and Qwen3-VL-2B's proportions at a quarter of their depth, random weights, one picture of a megapixel.
-Needs the machine for itself.
+Needs the machine for itself. With `--device cuda`: in bfloat16, with a picture of four megapixels of each as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,18 +38,28 @@ PLANS = {
     ALONE: Plan.of("uniform", keep=0.25),
     GENTLE: Plan.of("uniform", keep=0.9, at="pixels"),
 }
-CELLS = {"qwen2.5-vl-3b": 1296, "qwen3-vl-2b": 1024}
+CELLS = (("qwen2.5-vl-3b", 1296), ("qwen3-vl-2b", 1024))
+LARGE = (("qwen2.5-vl-3b", 5184), ("qwen3-vl-2b", 4096))  # minutes a pass on a CPU
+
+
+class Device(StrEnum):
+    """Where it is measured."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 SIDE = 64  # groups along a side of a picture of 16,384 patches
 
 
-def bars(shape: str, found: Comparison) -> list[Bar]:
+def bars(shape: str, tokens: int, found: Comparison) -> list[Bar]:
     """What was asked of one model."""
     by = {one.label: one for one in found.outcomes}
 
     def bar(name: str, label: str, spread: Spread | None, limit: float, at_most: bool) -> Bar:
         if spread is None:
             raise RuntimeError(f"{label} has no ideal.")
-        return Bar(name, f"{shape}: {label}", spread.median, spread.low, spread.high, limit, at_most)
+        return Bar(name, f"{shape}, {tokens} tokens: {label}", spread.median, spread.low, spread.high, limit, at_most)
 
     rows = [
         bar("first token over ideal", one, by[one].first_over_ideal, 1.1, True) for one in (BOTH, "pixelprune 0.25")
@@ -58,59 +70,66 @@ def bars(shape: str, found: Comparison) -> list[Bar]:
     return rows
 
 
+def waited(work: Callable[[], Any]) -> float:
+    """Milliseconds of one call, until the device is through."""
+
+    def whole() -> None:
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return timed(whole)
+
+
 @torch.inference_mode()
-def choosing(encoder_ms: float) -> list[dict[str, Any]]:
+def choosing(encoder_ms: float, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """What PixelPrune's choice takes on a page of flat ground and noise, as a share of a dense encoder."""
     torch.manual_seed(0)
     page = torch.full((1, SIDE, SIDE, 12 * 16 * 16), 0.9)
     page[:, 20:40, 8:56] = torch.rand(1, 20, 48, 12 * 16 * 16)
-    view = View(SIDE**2, 1, ((1, SIDE, SIDE),), {"pixels": page.flatten(1, 2)}, total=SIDE**2)
+    view = View(SIDE**2, 1, ((1, SIDE, SIDE),), {"pixels": page.flatten(1, 2).to(device, dtype)}, total=SIDE**2)
     rows = []
     for name, method in {"tau=0": PixelPrune(), "tau=0.05, anchored": PixelPrune(tau=0.05)}.items():
-        spread = Spread.of([timed(lambda own=method: own.select(view)) for _ in range(5)])
+        spread = Spread.of([waited(lambda own=method: own.select(view)) for _ in range(6)][1:])
         rows.append({"method": name, "ms": asdict(spread), "share_of_encoder": spread.median / encoder_ms})
     return rows
 
 
 @torch.inference_mode()
-def encoder_ms() -> float:
-    """The dense encoder of Qwen3-VL-2B's proportions, a quarter as deep, on 16,384 patches."""
-    work = workload("qwen3-vl-2b", SIDE**2)
+def encoder_ms(device: str, dtype: torch.dtype) -> float:
+    """Milliseconds of the dense encoder of Qwen3-VL-2B's proportions, a quarter as deep, on 16,384 patches."""
+    work = workload("qwen3-vl-2b", SIDE**2, 1, device, dtype)
     given = {name: work.inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    return timed(lambda: work.model.get_image_features(**given))
+    return min(waited(lambda: work.model.get_image_features(**given)) for _ in range(2))
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS / "bench_encoder.json",
+    out: Annotated[Path | None, typer.Option(help="Result file.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, all sides by turns.")] = 2,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
 ) -> None:
-    """Measure every cell, then what choosing takes, and write the result."""
+    """Measure every cell, then what choosing takes, and write the result after each."""
     console = Console(width=160)
-    result: dict[str, Any] = {"cells": {}}
+    on_gpu = device is Device.cuda
+    out = out or RESULTS / ("bench_encoder_gpu.json" if on_gpu else "bench_encoder.json")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    result: dict[str, Any] = {"cells": {}, "dtype": str(dtype)}
     found: list[Bar] = []
-    for shape, tokens in CELLS.items():
-        work = workload(shape, tokens)
+    for shape, tokens in (*CELLS, *LARGE) if on_gpu else CELLS:
+        work = workload(shape, tokens, 1, device, dtype)
         measured = compare(work, PLANS, rounds, 0, lambda text: console.print(f"  {text}"))
         console.print(table.costs(measured), table.ratios(measured))
-        result["cells"][shape] = measured.to_dict() | {"warnings": measured.warnings()}
-        found += bars(shape, measured)
+        result["cells"][f"{shape}, {tokens} tokens"] = measured.to_dict() | {"warnings": measured.warnings()}
+        found += bars(shape, tokens, measured)
         del work
-    dense = encoder_ms()
-    result["choosing"] = {"patches": 4 * SIDE**2, "encoder_ms": dense, "rows": choosing(dense)}
-    found += [
-        Bar(
-            "choosing over a dense encoder",
-            f"16,384 patches: {row['method']}",
-            row["share_of_encoder"],
-            0,
-            0,
-            0.02,
-            True,
-        )
-        for row in result["choosing"]["rows"]
-    ]
-    result["bars"] = as_rows(found)
-    write(out, result)
+        write(out, result | {"bars": as_rows(found)})
+    dense = encoder_ms(device, dtype)
+    rows = choosing(dense, device, dtype)
+    result["choosing"] = {"patches": 4 * SIDE**2, "encoder_ms": dense, "rows": rows}
+    for row in rows:
+        where, share = f"16,384 patches: {row['method']}", row["share_of_encoder"]
+        found.append(Bar("choosing over a dense encoder", where, share, 0, 0, 0.02, True))
+    write(out, result | {"bars": as_rows(found)})
 
 
 if __name__ == "__main__":
