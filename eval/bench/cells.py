@@ -55,7 +55,7 @@ def inside_llm() -> list[str]:
     return [name for name, cls in all_methods().items() if not cls.decodes and places(cls)[0].order > Layer(0).order]
 
 
-def plans_of(cell: Cell, work: Workload) -> tuple[dict[str, Plan], dict[str, str]]:
+def prunings(cell: Cell, work: Workload) -> tuple[dict[str, Plan], dict[str, str]]:
     """What is compared, and why the others are not."""
     video = work.images == "frames" or "pixel_values_videos" in work.inputs
     found, refused = {}, dict(SLOW)
@@ -90,7 +90,7 @@ def run(
             console.print(f"{cell.name}: there already")
             continue
         work = workload(cell.shape, cell.tokens, cell.batch, device, dtype)
-        plans, refused = plans_of(cell, work)
+        plans, refused = prunings(cell, work)
         console.print(f"{cell.name}: {len(plans)} ways of pruning, {cell.rounds} rounds")
         measured = compare(work, plans, cell.rounds, cell.new_tokens, lambda text: console.print(f"  {text}"))
         result["cells"][cell.name] = measured.to_dict() | {"refused": refused, "dtype": str(dtype), "commit": commit()}

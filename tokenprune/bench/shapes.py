@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 VISUAL, VOCABULARY = 31, 64  # token id of a visual token, and ids there are: heads and embeddings stay small
-QUARTER = 4  # of Qwen's layers and blocks one in four is there, the same on both sides
+QUARTER = 4  # of layers and blocks one in four is there, the same on both sides
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,23 @@ def _onevision(size: int) -> LlavaOnevisionConfig:
 IDS = dict(image_token_id=VISUAL, video_token_id=VISUAL - 1, vision_start_token_id=VISUAL - 2)
 
 
-def _qwen25(size: int) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL-3B at a quarter of its depth: three blocks of windows to one of full attention."""
+def _qwen25(size: int, part: int = 1) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL-3B; part: of how many layers and blocks one is there. Of its 32 blocks four attend to everything, of
+    a quarter of them two."""
+    depth = 32 // part
     vision = dict(
-        depth=32 // QUARTER,
+        depth=depth,
         hidden_size=1280,
         intermediate_size=3420,
         num_heads=16,
-        fullatt_block_indexes=[3, 7],
+        fullatt_block_indexes=list(range(7, depth, 8)) if part == 1 else [3, 7],
         out_hidden_size=2048,
     )
     text = dict(
         vocab_size=VOCABULARY,
         hidden_size=2048,
         intermediate_size=11008,
-        num_hidden_layers=36 // QUARTER,
+        num_hidden_layers=36 // part,
         num_attention_heads=16,
         num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
@@ -107,27 +110,34 @@ def _qwen25(size: int) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(vision_config=vision, text_config=text, **IDS)
 
 
-def _qwen3(size: int) -> Qwen3VLConfig:
-    """Qwen3-VL-2B at a quarter of its depth: states of one block are added in the LLM (of three as published)."""
+def _qwen3(size: int, part: int = 1) -> Qwen3VLConfig:
+    """Qwen3-VL-2B; part: of how many layers and blocks one is there. States of three blocks are added in the LLM, of a
+    quarter of the blocks those of one."""
     vision = dict(
-        depth=24 // QUARTER,
+        depth=24 // part,
         hidden_size=1024,
         intermediate_size=4096,
         num_heads=16,
-        deepstack_visual_indexes=[2],
+        deepstack_visual_indexes=[5, 11, 17] if part == 1 else [2],
         out_hidden_size=2048,
     )
     text = dict(
         vocab_size=VOCABULARY,
         hidden_size=2048,
         intermediate_size=6144,
-        num_hidden_layers=28 // QUARTER,
+        num_hidden_layers=28 // part,
         num_attention_heads=16,
         num_key_value_heads=8,
         head_dim=128,
         rope_parameters={"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
     )
     return Qwen3VLConfig(vision_config=vision, text_config=text, **IDS)
+
+
+def _patched(config: Callable[[int], Any], model: type[PreTrainedModel], side: int) -> Shape:
+    """A model of patches, with pictures of one and four megapixels. side: pixels along a side of a token."""
+    along = 1024 // side
+    return Shape(config, model, {(n * along) ** 2: 1 for n in (1, 2)}, lambda n: side * round(n**0.5), patched=True)
 
 
 def _square(tokens: int) -> int:
@@ -148,11 +158,8 @@ SHAPES = {
     "onevision-qwen2-7b": Shape(
         _onevision, LlavaOnevisionForConditionalGeneration, {6272: 32}, lambda _: 14 * 27, video=True
     ),
-    # Pictures of 1 and 4 megapixels.
-    "qwen2.5-vl-3b": Shape(
-        _qwen25, Qwen2_5_VLForConditionalGeneration, {1296: 1, 5184: 1}, lambda n: 28 * round(n**0.5), patched=True
-    ),
-    "qwen3-vl-2b": Shape(
-        _qwen3, Qwen3VLForConditionalGeneration, {1024: 1, 4096: 1}, lambda n: 32 * round(n**0.5), patched=True
-    ),
+    "qwen2.5-vl-3b": _patched(partial(_qwen25, part=QUARTER), Qwen2_5_VLForConditionalGeneration, 28),
+    "qwen3-vl-2b": _patched(partial(_qwen3, part=QUARTER), Qwen3VLForConditionalGeneration, 32),
+    "qwen2.5-vl-3b-whole": _patched(_qwen25, Qwen2_5_VLForConditionalGeneration, 28),
+    "qwen3-vl-2b-whole": _patched(_qwen3, Qwen3VLForConditionalGeneration, 32),
 }

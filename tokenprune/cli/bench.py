@@ -24,8 +24,8 @@ def bench(
     shape: Annotated[
         str,
         typer.Option(
-            help="Random weights: llama-1024, llava-1.5-7b, onevision-qwen2-7b, qwen2.5-vl-3b, qwen3-vl-2b (a quarter "
-            "as deep)."
+            help="Random weights: llama-1024, llava-1.5-7b, onevision-qwen2-7b, qwen2.5-vl-3b, qwen3-vl-2b (these two "
+            "a quarter as deep; with -whole behind the name all of it)."
         ),
     ] = "llama-1024",
     tokens: Annotated[
