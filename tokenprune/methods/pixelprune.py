@@ -107,24 +107,30 @@ class PixelPrune(Method):
 
     def _replaced(self, x: Tensor) -> Tensor:
         """int64 [S, n], what stands for each group, where what went is replaced before it predicts others: all groups
-        of an anti-diagonal at once, since each depends on those of the two before alone."""
-        spans, h, w, _ = x.shape
+        of an anti-diagonal at once, since each depends on those of the two before alone. A choice is launched from the
+        host diagonal by diagonal, so everything here is a view of what there is, or one launch."""
+        spans, h, w, values = x.shape
         flat = x.flatten(1, 2)
         stands = torch.arange(h * w, device=x.device).expand(spans, -1).clone()
-
-        def near(a: Tensor, b: Tensor) -> Tensor:
-            size = (-1, -1, flat.shape[-1])
-            return self._distance(*(flat.gather(1, one[..., None].expand(size)) for one in (a, b))) <= self.tau
-
+        # What stands for the groups of the last diagonal and of the one before it, pixels and index: row r at r + 1.
+        last, earlier = ((x.new_zeros(spans, h + 1, values), stands.new_zeros(spans, h + 1)) for _ in range(2))
+        last[0][:, 1] = flat[:, 0]
         for diagonal in range(1, h + w - 1):
-            row = torch.arange(max(0, diagonal - w + 1), min(diagonal, h - 1) + 1, device=x.device)
-            column = diagonal - row
-            cell = row * w + column
-            a, b, c = (stands[:, (cell - step).clamp(min=0)] for step in (1, w, w + 1))
-            a = torch.where(column == 0, b, a)
-            b = torch.where(row == 0, a, b)
-            inner = (row > 0) & (column > 0)
-            by = torch.where(inner & near(c, a) & ~near(c, b), b, a)
-            own = cell.expand(spans, -1)
-            stands[:, cell] = torch.where(near(own, by), by, own)
+            top, end = max(0, diagonal - w + 1), min(diagonal, h - 1) + 1
+            cells = slice(top * (w - 1) + diagonal, (end - 1) * (w - 1) + diagonal + 1, max(w - 1, 1))
+            (pixels, index), own = last, flat[:, cells]
+            pairs = pixels[:, top : end + 1].unfold(1, 2, 1).transpose(-1, -2)  # [S, m, 2, X]: above, left
+            near = self._distance(earlier[0][:, top:end, None], pairs) <= self.tau
+            above = near[..., 1] > near[..., 0]
+            if top == 0:  # the first row has none above
+                above[:, 0] = False
+            if end == diagonal + 1:  # the first column has none on its left
+                above[:, -1] = True
+            by = torch.where(above[..., None], pixels[:, top:end], pixels[:, top + 1 : end + 1])
+            goes = self._distance(own, by) <= self.tau
+            by_index = torch.where(above, index[:, top:end], index[:, top + 1 : end + 1])
+            stands[:, cells] = torch.where(goes, by_index, stands[:, cells])
+            earlier[0][:, top + 1 : end + 1] = torch.where(goes[..., None], by, own)
+            earlier[1][:, top + 1 : end + 1] = stands[:, cells]
+            last, earlier = earlier, last
         return stands
