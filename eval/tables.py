@@ -7,8 +7,8 @@ from statistics import mean
 from typing import Any
 
 from eval import results, versions
-from eval.bench.gpu_page import gpu_bars, gpu_cells, gpu_decoding, gpu_kernels, gpu_laws
-from eval.bench.page import bars, speed
+from eval.bench.gpu_page import gpu_bars, gpu_cells, gpu_decoding, gpu_encoder, gpu_kernels, gpu_laws
+from eval.bench.page import bars, both_sides, speed
 from eval.matrix import matrix
 from eval.media.page import videos
 from eval.worlds.clips.world import CLIPS
@@ -264,22 +264,7 @@ def encoders() -> str:
 def encoder_bench() -> str:
     """Both sides pruned, beside the LLM alone."""
     data = results.read("bench_encoder.json")
-    parts = []
-    for shape, cell in data["cells"].items():
-        rows = [["dense", str(cell["outcomes"][0]["tokens"][0]), _ms(cell["dense"], "first_token"), "", ""]]
-        for one in cell["outcomes"]:
-            over = one["first_over_ideal"]
-            rows.append(
-                [
-                    one["label"],
-                    f"{one['tokens'][2]}",
-                    _ms(one["pruned"], "first_token"),
-                    f"{one['first_token']['median']:.2f} x",
-                    f"{over['median']:.2f}" if over else "",
-                ]
-            )
-        head = [f"`{shape}`", "visual tokens", "first token, s", "faster than dense", "over ideal"]
-        parts.append(table(head, rows))
+    parts = both_sides(data)
     chose = data["choosing"]
     shares = ", ".join(f"{100 * row['share_of_encoder']:.2f} % with {row['method']}" for row in chose["rows"])
     where = data["versions"]
@@ -318,10 +303,6 @@ def screens() -> str:
     return f"{first}\n\n{table(head, answers)}"
 
 
-def _ms(cost: dict[str, Any], name: str) -> str:
-    return f"{cost['times'][name]['median'] / 1000:.2f}"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "versions": versions.table,
     "methods": methods,
@@ -347,5 +328,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_decoding": gpu_decoding,
     "gpu_kernels": gpu_kernels,
     "gpu_cells": gpu_cells,
+    "gpu_encoder": gpu_encoder,
     "gpu_bars": gpu_bars,
 }

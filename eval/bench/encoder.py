@@ -111,7 +111,7 @@ def main(
     """Measure every cell, then what choosing takes, and write the result after each."""
     console = Console(width=160)
     on_gpu = device is Device.cuda
-    out = out or RESULTS / ("bench_encoder_gpu.json" if on_gpu else "bench_encoder.json")
+    out = out or RESULTS / ("gpu/encoder.json" if on_gpu else "bench_encoder.json")
     dtype = torch.bfloat16 if on_gpu else torch.float32
     result: dict[str, Any] = {"cells": {}, "dtype": str(dtype)}
     found: list[Bar] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.bench.page import bar_table, table
+from eval.bench.page import bar_table, both_sides, table
 from eval.results import read
 
 
@@ -70,6 +70,19 @@ def gpu_cells() -> str:
     return f"{table(head, rows)}\n\nMedians; speed-ups over dense, so below 1 is slower. {_origin(data)}"
 
 
+def gpu_encoder() -> str:
+    """Both sides of whole Qwen models pruned, and what choosing takes."""
+    data = read("gpu/encoder.json")
+    chose = data["choosing"]
+    shares = ", ".join(f"{100 * row['share_of_encoder']:.1f} % with {row['method']}" for row in chose["rows"])
+    note = (
+        f"Medians of {next(iter(data['cells'].values()))['rounds']} rounds, with their range. PixelPrune's choice on "
+        f"{chose['patches']:,} patches takes, of the time of Qwen3-VL-2B's dense encoder, {shares}. "
+        f"{sum(bar['met'] for bar in data['bars'])} of {len(data['bars'])} bars met. {_origin(data)}"
+    )
+    return "\n\n".join([*both_sides(data), note])
+
+
 def gpu_bars() -> str:
     """What was asked of the device, and how much of it is met."""
     cells, kernels = (read(f"gpu/{name}.json")["bars"] for name in ("cells", "timing"))
@@ -80,5 +93,5 @@ def gpu_bars() -> str:
 
 def _origin(data: dict[str, Any]) -> str:
     own = data["versions"]
-    build = f"torch {own['torch_build']}, Triton {own['triton']}, transformers {own['transformers']}"
+    build = f"torch {own.get('torch_build', own['torch'])}, Triton {own['triton']}, transformers {own['transformers']}"
     return f"One {own['device']}, {build}, commit {own['commit']}."

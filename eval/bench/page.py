@@ -84,3 +84,25 @@ def _does_nothing(where: str) -> bool:
 
 def _mib(count: int | None) -> str:
     return "?" if count is None else f"{count / 2**20:,.0f}"
+
+
+def both_sides(data: dict[str, Any]) -> list[str]:
+    """A table for each workload of `eval.bench.encoder`: the first token, pruned before the encoder or the LLM."""
+    parts = []
+    for shape, cell in data["cells"].items():
+        rows = [["dense", str(cell["outcomes"][0]["tokens"][0]), _seconds(cell["dense"]), "", ""]]
+        for one in cell["outcomes"]:
+            over = one["first_over_ideal"]
+            told = [_seconds(one["pruned"]), _spread(one["first_token"], " x"), _spread(over, "") if over else ""]
+            rows.append([one["label"], f"{one['tokens'][2]}", *told])
+        head = [f"`{shape}`", "visual tokens", "first token, s", "faster than dense", "over ideal"]
+        parts.append(table(head, rows))
+    return parts
+
+
+def _seconds(cost: dict[str, Any]) -> str:
+    return f"{cost['times']['first_token']['median'] / 1000:.3g}"
+
+
+def _spread(found: dict[str, float], unit: str) -> str:
+    return f"{found['median']:.2f}{unit} ({found['low']:.2f} to {found['high']:.2f})"
