@@ -66,6 +66,18 @@ def test_what_is_not_made_is_not_there():
         assert torch.equal(seen.hidden_states[-2], whole.hidden_states[-2])
 
 
+def test_two_towers_each_lose_what_they_spared():
+    family, model = FAMILIES["video_llava"], FAMILIES["video_llava"].build()
+    inputs = family.inputs([[1, Picture(4, 4), 2]])
+    pixels = next(value for name, value in inputs.items() if name.startswith("pixel_values"))  # named anew in 5.23
+    whole = model.get_image_features(pixels)
+    with prune(model, "uniform", keep=0.5):
+        seen = model.get_image_features(pixels)
+    there = [state is not None for state in whole.hidden_states]  # a library may hand out only what it needs itself
+    assert any(there[:-1])
+    assert [state is not None for state in seen.hidden_states] == [*there[:-1], False]
+
+
 def test_a_block_that_a_signal_is_read_in_runs():
     family, model = FAMILIES["llava"], FAMILIES["llava"].build()
     inputs = family.inputs([[1, Picture(4, 4), 2]])

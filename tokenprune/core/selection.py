@@ -68,6 +68,12 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     return selection.top_k(scores.reshape(math.prod(spans), n), k).reshape(*spans, k)
 
 
+def evenly(n: int, device: torch.device) -> Tensor:
+    """float [n] in [0, 1): scores whose k highest lie evenly over the n tokens, for every k: fractional parts of the
+    multiples of the golden ratio."""
+    return torch.arange(n, device=device) * 0.618034 % 1
+
+
 def ranked(scores: Tensor) -> Tensor:
     """int64 [..., n]: indices from the highest score to the lowest; of equal scores the lowest index comes first."""
     note_scores(scores)

@@ -121,7 +121,7 @@ class EncoderReader:
                 self._local.busy = False
             encoded.features = _rows(output)
             self._remember(encoded, output, calls, call)
-            self.spared.blank(output)
+            self.spared.blank(media, output)
             return output
 
         return getter

@@ -26,12 +26,15 @@ class SparedBlocks:
         """read: blocks that signals are read in. runs_all: whether this thread's calls need every block now."""
         self.runs_all = runs_all
         towers: dict[int, tuple[nn.ModuleList, int]] = {}
+        self._tower: dict[str, int] = {}  # which of them encodes each kind of media
         for media in family.getters:
             if family.whole_encoder(model, media) is None:
                 found = family.encoder_blocks(model, media)
                 last = max([found.last, *(i for i, block in enumerate(found.blocks) if block in read)])
                 _, known = towers.get(id(found.blocks), (found.blocks, 0))
                 towers[id(found.blocks)] = found.blocks, max(last, known)
+                self._tower[media] = id(found.blocks)
+        self._left_out = {own: len(blocks) - last - 1 for own, (blocks, last) in towers.items()}
         self.blocks = [block for blocks, last in towers.values() for block in list(blocks)[last + 1 :]]
         self.of = sum(len(blocks) for blocks, _ in towers.values())
         self._overrides = [Overrides(block) for block in self.blocks]
@@ -55,11 +58,11 @@ class SparedBlocks:
 
         return forward
 
-    def blank(self, output: Any) -> None:
-        """Take out of a feature getter's output what spared blocks would have made."""
-        if not self.blocks or self.runs_all() or isinstance(output, tuple):
+    def blank(self, media: str, output: Any) -> None:
+        """Take out of the output of a media's feature getter what spared blocks would have made."""
+        left_out = self._left_out.get(self._tower.get(media, 0), 0)
+        if not left_out or self.runs_all() or isinstance(output, tuple):
             return
         output.last_hidden_state = None
         if output.hidden_states is not None:
-            states = output.hidden_states
-            output.hidden_states = (*states[: -len(self.blocks)], *[None] * len(self.blocks))
+            output.hidden_states = (*output.hidden_states[:-left_out], *[None] * left_out)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.merging import averaged
-from tokenprune.core.selection import Selection, ranks, top_k
+from tokenprune.core.selection import Selection, evenly, ranks, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Vision
@@ -68,11 +68,7 @@ class MustDrop(Method):
         first = members[:, :1].expand_as(members).flatten().expand(view.spans, -1)
         stands = stands.scatter(1, where, torch.where(inside.flatten(1), first, where))
         stays = stands == own
-        if self.keep is None:
-            chosen = Selection.of(stays)
-        else:
-            spread = (own * 0.618034) % 1  # fractional parts of its multiples lie evenly
-            chosen = Selection(top_k(stays * 2 + spread, k))
+        chosen = Selection.of(stays) if self.keep is None else Selection(top_k(stays * 2 + evenly(n, own.device), k))
         return self._mixed(chosen, stands, n)
 
     def _mixed(self, chosen: Selection, stands: Tensor, n: int) -> Selection:

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, marked, top_k
+from tokenprune.core.selection import Selection, evenly, marked, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
 
 FIRST = 255.0  # the change of the first frame: above every other
-GOLDEN = 0.618034  # fractional parts of its multiples lie evenly
 
 
 @dataclass(frozen=True)
@@ -78,5 +77,5 @@ class RLT(Method):
     def _change(self, x: Tensor) -> Tensor:
         """Of the same the difference from the frame before [S, t, places]; the first frame's are above all others and
         spread what is kept evenly over it."""
-        first = FIRST + torch.arange(x.shape[2], device=x.device) * GOLDEN % 1
+        first = FIRST + evenly(x.shape[2], x.device)
         return torch.cat([first.expand(len(x), 1, -1), (x[:, 1:] - x[:, :-1]).abs().mean(-1)], dim=1)
