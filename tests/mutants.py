@@ -11,8 +11,10 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -174,6 +176,27 @@ FAULTS = [
 ]
 
 
+def run_gate(folder: str, log: Path, seed: int) -> NoReturn:
+    """Run the tests on the package in `folder` and end this process: whatever happens, into the log."""
+    code = 4
+    try:
+        with log.open("w") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        os.environ |= {"TP_SEED": str(seed), "TP_ALL": "0"}
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tokenprune"]:
+            del sys.modules[name]  # what wrote the table
+        sys.path.insert(0, folder)
+        import tokenprune
+
+        assert Path(tokenprune.__file__).is_relative_to(folder)
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *GATE])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def caught_by(fault: Fault, seed: int) -> tuple[str | None, float]:
     """The first test that a fault makes fail, None where all pass; and CPU seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -182,15 +205,7 @@ def caught_by(fault: Fault, seed: int) -> tuple[str | None, float]:
         log = Path(folder) / "log"
         child = os.fork()  # the host library is imported once, the package in each child
         if not child:
-            with log.open("w") as out:
-                os.dup2(out.fileno(), 1)
-                os.dup2(out.fileno(), 2)
-            os.environ |= {"TP_SEED": str(seed), "TP_ALL": "0"}
-            sys.path.insert(0, folder)
-            import tokenprune
-
-            assert Path(tokenprune.__file__).is_relative_to(folder)
-            os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *GATE]))
+            run_gate(folder, log, seed)
         _, status, used = os.wait4(child, 0)
         said = log.read_text()
     if os.waitstatus_to_exitcode(status) not in (0, 1):
