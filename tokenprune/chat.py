@@ -176,7 +176,8 @@ class Chat:
     def answer(self, inputs: BatchFeature, max_new_tokens: int) -> tuple[str, float]:
         """Greedy answer and the seconds it took, vision encoder included."""
         began = time.perf_counter()
-        ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        generate: Any = self.model.generate
+        ids = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         text = self.processor.decode(ids[0, inputs["input_ids"].shape[1] :].tolist(), skip_special_tokens=True)
         return text.strip(), time.perf_counter() - began
 
@@ -184,16 +185,17 @@ class Chat:
         """The greedy answer as far as it is known, again and again while it grows; the last one is whole."""
         words = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failed: list[BaseException] = []
+        generate: Any = self.model.generate
 
-        def generate() -> None:
+        def answer() -> None:
             try:
                 with torch.inference_mode():
-                    self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=words)
+                    generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=words)
             except BaseException as error:
                 failed.append(error)
                 words.end()
 
-        thread = threading.Thread(target=generate, daemon=True)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         text = ""
         try:

@@ -38,7 +38,9 @@ def chosen(
     chat = Chat.load(model)
     inputs = dict(chat.inputs(picture, prompt))
     whole = {name: value.repeat(batch, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
-    loaded = chat.model if dtype is None else chat.model.to(DTYPES[dtype])
+    loaded: Any = chat.model
+    if dtype is not None:
+        loaded = loaded.to(DTYPES[dtype])
     return Workload(f"{model}, {image.name}", loaded, whole)
 
 

@@ -143,9 +143,9 @@ def compare(
     sides: dict[str, tuple[Workload, Side]] = {"dense": (work, contextlib.nullcontext), **inside, **before}
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
-        for name, (own, side) in sides.items():
+        for name, (own, way) in sides.items():
             progress(f"round {turn} of {rounds}: {name}")
-            taken = sample(own, side, new_tokens)
+            taken = sample(own, way, new_tokens)
             if turn:
                 samples[name].append(taken)
     outcomes = []

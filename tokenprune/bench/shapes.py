@@ -83,14 +83,14 @@ def _onevision(size: int) -> LlavaOnevisionConfig:
     )
 
 
-IDS = dict(image_token_id=VISUAL, video_token_id=VISUAL - 1, vision_start_token_id=VISUAL - 2)
+IDS: dict[str, Any] = dict(image_token_id=VISUAL, video_token_id=VISUAL - 1, vision_start_token_id=VISUAL - 2)
 
 
 def _qwen25(size: int, part: int = 1) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL-3B; part: of how many layers and blocks one is there. Of its 32 blocks four attend to everything, of
     a quarter of them two."""
     depth = 32 // part
-    vision = dict(
+    vision: dict[str, Any] = dict(
         depth=depth,
         hidden_size=1280,
         intermediate_size=3420,
@@ -98,7 +98,7 @@ def _qwen25(size: int, part: int = 1) -> Qwen2_5_VLConfig:
         fullatt_block_indexes=list(range(7, depth, 8)) if part == 1 else [3, 7],
         out_hidden_size=2048,
     )
-    text = dict(
+    text: dict[str, Any] = dict(
         vocab_size=VOCABULARY,
         hidden_size=2048,
         intermediate_size=11008,
@@ -113,7 +113,7 @@ def _qwen25(size: int, part: int = 1) -> Qwen2_5_VLConfig:
 def _qwen3(size: int, part: int = 1) -> Qwen3VLConfig:
     """Qwen3-VL-2B; part: of how many layers and blocks one is there. States of three blocks are added in the LLM, of a
     quarter of the blocks those of one."""
-    vision = dict(
+    vision: dict[str, Any] = dict(
         depth=24 // part,
         hidden_size=1024,
         intermediate_size=4096,
@@ -121,7 +121,7 @@ def _qwen3(size: int, part: int = 1) -> Qwen3VLConfig:
         deepstack_visual_indexes=[5, 11, 17] if part == 1 else [2],
         out_hidden_size=2048,
     )
-    text = dict(
+    text: dict[str, Any] = dict(
         vocab_size=VOCABULARY,
         hidden_size=2048,
         intermediate_size=6144,

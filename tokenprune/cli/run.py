@@ -75,7 +75,7 @@ def run(
     if (image is not None or video is not None) and prompt is None:
         given = "--image" if video is None else "--video"
         raise BadInput(f"{given} needs --prompt TEXT: what do you want to know about it?")
-    picture = (
+    picture: Any = (
         load_image(image or scenes.IMAGE, max_pixels)
         if video is None
         else load_video(video, frames, fps, reader, progress=not as_json, max_pixels=max_pixels)

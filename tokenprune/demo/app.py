@@ -81,7 +81,7 @@ def build(session: Session) -> gr.Blocks:
                     scores = gr.Gallery(label="what stages ranked by", elem_id="scores", **many)
                 figures = gr.HTML(elem_id="figures")
                 line = gr.Code(label="in Python", language="python", interactive=False, lines=1, elem_id="line")
-        controls = [method, keep, at, positions, extra, second, second_keep, second_at]
+        controls: list[Any] = [method, keep, at, positions, extra, second, second_keep, second_at]
         gr.Examples(EXAMPLES, inputs=[file, question], label="examples")
 
         def previewed(path: str | None, by: str) -> tuple[Any, str]:

@@ -251,7 +251,7 @@ def measure(
     past = [forward.past_rows.get(i, piece.past) for i in layers]
     tokens = [sum(len(rows) for rows in state.token_rows) for state in states]
     sizes = (config.hidden_size, config.intermediate_size)
-    kv, dense_kv = kv_bytes(cache)
+    kv, dense_kv = (None, None) if cache is None else kv_bytes(cache)
     done = [
         StageReport(stage.at, stage.method.name, record.before, record.after)
         for stage, record in zip(stages, forward.records, strict=True)
@@ -280,10 +280,8 @@ def measure(
     return Prefill(history, forward.kept, list(forward.state.spans), forward.merged, report, watches, encode)
 
 
-def kv_bytes(cache: Cache | None) -> tuple[int | None, int | None]:
+def kv_bytes(cache: Cache) -> tuple[int, int]:
     """Bytes really held, and what the same cache would hold unpruned."""
-    if cache is None:
-        return None, None
     held = dense = 0
     for layer in cache.layers:
         pruned = layer if isinstance(layer, PrunedLayer) else None

@@ -111,7 +111,8 @@ class Meter:
         if prompt is None:
             return
         prompt.watch.stop()
-        prompt.held = kv_bytes(cache_in(output))[0] or 0
+        cache = cache_in(output)
+        prompt.held = 0 if cache is None else kv_bytes(cache)[0]
         if self._run is not None and any(prompt.visual):
             rows = range(len(prompt.visual))
             prompt.visual = [sum(span.count for span in self._run.spans if span.row == row) for row in rows]
