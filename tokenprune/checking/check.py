@@ -164,7 +164,8 @@ class _Trial:
     def _answer(self, run: Run) -> tuple[Tensor, ...]:
         """Logits [B, V] of each new token."""
         processors = LogitsProcessorList([] if self.words is None else [_Spoken(self.words)])
-        out = self.model.generate(
+        generate: Any = self.model.generate
+        out = generate(
             **self.inputs,
             max_new_tokens=self.new_tokens + 1,
             min_new_tokens=self.new_tokens + 1,
@@ -198,7 +199,7 @@ def _stages_of(run: Run) -> list[tuple[str, str, int, int]]:
     for stage in report.stages:
         found.append((str(place_of(stage.at)), stage.method, sum(stage.before), sum(stage.after)))
     if run.decoding is not None and report.decoding is not None:
-        for stage in run.decoding.stages:
-            looked = report.decoding
-            found.append((str(stage.place), stage.method.name, round(looked.visual), round(looked.looked_at)))
+        looked = report.decoding
+        for decoding in run.decoding.stages:
+            found.append((str(decoding.place), decoding.method.name, round(looked.visual), round(looked.looked_at)))
     return found

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tokenprune.checking.reference import Outcome, hidden_from
 from tokenprune.engine.run import Run
+from tokenprune.methods.decoding import DecodingMethod
+from tokenprune.methods.place import Decode
 
 # Of the largest value at a place; what kernels of other shapes and orders of sums are seen to explain.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -55,7 +56,7 @@ class Recorder:
     layers: those that are recorded; None: all.
     """
 
-    def __init__(self, text_model: PreTrainedModel, layers: Sequence[int] | None = None) -> None:
+    def __init__(self, text_model: Any, layers: Sequence[int] | None = None) -> None:
         self.text_model = text_model
         self.layers = range(len(text_model.layers)) if layers is None else layers
         self.calls: list[dict[int, Tensor]] = []
@@ -193,15 +194,17 @@ def _looked_at(run: Run) -> list[list[list[Tensor] | None]]:
     if run.decoding is None:
         return []
     stages = run.decoding.stages
-    reuses = stages[-1].method.reuses
+    starts = [place.start for place in (stage.place for stage in stages) if isinstance(place, Decode)]
+    method = stages[-1].method
+    reuses = isinstance(method, DecodingMethod) and method.reuses
     steps: list[list[list[Tensor] | None]] = []
     last: list[Tensor] | None = None
     for step in run.steps:
         layers: list[list[Tensor] | None] = []
         for i in range(len(run.text_model.layers)):
-            passed = [n for n, stage in enumerate(stages) if stage.start <= i]
+            passed = [n for n, start in enumerate(starts) if start <= i]
             # The layer that a stage chooses by sees everything, and so do sliding windows.
-            whole = run.layer_kinds[i].window is not None or any(stage.start - 1 == i for stage in stages)
+            whole = run.layer_kinds[i].window is not None or i + 1 in starts
             layers.append(None if whole else step.columns[passed[-1]] if passed else last if reuses else None)
         last = step.columns[-1]
         steps.append(layers)
@@ -209,7 +212,7 @@ def _looked_at(run: Run) -> list[list[list[Tensor] | None]]:
 
 
 @contextmanager
-def _maskable(text_model: PreTrainedModel) -> Iterator[None]:
+def _maskable(text_model: Any) -> Iterator[None]:
     """Attention that takes any mask: other kernels than eager and sdpa give way to sdpa for the time."""
     config, own = text_model.config, text_model.config._attn_implementation
     config._attn_implementation = own if own in ("eager", "sdpa") else "sdpa"

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 Mixture = tuple[int, Tensor, Tensor, Tensor]  # batch row, columns that went in, columns that stayed, weights
 
@@ -64,7 +63,7 @@ class Outcome:
 
 
 @contextmanager
-def hidden_from(text_model: PreTrainedModel, outcome: Outcome) -> Iterator[None]:
+def hidden_from(text_model: Any, outcome: Outcome) -> Iterator[None]:
     """While this is open, `text_model` hides what `outcome` dropped.
 
     In a prompt and in the decoding steps after it: one by one with a dynamic cache, or a whole sequence at once without
@@ -84,7 +83,7 @@ def hidden_from(text_model: PreTrainedModel, outcome: Outcome) -> Iterator[None]
 class _Reference:
     """Hooks of one model. first, length: the slots of the tokens of the current call among all of the sequence."""
 
-    def __init__(self, text_model: PreTrainedModel, outcome: Outcome) -> None:
+    def __init__(self, text_model: Any, outcome: Outcome) -> None:
         self.model, self.outcome = text_model, outcome
         self.cache: Any = None
         self.first = self.length = 0
@@ -125,7 +124,7 @@ class _Reference:
             hidden = args[0]
             if self.first == 0:
                 hidden = self._mixed(i, hidden)
-            changed = {"attention_mask": self._mask(i, hidden, kwargs.get("attention_mask"))}
+            changed: dict[str, Any] = {"attention_mask": self._mask(i, hidden, kwargs.get("attention_mask"))}
             if self.outcome.compact:
                 changed["position_embeddings"] = self._rope(i, hidden)
             return (hidden, *args[1:]), kwargs | changed
@@ -225,7 +224,7 @@ def renumbered(positions: Tensor, alive: Tensor, removable: Tensor, before: Tens
         columns = [c for c in range(alive.shape[1]) if before[row, c]]
         old = positions[:, row]
         shift = 0
-        for is_media, group in groupby(columns, key=lambda c, row=row: bool(removable[row, c])):
+        for is_media, group in groupby(columns, key=removable[row].tolist().__getitem__):
             run = list(group)
             if not is_media:
                 result[:, row, run] = old[:, run] - shift

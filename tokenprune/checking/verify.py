@@ -95,7 +95,7 @@ class _FirstPrompt:
         ids = args[0] if args else kwargs["input_ids"]
         mask = kwargs.get("attention_mask")
         outcome = outcome_of(self.run, ids, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
-        tolerance = TOLERANCES.get(module.dtype, max(TOLERANCES.values()))
+        tolerance = TOLERANCES.get(self.run.model.dtype, max(TOLERANCES.values()))
         comparison = Comparison(self.run, self.recorder, ids.shape[1], tolerance)
         again = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
         again |= {"use_cache": False, "attention_mask": _without_room(mask, ids.shape[1])}
