@@ -137,7 +137,7 @@ def arguments(cell: Cell) -> str:
 
 def scores(results: dict[str, dict[str, Any]], task: str) -> dict[str, float]:
     """Every number that the task (or its group) reports, by metric; its error is not one."""
-    found = {}
+    found: dict[str, float] = {}
     for key, value in results.get(task, {}).items():
         metric = key.partition(",")[0]
         if "_stderr" not in metric and isinstance(value, (int, float)):

@@ -66,7 +66,7 @@ def naming(what: str) -> Iterator[None]:
     except TokenpruneError:
         raise
     except Exception as error:  # packages that do not fit each other fail with whatever comes up
-        root = error
+        root: BaseException = error
         while cause := root.__cause__ or root.__context__:
             root = cause
         guilty = ", ".join(_packages(root))

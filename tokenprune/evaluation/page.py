@@ -31,7 +31,7 @@ def html_table(table: Table) -> str:
 def _cell(text: str) -> str:
     number = text.split(" ")[0]
     try:
-        value = float(number)
+        value: float | None = float(number)
     except ValueError:
         value = float("-inf") if text == MISSING else None
     key = "" if value is None else f' data-value="{value}"'
@@ -39,7 +39,7 @@ def _cell(text: str) -> str:
 
 
 def _origins(results: Sequence[Result]) -> str:
-    lines = {}
+    lines: dict[str, int] = {}
     for result in results:
         versions = ", ".join(f"{name} {value}" for name, value in result.versions.items() if value is not None)
         lines[versions] = lines.get(versions, 0) + 1

@@ -104,9 +104,9 @@ def against(benchmark: Benchmark, results: Sequence[Result]) -> list[Table]:
             published = setting.published.get(name)
             result = _found(wanted[task.task, setting.label], results)
             here = None if result is None else figure(task, result)
-            both = published is not None and here is not None
+            difference = None if published is None or here is None else round(here - published, 1) + 0.0
             texts = [MISSING if value is None else f"{value:.1f}" for value in (published, here)]
-            rows.append([setting.label, *texts, f"{round(here - published, 1) + 0.0:+.1f}" if both else MISSING])
+            rows.append([setting.label, *texts, MISSING if difference is None else f"{difference:+.1f}"])
         metrics = " + ".join(task.metrics)
         tables.append(Table(f"{name} ({task.task}: {metrics})", ["", "published", "here", "difference"], rows))
     return tables

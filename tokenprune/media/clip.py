@@ -68,14 +68,15 @@ def asked(frames: Any, fps: object) -> tuple[int | None, float | None]:
 def sample(times: np.ndarray, frames: int | None, fps: float | None = None) -> list[int]:
     """Numbers of the frames nearest to evenly spread moments; `times` [n] are ascending seconds.
 
-    frames: this many, from the first to the last. fps: one every 1 / fps seconds from the first on.
+    frames: this many, from the first to the last. fps: one every 1 / fps seconds from the first on. Neither: all.
     """
-    count = float(frames) if frames is not None else (times[-1] - times[0] + 1e-6) * fps // 1 + 1
+    length = times[-1] - times[0]
+    count = len(times) if frames is None else frames
+    if fps is not None:
+        count = int((length + 1e-6) * fps) + 1
     if count >= len(times):
         return list(range(len(times)))
-    wanted = times[0] + (
-        np.linspace(0, times[-1] - times[0], int(count)) if frames is not None else np.arange(int(count)) / fps
-    )
+    wanted = times[0] + (np.linspace(0, length, count) if fps is None else np.arange(count) / fps)
     after = np.searchsorted(times, wanted).clip(1, len(times) - 1)
     nearest = np.where(wanted - times[after - 1] <= times[after] - wanted, after - 1, after)
     return np.unique(nearest).tolist()

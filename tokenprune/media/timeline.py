@@ -32,7 +32,7 @@ class Timeline:
     """
 
     times: np.ndarray
-    stamps: list[int | None]
+    stamps: Sequence[int | None]
     keys: list[int]
 
 
@@ -95,7 +95,8 @@ class Opened:
         stamps = sorted({p.pts for p in self.packets if p.pts is not None})
         if not stamps or len(stamps) < len(self.packets) or self._shuffled():
             return None
-        keys = sorted(p.pts for p in self.packets if p.is_key) if self.container.format.name in JUMPED else []
+        jumps = self.container.format.name in JUMPED
+        keys = sorted(p.pts for p in self.packets if jumps and p.is_key and p.pts is not None)
         return Timeline(self._seconds(stamps), stamps, np.searchsorted(stamps, keys).tolist())
 
     def decoded(self) -> Timeline:

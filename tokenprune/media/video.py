@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _clip(
             "many at their full size, is not used to scale them down. Leave reader= out, or give a higher max_pixels."
         )
     fit = _Fit(opened.path, len(picks), max_pixels, None if reader == "decord" else target)
-    decoded = (read_decord if reader == "decord" else read_av)(opened, timeline, picks, fit)
+    decoded: Iterable[np.ndarray] = (read_decord if reader == "decord" else read_av)(opened, timeline, picks, fit)
     if progress and len(picks) >= LONG:
         decoded = track(decoded, description="decoding", total=len(picks), transient=True)
     pictures = [Image.fromarray(np.ascontiguousarray(pixels)) for pixels in decoded]
