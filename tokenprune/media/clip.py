@@ -73,7 +73,7 @@ def sample(times: np.ndarray, frames: int | None, fps: float | None = None) -> l
     length = times[-1] - times[0]
     count = len(times) if frames is None else frames
     if fps is not None:
-        count = int((length + 1e-6) * fps) + 1
+        count = int(min((length + 1e-6) * fps, len(times))) + 1
     if count >= len(times):
         return list(range(len(times)))
     wanted = times[0] + (np.linspace(0, length, count) if fps is None else np.arange(count) / fps)
