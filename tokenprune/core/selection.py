@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,6 +107,6 @@ def one_hot(index: Tensor, n: int) -> Tensor:
     return torch.zeros(*index.shape, n, device=index.device).scatter_(-1, index[..., None], 1.0)
 
 
-def handed(values: Sequence[int] | Sequence[float], device: torch.device) -> Tensor:
-    """Numbers that the host knows, on the device, without waiting for it."""
+def handed(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Numbers that the host knows (or equally long rows of them), on the device, without waiting for it."""
     return torch.tensor(values).to(device, non_blocking=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tokenprune.engine.listen import project
 from tokenprune.errors import Unsupported
 from tokenprune.signals import taps
 
 
-def rotated(text_model: PreTrainedModel, keys: Tensor, change: Tensor) -> Tensor:
+def rotated(text_model: Any, keys: Tensor, change: Tensor) -> Tensor:
     """Rotated keys [1, H, R, e] at positions that differ by `change` int64 [axes, R]."""
     given = change[:, None] if len(change) > 1 else change
     cos, sin = (x.float()[:, None] for x in text_model.rotary_emb(keys.float(), given))
@@ -23,7 +24,7 @@ def rotated(text_model: PreTrainedModel, keys: Tensor, change: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def check_rotation(text_model: PreTrainedModel) -> None:
+def check_rotation(text_model: Any) -> None:
     """Raise `Unsupported` where turning a key to another position does not give what the model computes there."""
     module, config = text_model.layers[0].self_attn, text_model.config
     weight = next(module.parameters())

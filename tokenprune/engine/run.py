@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -166,7 +167,8 @@ def run_on(text_model: nn.Module) -> Run | None:
 
 def language_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers of a model, wrapped or not."""
-    return language_model(model).layers
+    layers: Any = language_model(model).layers
+    return layers
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:

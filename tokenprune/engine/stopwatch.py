@@ -14,6 +14,7 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else None
+        self._began = self._seconds = 0.0
         self._mark(0)
 
     def _mark(self, end: int) -> None:
