@@ -22,6 +22,7 @@ from eval.selection_cost import timed
 from tokenprune import Plan
 from tokenprune.bench import table
 from tokenprune.bench.compare import Comparison, Spread, compare
+from tokenprune.bench.measure import synchronize
 from tokenprune.bench.workload import workload
 from tokenprune.methods.base import View
 from tokenprune.methods.pixelprune import PixelPrune
@@ -40,6 +41,7 @@ PLANS = {
 }
 CELLS = (("qwen2.5-vl-3b", 1296), ("qwen3-vl-2b", 1024))
 WHOLE = tuple((f"{shape}-whole", side * tokens) for side in (1, 4) for shape, tokens in CELLS)  # for a GPU
+SIDE = 64  # groups along a side of a picture of 16,384 patches
 
 
 class Device(StrEnum):
@@ -47,9 +49,6 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
-
-
-SIDE = 64  # groups along a side of a picture of 16,384 patches
 
 
 def bars(shape: str, tokens: int, found: Comparison) -> list[Bar]:
@@ -70,13 +69,12 @@ def bars(shape: str, tokens: int, found: Comparison) -> list[Bar]:
     return rows
 
 
-def waited(work: Callable[[], Any]) -> float:
+def waited(work: Callable[[], Any], device: str) -> float:
     """Milliseconds of one call, until the device is through."""
 
     def whole() -> None:
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize(torch.device(device))
 
     return timed(whole)
 
@@ -90,7 +88,7 @@ def choosing(encoder_ms: float, device: str, dtype: torch.dtype) -> list[dict[st
     view = View(SIDE**2, 1, ((1, SIDE, SIDE),), {"pixels": page.flatten(1, 2).to(device, dtype)}, total=SIDE**2)
     rows = []
     for name, method in {"tau=0": PixelPrune(), "tau=0.05, anchored": PixelPrune(tau=0.05)}.items():
-        spread = Spread.of([waited(lambda own=method: own.select(view)) for _ in range(6)][1:])
+        spread = Spread.of([waited(lambda own=method: own.select(view), device) for _ in range(6)][1:])
         rows.append({"method": name, "ms": asdict(spread), "share_of_encoder": spread.median / encoder_ms})
     return rows
 
@@ -100,7 +98,7 @@ def encoder_ms(device: str, dtype: torch.dtype) -> float:
     """Milliseconds of the dense encoder of Qwen3-VL-2B's proportions on 16,384 patches; on a CPU a quarter as deep."""
     work = workload("qwen3-vl-2b" if device == "cpu" else "qwen3-vl-2b-whole", SIDE**2, 1, device, dtype)
     given = {name: work.inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    return min(waited(lambda: work.model.get_image_features(**given)) for _ in range(2))
+    return min(waited(lambda: work.model.get_image_features(**given), device) for _ in range(2))
 
 
 def main(

@@ -26,15 +26,16 @@ class SparedBlocks:
         """read: blocks that signals are read in. runs_all: whether this thread's calls need every block now."""
         self.runs_all = runs_all
         towers: dict[int, tuple[nn.ModuleList, int]] = {}
-        self._tower: dict[str, int] = {}  # which of them encodes each kind of media
+        encodes: dict[str, int] = {}  # which of them each kind of media
         for media in family.getters:
             if family.whole_encoder(model, media) is None:
                 found = family.encoder_blocks(model, media)
                 last = max([found.last, *(i for i, block in enumerate(found.blocks) if block in read)])
                 _, known = towers.get(id(found.blocks), (found.blocks, 0))
                 towers[id(found.blocks)] = found.blocks, max(last, known)
-                self._tower[media] = id(found.blocks)
-        self._left_out = {own: len(blocks) - last - 1 for own, (blocks, last) in towers.items()}
+                encodes[media] = id(found.blocks)
+        left_out = {own: len(blocks) - last - 1 for own, (blocks, last) in towers.items()}
+        self._left_out = {media: left_out[own] for media, own in encodes.items()}
         self.blocks = [block for blocks, last in towers.values() for block in list(blocks)[last + 1 :]]
         self.of = sum(len(blocks) for blocks, _ in towers.values())
         self._overrides = [Overrides(block) for block in self.blocks]
@@ -60,7 +61,7 @@ class SparedBlocks:
 
     def blank(self, media: str, output: Any) -> None:
         """Take out of the output of a media's feature getter what spared blocks would have made."""
-        left_out = self._left_out.get(self._tower.get(media, 0), 0)
+        left_out = self._left_out.get(media, 0)
         if not left_out or self.runs_all() or isinstance(output, tuple):
             return
         output.last_hidden_state = None
