@@ -118,9 +118,9 @@ def replaced(monkeypatch):
 
     def replace(cls):
         known = registry.all_classes() | {"divprune": cls}
-        for module in ("tokenprune.recipes", "tokenprune.evaluation.grid"):
+        for module in ("tokenprune.recipes.recipe", "tokenprune.evaluation.grid"):
             monkeypatch.setattr(sys.modules[module], "all_classes", lambda: known)
-        monkeypatch.setattr("tokenprune.recipes.method_class", known.__getitem__)
+        monkeypatch.setattr("tokenprune.recipes.recipe.method_class", known.__getitem__)
 
     return replace
 

@@ -52,13 +52,13 @@ def test_right_runs_pass(name, tiny_models):
 
 def wrong_positions(monkeypatch):
     """From the second stage on, renumbered rows stand one further from each other."""
-    right = TokenState._renumbered
+    right = TokenState._renumber
 
     def wrong(self, keep):
         positions, moved = right(self, keep)
         return positions * (1 + self.shortened), moved
 
-    monkeypatch.setattr(TokenState, "_renumbered", wrong)
+    monkeypatch.setattr(TokenState, "_renumber", wrong)
 
 
 def wrong_rows(monkeypatch):

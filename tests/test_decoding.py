@@ -43,7 +43,7 @@ def test_the_prompt_is_untouched_and_the_cache_whole(tiny_models):
             model(input_ids=torch.tensor([[7]]), attention_mask=mask, past_key_values=cache)
             for i, layer in enumerate(cache.layers):
                 assert layer.keys.shape[2] == layer.get_seq_length() == length + step + 1
-                assert (i < 3) or layer.shown.length == length - 36 + 3 + step + 1
+                assert (i < 3) or layer.shown.buffer.length == length - 36 + 3 + step + 1
                 if not step:
                     torch.testing.assert_close(layer.keys[:, :, :length], dense.past_key_values.layers[i].keys)
         report = run.report().decoding
@@ -65,7 +65,7 @@ def test_a_step_that_chooses_nothing_new_copies_nothing(tiny_models):
         for step in range(4):
             mask = torch.ones(1, inputs["input_ids"].shape[1] + step + 1, dtype=torch.long)
             model(input_ids=torch.tensor([[7]]), attention_mask=mask, past_key_values=cache)
-            places.append([(layer.keys.data_ptr(), layer.shown.keys.data_ptr()) for layer in cache.layers[3:]])
+            places.append([(layer.keys.data_ptr(), layer.shown.buffer.keys.data_ptr()) for layer in cache.layers[3:]])
     assert places[1:] == places[:1] * 3
 
 

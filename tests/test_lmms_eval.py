@@ -19,7 +19,7 @@ from tokenprune.chat import Chat
 from tokenprune.evaluation.lmms_eval import WRAPPED
 from tokenprune.evaluation.lmms_eval.meter import Measured
 from tokenprune.evaluation.lmms_eval.model import Tokenprune, generation
-from tokenprune.evaluation.lmms_eval.responses import KEY, _keyed
+from tokenprune.evaluation.lmms_eval.responses import KEY, _add_key
 from tokenprune.evaluation.lmms_eval.settings import plan_of
 from tokenprune.evaluation.lmms_eval.wrapped import Documents, Pruned, arguments_of
 
@@ -219,7 +219,7 @@ def test_the_cache_of_other_models_is_as_ever():
             asked.append(vars(self).copy())
             return requests
 
-    run, ours, theirs = _keyed(Cache.execute), Batched(), type("Theirs", (), {})()
+    run, ours, theirs = _add_key(Cache.execute), Batched(), type("Theirs", (), {})()
     cache = Cache()
     assert run(cache, theirs, "generate_until", [1]) == [1]
     with pytest.raises(Unsupported, match="Leave out --use_cache"):

@@ -227,7 +227,7 @@ def test_frames_are_divided_by_what_keeps_their_shape():
         ((4093, 4096), Target(side=24), (4093, 4096)),
         ((3840, 2160), Target(side=8), (384, 216)),
     ):
-        assert target.divided(size) == expected
+        assert target.divide(size) == expected
 
 
 def test_divided_frames_get_the_grid_of_whole_ones():
@@ -239,7 +239,7 @@ def test_divided_frames_get_the_grid_of_whole_ones():
         width, height = (step * int(x) for x in draw.integers(600, 4000, 2) // step)
         if draw.random() < 0.3:
             height = width
-        small = Target(pixels=most).divided((width, height))
+        small = Target(pixels=most).divide((width, height))
         scaled += small != (width, height)
         sides = [
             smart_resize(h, w, factor=28, min_pixels=56 * 56, max_pixels=most) for w, h in (small, (width, height))

@@ -13,7 +13,7 @@ from tests.oracle import oracle_logits
 from tests.tiny import FAMILIES, Picture, Video
 from tokenprune import BadInput, DivPrune, FrameFusion, MissingSignal, Stage, Unsupported, prune, select
 from tokenprune.core.frames import Frames, scenes, stretches
-from tokenprune.core.merging import Survivors, stacked
+from tokenprune.core.merging import Survivors, stack_spans
 from tokenprune.methods.base import View
 from tokenprune.methods.framefusion import FrameFusionLater, predecessors
 from tokenprune.methods.holitom import best_windows
@@ -123,7 +123,7 @@ def test_survivors_fill_up_and_take_off():
     assert index.tolist() == [1, 2, 3]
     assert weights[0].tolist() == [0.0, 0.5, 0.5, 0.0, 0.0]
     assert stays.exactly(1, scores)[0].tolist() == [3]
-    ragged = stacked([stays.all(), stays.exactly(1, scores)])
+    ragged = stack_spans([stays.all(), stays.exactly(1, scores)])
     assert ragged.valid.tolist() == [[True, True], [True, False]]
 
 

@@ -22,7 +22,6 @@ ALLOWED = {
     "scenes": set(),
     "media": {"errors", "media"},
     "markdown": set(),
-    "yaml_text": {"errors"},
     "chat": {"errors", "families", "media", "scenes"},
     "core": {"errors", "core"},
     "signals": {"errors", "core", "signals"},
@@ -31,8 +30,7 @@ ALLOWED = {
     "support": {"signals", "methods", "families"},
     "engine": {"errors", "core", "signals", "methods", "families", "support", "engine"},
     "explain": {"errors", "core", "families", "engine", "api", "plan", "chat", "media", "explain"},
-    "shelf": {"errors", "yaml_text"},
-    "recipes": {"errors", "methods", "shelf"},
+    "recipes": {"errors", "methods", "recipes"},
     "plan": {"errors", "methods", "families", "support", "engine", "recipes", "checking"},
     "catalogue": {"errors", "signals", "methods", "families", "support", "recipes", "plan", "catalogue"},
     "checking": {"errors", "version", "methods", "engine", "plan", "checking"},
@@ -45,7 +43,7 @@ ALLOWED = {
     "retrieval": {"errors", "core", "methods", "api"},
     "bench": {"errors", "version", "families", "engine", "api", "plan", "chat", "media", "bench"},
     "evaluation": {
-        *("errors", "version", "methods", "families", "engine", "plan", "chat", "media", "shelf", "scenes", "bench"),
+        *("errors", "version", "methods", "families", "engine", "plan", "chat", "media", "recipes", "scenes", "bench"),
         *("markdown", "explain", "evaluation"),
     },
     "cli": {

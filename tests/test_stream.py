@@ -14,7 +14,7 @@ from tests.tiny.saved import WORDS, llava
 from tokenprune import BadInput, Unsupported, prune, scenes, stream
 from tokenprune.chat import Chat
 from tokenprune.engine.memory import Memory
-from tokenprune.engine.rotate import rotated
+from tokenprune.engine.rotate import rotate
 from tokenprune.engine.stream import Stream
 from tokenprune.methods.evs import EVS
 
@@ -181,7 +181,7 @@ def test_renumbering_turns_the_keys(which, request):
     assert compact.next < original.next
     old = original.frame < 3
     for a, b in zip(compact.cache.layers[:1], original.cache.layers[:1], strict=True):
-        turned = rotated(both[0].text_model, b.keys, compact.positions - original.positions)
+        turned = rotate(both[0].text_model, b.keys, compact.positions - original.positions)
         torch.testing.assert_close(a.keys[:, :, old], turned[:, :, old], atol=1e-4, rtol=0)
     if which == "talker":
         assert compact.positions[0].tolist() == list(range(len(compact.frame)))

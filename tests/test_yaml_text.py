@@ -13,7 +13,7 @@ from tokenprune.evaluation.grid import load_benchmark
 from tokenprune.methods.base import make_method, options_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe
-from tokenprune.yaml_text import parse
+from tokenprune.recipes.yaml_text import parse
 
 TEXT = "model: x\nstages: [{at: 0, method: random%s}]\n"
 PLAIN = TEXT % ""

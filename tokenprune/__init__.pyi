@@ -80,8 +80,8 @@ from .methods.vscan import VScan as VScan
 from .methods.vscan import VScanInner as VScanInner
 from .plan import Plan as Plan
 from .plan import supports as supports
-from .recipes import Recipe as Recipe
-from .recipes import load_recipe as load_recipe
+from .recipes.recipe import Recipe as Recipe
+from .recipes.recipe import load_recipe as load_recipe
 from .retrieval import merge_pages as merge_pages
 from .search import search_layers as search_layers
 

@@ -66,10 +66,10 @@ class Chat:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype is None:
             dtype = "auto" if device.type == "cuda" else torch.float32
-        pixels = _checked(pixels or {})
+        pixels = _check_pixels(pixels or {})
         source = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
         try:
-            processor = _loaded(name, AutoProcessor, **source, **pixels)
+            processor = _load(name, AutoProcessor, **source, **pixels)
         except BadInput:
             if find_spec("torchvision") is not None or not FrameProcessor.serves(name):
                 raise
@@ -77,7 +77,7 @@ class Chat:
         _check_heard(processor, pixels)
         if not getattr(processor, "chat_template", None) and not _is_plain(processor):
             raise BadInput(f"The processor of {str(name)!r} has no chat template, so its prompt format is not known.")
-        model = _loaded(name, AutoModelForImageTextToText, dtype=dtype, **options)
+        model = _load(name, AutoModelForImageTextToText, dtype=dtype, **options)
         return cls(model.to(device).eval(), processor)
 
     def inputs(self, shown: Image.Image | str | Path | Clip, question: str) -> BatchFeature:
@@ -216,7 +216,7 @@ def _media(conversations: list[list[dict[str, Any]]], kind: str) -> list[list[An
     ]
 
 
-def _checked(pixels: dict[str, int]) -> dict[str, int]:
+def _check_pixels(pixels: dict[str, int]) -> dict[str, int]:
     """`pixels` where they are two sensible limits."""
     for name, value in pixels.items():
         if name not in PIXELS:
@@ -254,7 +254,7 @@ def _is_plain(processor: Any) -> bool:
     return type(processor).__name__ == "PaliGemmaProcessor"
 
 
-def _loaded(name: str | Path, kind: Any, **options: Any) -> Any:
+def _load(name: str | Path, kind: Any, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:

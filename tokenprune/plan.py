@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
-from tokenprune.engine.refuse import check_runs, unwrapped
+from tokenprune.engine.refuse import check_runs, unwrap
 from tokenprune.engine.run import Run
 from tokenprune.engine.setup import check_policies
 from tokenprune.errors import BadInput, TokenpruneError
@@ -120,7 +120,7 @@ class Plan:
 
     def stages(self, model: PreTrainedModel) -> list[Stage]:
         """The stages on this model, wrapped or not: a method without a place stands where its schedule puts it."""
-        model = unwrapped(model)
+        model = unwrap(model)
         return self.stages_in(len(family_of(model).language_model(model).layers))
 
     def stages_in(self, layers: int) -> list[Stage]:
@@ -144,7 +144,7 @@ class Plan:
     def check(self, model: PreTrainedModel) -> None:
         """Raise what `attach` raises for a model that cannot run it, without touching the model."""
         if self.what is not None:
-            inner = unwrapped(model)
+            inner = unwrap(model)
             check_runs(inner, family_of(inner), self.stages(inner))
 
     def describe(self) -> dict[str, Any]:

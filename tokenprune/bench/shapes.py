@@ -134,7 +134,7 @@ def _qwen3(size: int, part: int = 1) -> Qwen3VLConfig:
     return Qwen3VLConfig(vision_config=vision, text_config=text, **IDS)
 
 
-def _patched(config: Callable[[int], Any], model: type[PreTrainedModel], side: int) -> Shape:
+def _shape_of_patches(config: Callable[[int], Any], model: type[PreTrainedModel], side: int) -> Shape:
     """A model of patches, with pictures of one and four megapixels. side: pixels along a side of a token."""
     along = 1024 // side
     return Shape(config, model, {(n * along) ** 2: 1 for n in (1, 2)}, lambda n: side * round(n**0.5), patched=True)
@@ -158,8 +158,8 @@ SHAPES = {
     "onevision-qwen2-7b": Shape(
         _onevision, LlavaOnevisionForConditionalGeneration, {6272: 32}, lambda _: 14 * 27, video=True
     ),
-    "qwen2.5-vl-3b": _patched(partial(_qwen25, part=QUARTER), Qwen2_5_VLForConditionalGeneration, 28),
-    "qwen3-vl-2b": _patched(partial(_qwen3, part=QUARTER), Qwen3VLForConditionalGeneration, 32),
-    "qwen2.5-vl-3b-whole": _patched(_qwen25, Qwen2_5_VLForConditionalGeneration, 28),
-    "qwen3-vl-2b-whole": _patched(_qwen3, Qwen3VLForConditionalGeneration, 32),
+    "qwen2.5-vl-3b": _shape_of_patches(partial(_qwen25, part=QUARTER), Qwen2_5_VLForConditionalGeneration, 28),
+    "qwen3-vl-2b": _shape_of_patches(partial(_qwen3, part=QUARTER), Qwen3VLForConditionalGeneration, 32),
+    "qwen2.5-vl-3b-whole": _shape_of_patches(_qwen25, Qwen2_5_VLForConditionalGeneration, 28),
+    "qwen3-vl-2b-whole": _shape_of_patches(_qwen3, Qwen3VLForConditionalGeneration, 32),
 }

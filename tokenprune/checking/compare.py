@@ -174,7 +174,7 @@ def outcome_of(run: Run, input_ids: Tensor, attention_mask: Tensor | None) -> Ou
         unpadded=torch.ones_like(visual) if attention_mask is None else attention_mask.cpu().bool(),
         merges={stage.layer: list(merges) for stage, merges in zip(run.stages, run.merges, strict=True) if merges},
         bypass=(waits[0], waits[1]) if waits else None,
-        looked=_looked_at(run),
+        looked=_read_steps(run),
         compact=run.positions == "compact",
     )
 
@@ -189,7 +189,7 @@ def _with_separators(run: Run, rows: list[Tensor]) -> list[Tensor]:
     return [torch.tensor(sorted(row), dtype=torch.long) for row in kept]
 
 
-def _looked_at(run: Run) -> list[list[list[Tensor] | None]]:
+def _read_steps(run: Run) -> list[list[list[Tensor] | None]]:
     """For each decoding step, for each layer, for each row the visual columns seen; None: all of them."""
     if run.decoding is None:
         return []

@@ -107,9 +107,9 @@ class _Reference:
         planes = kwargs.get("deepstack_visual_embeds")
         if planes is None or not self.outcome.merges:
             return None
-        return args, kwargs | {"deepstack_visual_embeds": self._mixed_planes(planes, kwargs["visual_pos_masks"])}
+        return args, kwargs | {"deepstack_visual_embeds": self._mix_planes(planes, kwargs["visual_pos_masks"])}
 
-    def _mixed_planes(self, planes: list[Tensor], mask: Tensor) -> list[Tensor]:
+    def _mix_planes(self, planes: list[Tensor], mask: Tensor) -> list[Tensor]:
         """Features that are added to visual tokens after later layers are mixed as the tokens themselves are."""
         order = (mask.flatten().cumsum(0) - 1).view_as(mask)
         planes = [plane.clone() for plane in planes]
@@ -123,7 +123,7 @@ class _Reference:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             hidden = args[0]
             if self.first == 0:
-                hidden = self._mixed(i, hidden)
+                hidden = self._mix(i, hidden)
             changed: dict[str, Any] = {"attention_mask": self._mask(i, hidden, kwargs.get("attention_mask"))}
             if self.outcome.compact:
                 changed["position_embeddings"] = self._rope(i, hidden)
@@ -131,7 +131,7 @@ class _Reference:
 
         return hook
 
-    def _mixed(self, i: int, hidden: Tensor) -> Tensor:
+    def _mix(self, i: int, hidden: Tensor) -> Tensor:
         """The hidden states that enter layer i, [B, length, d]: bypassed tokens come back, merged ones are mixed."""
         outcome = self.outcome
         if outcome.bypass is not None and i == outcome.bypass[0]:
@@ -184,21 +184,21 @@ class _Reference:
 
     def _rope(self, i: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of the renumbered positions in layer i."""
-        positions = self._renumbered(self.outcome.stages_at(i))
+        positions = self._renumber(self.outcome.stages_at(i))
         given = positions[0] if len(positions) == 1 else positions
         takes_type = "layer_type" in inspect.signature(self.model.rotary_emb.forward).parameters
         own = (self.model.config.layer_types[i],) if takes_type else ()
         return self.model.rotary_emb(hidden, given.to(hidden.device), *own)
 
-    def _renumbered(self, stages: tuple[int, ...]) -> Tensor:
+    def _renumber(self, stages: tuple[int, ...]) -> Tensor:
         """int64 [axes, B, length]: the positions of this call's tokens once these stages have chosen."""
         if self.first > 0:
             return self.given - self.moved[stages][1].to(self.given.device)[:, None]
         if stages not in self.moved:
-            self.moved[stages] = self._counted_anew(stages)
+            self.moved[stages] = self._count_anew(stages)
         return self.moved[stages][0].to(self.given.device)
 
-    def _counted_anew(self, stages: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _count_anew(self, stages: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         outcome, added = self.outcome, self.length - self.outcome.length
         positions = self.given.expand(-1, len(outcome.removable), -1).cpu()
         removable = pad(outcome.removable, (0, added)).cpu()
@@ -206,12 +206,12 @@ class _Reference:
         moved = torch.zeros(len(removable), dtype=torch.long)
         for n in range(len(stages)):
             alive = pad(outcome.alive(stages[: n + 1]), (0, added), value=True).cpu()
-            positions, shift = renumbered(positions, alive, removable, before)
+            positions, shift = renumber(positions, alive, removable, before)
             moved, before = moved + shift, alive
         return positions, moved
 
 
-def renumbered(positions: Tensor, alive: Tensor, removable: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+def renumber(positions: Tensor, alive: Tensor, removable: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """Positions int64 [axes, B, L] after one more stage, and by how much each row's end moved down, int64 [B].
 
     alive, before: bool [B, L], columns that are there after and before the stage. Token by token, in plain Python:

@@ -56,6 +56,8 @@ def evaluate(
     if table is not None:
         cells = table.cells(limit)
     else:
+        assert model is not None, "without a benchmark there is a model"
+        assert tasks is not None, "without a benchmark there are tasks"
         cells = grid(
             model,
             _words(tasks),

@@ -21,20 +21,20 @@ def max_min(distance: Tensor, k: int, start: Tensor | None = None, seeds: Tensor
     if start is None:
         start = nearest(distance)
     seeds = None if seeds is None or not seeds.shape[1] else seeds
-    return _picked(kernels.greedy(distance, k, start, sums=False, seeds=seeds))
+    return _mark_picks(kernels.greedy(distance, k, start, sums=False, seeds=seeds))
 
 
 def max_sum(distance: Tensor, k: int, start: Tensor | None = None) -> Tensor:
     """The same with the sum of the distances to all chosen tokens; the first is farthest from all (default)."""
-    return _picked(kernels.greedy(distance, k, distance.sum(-1) if start is None else start, sums=True))
+    return _mark_picks(kernels.greedy(distance, k, distance.sum(-1) if start is None else start, sums=True))
 
 
 def greedy_dpp(kernel: Tensor, k: int, relevance: Tensor) -> Tensor:
     """Greedy determinantal subset of `kernel` [S, n, n]; int64 [S, k] in order of picking."""
-    return _picked(kernels.greedy_dpp(kernel, k, relevance))
+    return _mark_picks(kernels.greedy_dpp(kernel, k, relevance))
 
 
-def _picked(picks: Tensor) -> Tensor:
+def _mark_picks(picks: Tensor) -> Tensor:
     note_order(picks)
     return picks
 

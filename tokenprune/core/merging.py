@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenprune.core.selection import Selection, handed, one_hot, ranked, ranks, top_k
+from tokenprune.core.selection import Selection, one_hot, order_of, ranks, to_device, top_k
 from tokenprune_kernels.density import peak_scores
 
 DENSE = 16  # with more than one weight in so many, a plain product is faster than sums of rows
@@ -71,7 +71,7 @@ def mixtures(
     return targets, weights
 
 
-def stacked(spans: list[tuple[Tensor, Tensor]]) -> Selection:
+def stack_spans(spans: list[tuple[Tensor, Tensor]]) -> Selection:
     """One selection of the index [k] and weights [k, n] of every span; shorter ones are filled up, not valid."""
     counts = [len(index) for index, _ in spans]
     longest = max(counts)
@@ -79,11 +79,11 @@ def stacked(spans: list[tuple[Tensor, Tensor]]) -> Selection:
     weights = torch.stack([torch.nn.functional.pad(w, (0, 0, 0, longest - len(w))) for _, w in spans])
     if min(counts) == longest:
         return Selection(index, weights)
-    there = torch.arange(longest, device=index.device) < handed(counts, index.device)[:, None]
+    there = torch.arange(longest, device=index.device) < to_device(counts, index.device)[:, None]
     return Selection(index, weights, there)
 
 
-def averaged(index: Tensor, group: Tensor, weight: Tensor | None = None) -> Tensor:
+def mean_weights(index: Tensor, group: Tensor, weight: Tensor | None = None) -> Tensor:
     """Weights [S, k, n]: survivor `index[i]` becomes the mean of the tokens whose `group` is i, itself included.
 
     index: int64 [S, k]; group: int64 [S, n], -1 for tokens that are lost; weight: optional [S, n], of each token in
@@ -110,7 +110,7 @@ def density_peaks(x: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Te
     """
     n = x.shape[1]
     distance = distances(x)
-    centres = ranked(peak_scores(distance, neighbours))[:, :clusters]
+    centres = order_of(peak_scores(distance, neighbours))[:, :clusters]
     to_centres = distance.gather(2, centres[:, None].expand(-1, n, -1))
     group = to_centres.argmin(-1)
     own = torch.arange(clusters, device=x.device).expand(len(x), -1)
@@ -133,14 +133,14 @@ def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tenso
     n = metric.shape[1]
     even, odd = metric[:, ::2], metric[:, 1::2]
     similarity, partner = (even @ odd.mT).max(-1)
-    order = ranked(similarity)
+    order = order_of(similarity)
     gone, target = order[:, :merged], partner.gather(1, order[:, :merged])
     belongs = torch.arange(n, device=metric.device).repeat(len(metric), 1)
     belongs = belongs.scatter(1, 2 * gone, 2 * target + 1)
     stays = torch.ones(len(metric), n, dtype=torch.long, device=metric.device).scatter(1, 2 * gone, 0)
-    index = ranked(stays)[:, : n - merged].sort(dim=-1).values
+    index = order_of(stays)[:, : n - merged].sort(dim=-1).values
     place = stays.cumsum(1) - 1
-    return index, averaged(index, place.gather(1, belongs), sizes)
+    return index, mean_weights(index, place.gather(1, belongs), sizes)
 
 
 def assign(x: Tensor, targets: Tensor) -> Tensor:

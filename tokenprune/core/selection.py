@@ -75,7 +75,7 @@ def evenly(n: int, device: torch.device) -> Tensor:
     return torch.arange(n, device=device) * 0.618034 % 1
 
 
-def ranked(scores: Tensor) -> Tensor:
+def order_of(scores: Tensor) -> Tensor:
     """int64 [..., n]: indices from the highest score to the lowest; of equal scores the lowest index comes first."""
     note_scores(scores)
     return scores.sort(dim=-1, descending=True, stable=True).indices
@@ -83,10 +83,10 @@ def ranked(scores: Tensor) -> Tensor:
 
 def ranks(scores: Tensor) -> Tensor:
     """int64 [..., n]: 0 for the highest score, n - 1 for the lowest; of equal scores the lowest index ranks first."""
-    return ranked(scores).argsort(dim=-1)
+    return order_of(scores).argsort(dim=-1)
 
 
-def marked(index: Tensor, n: int) -> Tensor:
+def mask_of(index: Tensor, n: int) -> Tensor:
     """bool [..., n]: True at the indices `index` [..., k]."""
     return torch.zeros(*index.shape[:-1], n, dtype=torch.bool, device=index.device).scatter(-1, index, True)
 
@@ -107,6 +107,6 @@ def one_hot(index: Tensor, n: int) -> Tensor:
     return torch.zeros(*index.shape, n, device=index.device).scatter_(-1, index[..., None], 1.0)
 
 
-def handed(values: Sequence[Any], device: torch.device) -> Tensor:
+def to_device(values: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers that the host knows (or equally long rows of them), on the device, without waiting for it."""
     return torch.tensor(values).to(device, non_blocking=True)

@@ -16,7 +16,7 @@ from tokenprune.api import prune
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput
 from tokenprune.explain.answers import Explained, looked_at
-from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, dimmed, fitted, frames_of, heat_map, strip
+from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, dim, fit, frames_of, heat_map, strip
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import load_image
 from tokenprune.media.sniff import kind_of
@@ -76,8 +76,8 @@ class Session:
         """What was opened, as one picture, and in words."""
         opened = self.open(path, reader)
         if isinstance(opened, Clip):
-            return strip([fitted(f, 96) for f in frames_of(opened.frames, 16)]), described(opened)
-        return fitted(opened), described(opened)
+            return strip([fit(f, 96) for f in frames_of(opened.frames, 16)]), described(opened)
+        return fit(opened), described(opened)
 
     def ask(self, path: str | Path | None, question: str, asked: Plan, reader: str | None = None) -> Iterator[Shown]:
         """Both answers as they grow, then everything about the pruned one."""
@@ -114,7 +114,7 @@ def described(opened: Image.Image | Clip) -> str:
 def seen(found: Explained) -> Image.Image:
     """The picture (of a video: its frames) with all tokens, in the size of those with fewer."""
     side = _side(found)
-    return strip([dimmed(picture, np.ones(found.span.grid[1:], bool), side) for picture in found.pictures], 4)
+    return strip([dim(picture, np.ones(found.span.grid[1:], bool), side) for picture in found.pictures], 4)
 
 
 def stage_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
@@ -122,7 +122,7 @@ def stage_pictures(found: Explained) -> list[tuple[Image.Image, str]]:
     side = _side(found)
     pairs = []
     for view in found.stages:
-        pictures = [dimmed(picture, kept, side) for picture, kept in zip(found.pictures, view.kept, strict=True)]
+        pictures = [dim(picture, kept, side) for picture, kept in zip(found.pictures, view.kept, strict=True)]
         pairs.append((strip(pictures, 4), f"{view.title}: {int(view.kept.sum())} of {int(view.present.sum())} tokens"))
     return pairs
 

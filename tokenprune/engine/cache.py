@@ -42,6 +42,31 @@ def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     return next((arguments[name] for name in CACHE_NAMES if name in there and arguments[name] is not None), None)
 
 
+@dataclass(frozen=True)
+class HeldRows:
+    """What is known of the rows that a cache layer holds.
+
+    valid: bool [B, R], False for padding. slots: int64 [B, R], place in the whole unpruned sequence.
+    shift: int64 [B], by how much the position ids after these rows are lowered (`compact`), or None.
+    visual: bool [B, R], which of them are visual tokens; None where nobody asks.
+    """
+
+    valid: Tensor
+    slots: Tensor
+    shift: Tensor | None = None
+    visual: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> HeldRows:
+        """The same after an operation on the batch."""
+        shift, visual = (None if x is None else change(x) for x in (self.shift, self.visual))
+        return HeldRows(change(self.valid), change(self.slots), shift, visual)
+
+    def part(self, rows: slice) -> HeldRows:
+        """Some of the rows."""
+        visual = None if self.visual is None else self.visual[:, rows]
+        return HeldRows(self.valid[:, rows], self.slots[:, rows], self.shift, visual)
+
+
 @dataclass
 class Incoming:
     """What the next `update` of a layer stands for.
@@ -67,7 +92,7 @@ class PrunedLayer(CacheLayerMixin):
     """Keys and values of the survivors, kept by a layer of the library's own (dynamic, static or quantized).
 
     `get_seq_length` is the logical length (the prompt's), so that the library's clocks, continuation and position ids
-    keep working; `rows` is the physical one. `valid`, `slots` and `shift` follow every batch operation.
+    keep working; `rows` is the physical one. What is known of the rows (`held`) follows every batch operation.
     """
 
     retains = False  # whether it shows attention a part of what it holds
@@ -76,7 +101,8 @@ class PrunedLayer(CacheLayerMixin):
     is_croppable = True
 
     def __init__(self, store: CacheLayerMixin, window: int | None = None) -> None:
-        self.store, self.window = store, window
+        self.store: Any = store  # the base class declares half of what its layers have
+        self.window = window
         self.capacity = store.max_cache_len if isinstance(store, StaticLayer) else None
         self.record_past = False
         self.stage_layers: list[int] = []
@@ -87,9 +113,7 @@ class PrunedLayer(CacheLayerMixin):
         self.rows = 0
         self.tail = 0  # rows at the end that stand for one token each, the only ones that can be cropped
         self.asked = False
-        self.valid: Tensor | None = None
-        self.slots: Tensor | None = None
-        self.shift: Tensor | None = None
+        self.held: HeldRows | None = None  # until there is a row
         self.incoming: Incoming | None = None
 
     def __repr__(self) -> str:
@@ -98,15 +122,26 @@ class PrunedLayer(CacheLayerMixin):
         return f"{type(self).__name__}({self.rows} rows for {self.logical} tokens{window}, in a {store})"
 
     @property
-    def keys(self) -> Tensor | None:
+    def filled(self) -> HeldRows:
+        """What is known of the rows, where there are some."""
+        assert self.held is not None, "nothing has been read into this layer"
+        return self.held
+
+    @property
+    def shift(self) -> Tensor | None:
+        """int64 [B], by how much position ids after these rows are lowered, or None."""
+        return None if self.held is None else self.held.shift
+
+    @property
+    def keys(self) -> Tensor | None:  # type: ignore[override] # the store's
         return self.store.keys
 
     @property
-    def values(self) -> Tensor | None:
+    def values(self) -> Tensor | None:  # type: ignore[override] # the store's
         return self.store.values
 
     @property
-    def is_initialized(self) -> bool:
+    def is_initialized(self) -> bool:  # type: ignore[override] # the store's
         return self.store.is_initialized
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -133,7 +168,6 @@ class PrunedLayer(CacheLayerMixin):
             )
         news.valid, news.slots = news.valid.to(key_states.device), news.slots.to(key_states.device)
         self._note(news, key_states.shape[-2])
-        self.shift = news.shift
         self.asked |= news.asked
         self.logical += news.length
         self.rows += key_states.shape[-2]
@@ -145,15 +179,15 @@ class PrunedLayer(CacheLayerMixin):
 
     def _note(self, news: Incoming, new: int) -> None:
         """Take over what is known of the rows, of which `new` are to come."""
-        self.valid, self.slots = news.valid, news.slots
+        self.held = HeldRows(news.valid, news.slots, news.shift)
 
-    def seen(self) -> tuple[Tensor, Tensor, int]:
-        """valid and slots [B, R] of the rows that attention sees, and R."""
-        return self.valid, self.slots, self.rows
+    def seen(self) -> HeldRows:
+        """What is known of the rows that attention sees."""
+        return self.filled
 
     def _forget(self, count: int) -> None:
         self.store.keys, self.store.values = self.store.keys[:, :, count:], self.store.values[:, :, count:]
-        self.valid, self.slots = self.valid[:, count:], self.slots[:, count:]
+        self.held = self.filled.part(slice(count, None))
         self.rows -= count
         self.tail = 0  # going back would bring tokens into view that are no longer there
 
@@ -201,7 +235,7 @@ class PrunedLayer(CacheLayerMixin):
         self.logical -= removed
         self.tail -= removed
         self.rows -= removed
-        self.valid, self.slots = self.valid[:, :-removed], self.slots[:, :-removed]
+        self.held = self.filled.part(slice(-removed))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.store.reorder_cache(beam_idx)
@@ -216,9 +250,7 @@ class PrunedLayer(CacheLayerMixin):
         self._each(lambda t: t[indices])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
-        for name in ("valid", "slots", "shift"):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else change(value))
+        self.held = None if self.held is None else self.held.each(change)
 
 
 def adopt(
@@ -238,18 +270,19 @@ def adopt(
     refuse_kinds(cache)
     while len(cache.layers) < len(windows):
         cache.layers.append(DynamicLayer())
+    cached: list[Any] = cache.layers
     layers = range(stage_layers[0], len(windows))
-    for layer in (cache.layers[i] for i in layers):
+    for layer in (cached[i] for i in layers):
         if isinstance(layer, PrunedLayer) and layer.stage_layers != stage_layers and layer.logical:
             raise Unsupported(
                 f"This cache was pruned by stages at {layer.stage_layers}, and now stages stand at {stage_layers}. "
                 "Keep the stages as they were, or start a new cache."
             )
     for i in layers:
-        if not isinstance(cache.layers[i], PrunedLayer):
+        if not isinstance(cached[i], PrunedLayer):
             kind = kinds.get(i, PrunedLayer)
-            cache.layers[i] = _converted(cache.layers[i], windows[i], past_valid, batch, kind)
-        cache.layers[i].stage_layers = stage_layers
+            cached[i] = _convert(cached[i], windows[i], past_valid, batch, kind)
+        cached[i].stage_layers = stage_layers
 
 
 def widen(cache: Cache, window: int, length: int) -> None:
@@ -264,10 +297,7 @@ def widen(cache: Cache, window: int, length: int) -> None:
         )
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[i] = DynamicLayer()
-            if layer.is_initialized:
-                cache.layers[i].lazy_initialization(layer.keys, layer.values)
-                cache.layers[i].keys, cache.layers[i].values = layer.keys, layer.values
+            cache.layers[i] = _whole(layer)
 
 
 def refuse_kinds(cache: Cache) -> None:
@@ -284,24 +314,39 @@ def refuse_kinds(cache: Cache) -> None:
             )
 
 
-def _converted(
-    layer: CacheLayerMixin, window: int | None, past_valid: Tensor | None, batch: int, kind: type[PrunedLayer]
+def _whole(layer: Any) -> DynamicLayer:
+    """A layer that forgets nothing, with what one of a window holds."""
+    whole = DynamicLayer()
+    if layer.is_initialized:
+        fill(whole, layer)
+    return whole
+
+
+def fill(layer: DynamicLayer, other: CacheLayerMixin) -> None:
+    """Put what another layer holds into an empty one, without copying it."""
+    keys, values = other.keys, other.values
+    assert keys is not None, "an initialized layer has keys"
+    assert values is not None, "an initialized layer has values"
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+
+
+def _convert(
+    layer: Any, window: int | None, past_valid: Tensor | None, batch: int, kind: type[PrunedLayer]
 ) -> PrunedLayer:
     past = int(layer.get_seq_length()) if layer.is_initialized else 0
+    pruned: PrunedLayer
     if type(layer) is DynamicSlidingWindowLayer:
-        store = DynamicLayer()
-        if past:
-            store.lazy_initialization(layer.keys, layer.values)
-            store.keys, store.values = layer.keys, layer.values
-        pruned = PrunedLayer(store, window)
+        pruned = PrunedLayer(_whole(layer), window)
         pruned.record_past = getattr(layer, "record_past", False)
     else:
         pruned = kind(layer, window)
     if past:
-        rows = layer.keys.shape[-2] if type(layer) is DynamicSlidingWindowLayer else past
+        rows = pruned.store.keys.shape[-2] if type(layer) is DynamicSlidingWindowLayer else past
         device = layer.keys.device
         pruned.logical, pruned.rows, pruned.tail = past, rows, rows if rows == past else 0
-        pruned.slots = torch.arange(past - rows, past, device=device).expand(batch, -1)
+        slots = torch.arange(past - rows, past, device=device).expand(batch, -1)
         whole = torch.ones(batch, rows, dtype=torch.bool, device=device)
-        pruned.valid = whole if past_valid is None else past_valid[:, past - rows : past].to(device)
+        valid = whole if past_valid is None else past_valid[:, past - rows : past].to(device)
+        pruned.held = HeldRows(valid, slots)
     return pruned

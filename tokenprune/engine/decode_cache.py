@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from tokenprune.core.selection import Selection, ranked
-from tokenprune.engine.cache import Incoming, PrunedLayer
+from tokenprune.core.selection import Selection, order_of
+from tokenprune.engine.cache import HeldRows, Incoming, PrunedLayer, fill
 from tokenprune.errors import Unsupported
 from tokenprune_kernels.retention import gather_cache
 
@@ -27,7 +27,7 @@ class Buffer:
     def of(cls, keys: Tensor, values: Tensor) -> Buffer:
         """A copy of keys and values, and room for `SPARE` more."""
         length = keys.shape[2]
-        return cls(*(cls._roomy(x, length + SPARE) for x in (keys, values)), length)
+        return cls(cls._roomy(keys, length + SPARE), cls._roomy(values, length + SPARE), length)
 
     @staticmethod
     def _roomy(x: Tensor, room: int) -> Tensor:
@@ -80,30 +80,39 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held: Buffer | None = None
+        self.buffer: Buffer | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held = self.held
-        ours = held is not None and held.keys.data_ptr() == self.keys.data_ptr()
-        if not (ours and held.keys.shape[:2] == self.keys.shape[:2]):  # after an operation on the batch
-            parts = ((self.keys, key_states), (self.values, value_states)) if self.keys.numel() else ()
-            whole = [torch.cat(part, dim=-2) for part in parts] or [key_states, value_states]
-            self.held = Buffer.of(*whole)
+        keys, values, buffer = self.keys, self.values, self.buffer
+        if keys is None or values is None or not keys.numel():
+            buffer = Buffer.of(key_states, value_states)
+        elif buffer is None or buffer.keys.data_ptr() != keys.data_ptr() or buffer.keys.shape[:2] != keys.shape[:2]:
+            # After an operation on the batch.
+            buffer = Buffer.of(torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2))
         else:
-            held.length = self.keys.shape[2]  # less after a crop
-            held.append(key_states, value_states)
-        self.keys, self.values = self.held.keys, self.held.values
-        return self.keys, self.values
+            buffer.length = keys.shape[2]  # less after a crop
+            buffer.append(key_states, value_states)
+        self.buffer, self.keys, self.values = buffer, buffer.keys, buffer.values
+        return buffer.keys, buffer.values
+
+
+@dataclass(eq=False)
+class Shown:
+    """The rows that attention sees instead of all. by: the choice that they are, and its version."""
+
+    buffer: Buffer
+    rows: HeldRows
+    by: tuple[VisibleTokens, int]
 
 
 class RetainedLayer(PrunedLayer):
     """A layer whose rows are all kept; while it is narrowed, attention gets a copy of some of them and what came since.
 
-    visual: bool [B, rows], which rows are visual tokens.
+    `held.visual` is always there.
     """
 
     retains = True
@@ -115,69 +124,71 @@ class RetainedLayer(PrunedLayer):
             )
         grown = GrowingLayer()
         if store.is_initialized:
-            grown.lazy_initialization(store.keys, store.values)
-            grown.keys, grown.values = store.keys, store.values
+            fill(grown, store)
         super().__init__(grown, window)
 
     def _clear(self) -> None:
         super()._clear()
-        self.visual: Tensor | None = None
         self.visible_tokens: VisibleTokens | None = None
-        self.sight: tuple[VisibleTokens, int] | None = None
+        self.shown: Shown | None = None
         self._visual_rows: tuple[list[int], Tensor, Tensor] | None = None
-        self.shown: Buffer | None = None
-        self.shown_valid: Tensor | None = None
-        self.shown_slots: Tensor | None = None
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [B, R]: which rows are visual tokens."""
+        rows = self.filled
+        return torch.zeros_like(rows.valid) if rows.visual is None else rows.visual
 
     def look_at(self, visible_tokens: VisibleTokens | None) -> None:
         """From now on attention sees text, these visual tokens, and what is added; None: everything."""
         if visible_tokens is None or visible_tokens.chosen is None:
             self.widen()
             return
-        if self.shown is not None and self.sight == (visible_tokens, visible_tokens.version):
+        by, rows = (visible_tokens, visible_tokens.version), self.filled
+        if self.shown is not None and self.shown.by == by:
             return
         last = visible_tokens.chosen.shape[1] - 1
-        mask = ~self.visual | visible_tokens.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))
-        picked = Selection.of(mask & self.valid)
-        shown = gather_cache(self.store.keys, self.store.values, picked.index, SPARE)
-        self.shown = Buffer(*shown, picked.index.shape[1])
-        self.shown_valid, self.shown_slots = picked.valid, self.slots.gather(1, picked.index)
-        self.sight = visible_tokens, visible_tokens.version
+        mask = ~self.visual | visible_tokens.chosen.to(rows.slots.device).gather(1, rows.slots.clamp(max=last))
+        picked = Selection.of(mask & rows.valid)
+        keys, values = gather_cache(self.store.keys, self.store.values, picked.index, SPARE)
+        assert picked.valid is not None, "Selection.of says what is there"
+        shown = HeldRows(picked.valid, rows.slots.gather(1, picked.index), rows.shift)
+        self.shown = Shown(Buffer(keys, values, picked.index.shape[1]), shown, by)
 
     def visual_rows(self) -> tuple[list[int], Tensor, Tensor]:
         """Visual tokens of each row of the batch, their rows int64 [B, V] ascending, and bool [B, V], whether there is
         one."""
         if self._visual_rows is None:
-            counts = self.visual.sum(1).tolist()
-            place = ranked(self.visual.long())[:, : max(counts)]
-            self._visual_rows = counts, place, self.visual.gather(1, place)
+            visual = self.visual
+            counts = visual.sum(1).tolist()
+            place = order_of(visual.long())[:, : max(counts)]
+            self._visual_rows = counts, place, visual.gather(1, place)
         return self._visual_rows
 
     def widen(self) -> None:
         """Show everything again."""
-        self.shown = self.shown_valid = self.shown_slots = None
+        self.shown = None
 
-    def seen(self) -> tuple[Tensor, Tensor, int]:
-        """valid and slots [B, R] of the rows that attention sees, and R."""
-        if self.shown is None:
-            return super().seen()
-        return self.shown_valid, self.shown_slots, self.shown.length
+    def seen(self) -> HeldRows:
+        """What is known of the rows that attention sees."""
+        return super().seen() if self.shown is None else self.shown.rows
 
     def width(self, rows: int) -> int:
-        return self.seen()[2] + rows
+        return (self.rows if self.shown is None else self.shown.buffer.length) + rows
 
     def _note(self, news: Incoming, new: int) -> None:
         valid, slots = news.valid[:, -new:], news.slots[:, -new:]
         visual = torch.zeros_like(valid) if news.visual is None else news.visual.to(valid.device)
-        before = torch.zeros_like(news.valid[:, new:]) if self.visual is None else self.visual
-        self.visual = torch.cat([before, visual], dim=1)
+        if self.held is not None:
+            visual = torch.cat([self.visual, visual], dim=1)
         if news.visual is not None:
             self._visual_rows = None
         if self.shown is None:
-            self.valid, self.slots = news.valid, news.slots
+            self.held = HeldRows(news.valid, news.slots, news.shift, visual)
             return
-        self.valid, self.slots = torch.cat([self.valid, valid], 1), torch.cat([self.slots, slots], 1)
-        self.shown_valid, self.shown_slots = news.valid, news.slots
+        rows = self.filled
+        self.shown.rows = HeldRows(news.valid, news.slots, news.shift)
+        self.held = HeldRows(torch.cat([rows.valid, valid], 1), torch.cat([rows.slots, slots], 1), news.shift, visual)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -185,25 +196,26 @@ class RetainedLayer(PrunedLayer):
         whole = super().update(key_states, value_states)
         if self.shown is None:
             return whole
-        self.shown.append(key_states, value_states)
-        return self.shown.keys, self.shown.values
+        buffer = self.shown.buffer
+        buffer.append(key_states, value_states)
+        return buffer.keys, buffer.values
 
     def crop(self, tokens_to_remove: int) -> None:
         self.widen()
         super().crop(tokens_to_remove)
         if tokens_to_remove:
-            self.visual, self._visual_rows = self.visual[:, :tokens_to_remove], None
+            self._visual_rows = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         self.widen()
         super()._each(change)
-        self.visual, self._visual_rows = None if self.visual is None else change(self.visual), None
+        self._visual_rows = None
         if self.visible_tokens is not None:
             self.visible_tokens.each(change)
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes held in all, and bytes that attention reads in a step."""
-        whole = self.store.held.nbytes()
+        whole = self.store.buffer.nbytes()
         if self.shown is None:
             return whole, whole
-        return whole + self.shown.nbytes(), self.shown.nbytes()
+        return whole + self.shown.buffer.nbytes(), self.shown.buffer.nbytes()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import handed, indices_of
+from tokenprune.core.selection import indices_of, to_device
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.select import check_selection
 from tokenprune.errors import BadInput
@@ -35,13 +35,17 @@ class Choice:
 @torch.no_grad()
 def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
     """Run a method on every segment, or every video; those of one shape together."""
-    signals = {need.signal: SIGNALS[need.signal].inside(inside) for need in stage.method.needs}
+    signals = {}
+    for need in stage.method.needs:
+        provide = SIGNALS[need.signal].inside
+        assert provide is not None, "Stage lets none stand here that needs what this place does not give"
+        signals[need.signal] = provide(inside)
     device = rows.alive.device
     alive, stands, mixed, anchored = torch.zeros_like(rows.alive), rows.stands.clone(), [], False
     counts: list[int] | None = [0] * len(rows.counts)
     for (grid, count), units in _units(stage, rows).items():
         t, h, w = grid
-        own = handed([first for first, _ in units], device)[:, None] + torch.arange(t * h * w, device=device)
+        own = to_device([first for first, _ in units], device)[:, None] + torch.arange(t * h * w, device=device)
         tokens = None if count == t * h * w else indices_of(rows.alive[own], count)
         groups = own if tokens is None else own.gather(1, tokens)
         given = {name: value[groups] for name, value in signals.items()}
@@ -52,10 +56,10 @@ def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
         alive |= (
             torch.zeros_like(alive, dtype=torch.long).scatter_reduce(0, chosen.flatten(), real.flatten(), "amax") > 0
         )
-        if selection.weights is not None:
-            for row in range(len(units)):
-                index, weights = selection.span(row)
-                mixed.append((rows.groups.members[groups[row]], index.to(device, non_blocking=True), weights))
+        for row in range(len(units)):
+            index, weights = selection.span(row)
+            if weights is not None:
+                mixed.append((rows.members[groups[row]], index.to(device, non_blocking=True), weights))
         if selection.anchors is not None:
             anchored = True
             stands[groups] = groups.gather(1, selection.anchors.to(device))

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.engine.encoder_stages import EncoderCall, EncoderStages, EncoderWork
+from tokenprune.engine.encoder_call import EncoderCall, EncoderWork
+from tokenprune.engine.encoder_stages import EncoderStages
 from tokenprune.engine.overrides import Overrides
 from tokenprune.engine.spared import SparedBlocks
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Encoded, Family, Part, attention_of
 from tokenprune.signals import taps
 from tokenprune.signals.need import Need
-from tokenprune.signals.table import SIGNALS
+from tokenprune.signals.table import SIGNALS, encoder_source
 
 PRIME = 4093
 
@@ -38,7 +39,7 @@ class Laid:
     work: EncoderWork | None = None
 
 
-def encoded_by(stage: int) -> Need:
+def need_of_stage(stage: int) -> Need:
     """What stands in `Laid.signals` for the tokens that a stage before or inside the encoder left."""
     return Need("encoded", str(stage))
 
@@ -74,7 +75,7 @@ class EncoderReader:
         """For each need the encoder layer that it is read in; none where it is read from pixels."""
         layers, chosen = self.family.encoder(self.model, media)
         numbers = {"first": 0, "chosen": chosen, "last": -1}
-        sources = {need: SIGNALS[need.signal].encoder for need in self.needs}
+        sources = {need: encoder_source(need) for need in self.needs}
         found = {need: s.layer_of(need) for need, s in sources.items() if s.pixels is None}
         at = {need: self.family.block_at(self.model, media, need.depth) for need in found if found[need] == "depth"}
         return {need: layers[at.get(need, numbers.get(name, 0))] for need, name in found.items()}
@@ -82,17 +83,17 @@ class EncoderReader:
     @property
     def known(self) -> list[Need]:
         """What is known of every part: the signals, and what each stage before or inside the encoder left."""
-        return [*self.needs, *(encoded_by(number) for number in range(len(self.stages.stages)))]
+        return [*self.needs, *(need_of_stage(number) for number in range(len(self.stages.stages)))]
 
     def attention(self) -> list[nn.Module]:
         """The attention modules that are listened to."""
         wanted = [(need, layer) for layers in self.layers.values() for need, layer in layers.items()]
-        return [attention_of(layer) for need, layer in wanted if SIGNALS[need.signal].encoder.read is not None]
+        return [attention_of(layer) for need, layer in wanted if encoder_source(need).read is not None]
 
     def attach(self) -> None:
         """Put the wrappers on the base model."""
         for media, name in self.family.getters.items():
-            self._getters.wrap(name, functools.partial(self._wrapped, media))
+            self._getters.wrap(name, functools.partial(self._wrap, media))
         self.stages.attach()
         self.spared.attach()
 
@@ -102,7 +103,7 @@ class EncoderReader:
         self.stages.detach()
         self.spared.detach()
 
-    def _wrapped(self, media: str, original: Callable) -> Callable:
+    def _wrap(self, media: str, original: Callable) -> Callable:
         signature = inspect.signature(original)
 
         @functools.wraps(original)
@@ -132,7 +133,7 @@ class EncoderReader:
         heard: dict[nn.Module, dict[Need, list[Tensor]]] = {}
         handles = []
         for need, layer in self.layers.get(media, {}).items():
-            if SIGNALS[need.signal].encoder.read is None:
+            if encoder_source(need).read is None:
                 handles.append(layer.register_forward_hook(functools.partial(_note_output, calls[need])))
             else:
                 heard.setdefault(attention_of(layer), {})[need] = calls[need]
@@ -158,20 +159,20 @@ class EncoderReader:
             )
         if call is not None:
             calls = {need: call.restore(heard) for need, heard in calls.items()}
-        signals = {need: self._placed(need, encoded, calls[need]) for need in self.needs}
-        laid = Laid(encoded.media, items, signals | self._left(encoded, call), call and call.work)
+        signals = {need: self._place(need, encoded, calls[need]) for need in self.needs}
+        laid = Laid(encoded.media, items, signals | self._find_left(encoded, call), None if call is None else call.work)
         self.recent().append(laid)
         if not isinstance(output, tuple):
             key = id(output)
             self._known[key] = weakref.ref(output, lambda _: self._known.pop(key, None)), laid
 
-    def _left(self, encoded: Encoded, call: EncoderCall | None) -> dict[Need, list[list[Tensor]]]:
+    def _find_left(self, encoded: Encoded, call: EncoderCall | None) -> dict[Need, list[list[Tensor]]]:
         """For each stage of the encoder bool [n] for every part: which tokens it left."""
         if call is None:
             return {}
         owners = self._owners(encoded, call)
         return {
-            encoded_by(number): [
+            need_of_stage(number): [
                 [record.alive[part.to(record.alive.device, non_blocking=True)] for part in parts] for parts in owners
             ]
             for number, record in enumerate(call.work.stages)
@@ -180,7 +181,7 @@ class EncoderReader:
     def _owners(self, encoded: Encoded, call: EncoderCall) -> list[list[Tensor]]:
         """For every part int64 [n], on the host: the group that each token is made of."""
         sequences, width = call.rows.shape
-        members = call.groups.members
+        members = call.rows.groups.members
         group = torch.arange(len(members))
         names = torch.stack([group, group * group % PRIME], dim=1).float()  # two, so that no mixture has a group's
         rows = torch.zeros(sequences * width, 2)
@@ -196,9 +197,9 @@ class EncoderReader:
             owners.append(found)
         return owners
 
-    def _placed(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def _place(self, need: Need, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """A signal of the encoder as one tensor [n, ...] per part."""
-        of_pixels = SIGNALS[need.signal].encoder.pixels
+        of_pixels = encoder_source(need).pixels
         if of_pixels is not None:
             calls = [of_pixels(self.family.patches(self.model, encoded))]
         scalar = SIGNALS[need.signal].ndim == 1
@@ -226,7 +227,7 @@ class EncoderReader:
                 return known
         return None
 
-    def take(self, given: dict[str, Any]) -> list[Laid]:
+    def take(self, given: Mapping[str, Any]) -> list[Laid]:
         """What the prompt of this forward is made of. given: its `mm_encoder_outputs`, by medium."""
         laid = []
         for media, output in given.items():
@@ -247,7 +248,9 @@ def _listen(
     calls: dict[Need, list[Tensor]], query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float
 ) -> None:
     for need, found in calls.items():
-        found.append(SIGNALS[need.signal].encoder.read(query, key, scaling, mask, need))
+        read = encoder_source(need).read
+        assert read is not None, "listened to for those that read attention"
+        found.append(read(query, key, scaling, mask, need))
 
 
 def _note_output(found: list[Tensor], module: nn.Module, args: tuple, output: Any) -> None:

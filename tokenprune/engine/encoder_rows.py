@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tokenprune.core.selection import handed, indices_of
+from tokenprune.core.selection import indices_of, to_device
 from tokenprune.families.base import Groups
 
 
@@ -16,7 +16,8 @@ from tokenprune.families.base import Groups
 class EncoderRows:
     """The rows of one call of an encoder; never changed in place.
 
-    groups: of the whole call.
+    groups: of the whole call, on the host.
+    members: int64 [G, u], theirs on the device.
     shape: (sequences B, rows W of each), before any stage.
     alive: bool [G], the groups that are left.
     counts: how many are left of each segment.
@@ -24,6 +25,7 @@ class EncoderRows:
     """
 
     groups: Groups
+    members: Tensor
     shape: tuple[int, int]
     alive: Tensor
     counts: list[int]
@@ -36,7 +38,8 @@ class EncoderRows:
         count = len(members)
         whole = [h * w for h, w in groups.grids]
         return cls(
-            groups=replace(groups, members=members),
+            groups=groups,
+            members=members,
             shape=shape,
             alive=torch.ones(count, dtype=torch.bool, device=device),
             counts=whole,
@@ -61,7 +64,7 @@ class EncoderRows:
     def _nearest(self, alive: Tensor) -> Tensor:
         """int64 [G]: for each group the last one up to it that is left of its segment, else the next one."""
         own = torch.arange(len(alive), device=alive.device)
-        sizes = handed([h * w for h, w in self.groups.grids], own.device)
+        sizes = to_device([h * w for h, w in self.groups.grids], own.device)
         first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=len(own))
         before = torch.where(alive, own, -1).cummax(0).values
         after = torch.where(alive, own, len(own)).flip(0).cummin(0).values.flip(0)
@@ -71,13 +74,13 @@ class EncoderRows:
     def left(self) -> Tensor:
         """bool [B, W]: the rows that are left; those of no group (CLS) always are."""
         left = torch.ones(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.alive.device)
-        left[self.groups.members] = self.alive[:, None].expand_as(self.groups.members)
+        left[self.members] = self.alive[:, None].expand_as(self.members)
         return left.view(self.shape)
 
     @cached_property
     def lengths(self) -> list[int]:
         """Rows that are left of each sequence."""
-        unit = self.groups.members.shape[1]
+        unit = self.members.shape[1]
         per_sequence = len(self.counts) // self.shape[0]
         others = self.shape[1] - unit * len(self.alive) // self.shape[0]
         return [
@@ -94,7 +97,7 @@ class EncoderRows:
     @cached_property
     def patches(self) -> Tensor:
         """int64 [K]: of patches as the processor lays them, group by group in reading order, those that are left."""
-        unit = self.groups.members.shape[1]
+        unit = self.members.shape[1]
         return indices_of(self.alive.repeat_interleave(unit), unit * sum(self.counts))
 
     @cached_property
@@ -102,14 +105,14 @@ class EncoderRows:
         """bool [B, K]: what fills up; None where the sequences are of one length."""
         if len(set(self.lengths)) == 1:
             return None
-        lengths = handed(self.lengths, self.index.device)
+        lengths = to_device(self.lengths, self.index.device)
         return torch.arange(self.index.shape[1], device=self.index.device) >= lengths[:, None]
 
     @cached_property
     def spread(self) -> Tensor:
         """int64 [B, W]: for every row, which of those that are left stands for it."""
         place = (self.left.long().cumsum(1) - 1).flatten()
-        members = self.groups.members
+        members = self.members
         found = place.clone()
         stands = members[self.stands]
         # Of a sequence of which nothing is left any row will do: its groups are gone from the prompt too.
@@ -122,11 +125,11 @@ class EncoderRows:
 
     def restore(self, x: Tensor) -> Tensor:
         """All rows [B, W, ...] from those that are left [B, K, ...]; of groups that are gone, what stands for them."""
-        return _take(x, self.spread)
+        return _take(x, self.spread) if self.shortened else x
 
     def restore_groups(self, x: Tensor) -> Tensor:
         """The same for one row of each group [groups that are left, ...], in the order of the rows; B is 1 then."""
-        unit = self.groups.members.shape[1]
+        unit = self.members.shape[1]
         return x[self.spread[0, ::unit] // unit]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,82 +13,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokenprune.core.merging import weighted_sums
+from tokenprune.engine.encoder_call import BlockWork, EncoderCall, EncoderRecord, EncoderWork
 from tokenprune.engine.encoder_choice import Choice, choose
 from tokenprune.engine.encoder_rows import EncoderRows
 from tokenprune.engine.overrides import Hook
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.errors import Unsupported
-from tokenprune.families.base import Encoded, EncoderBlocks, Family, Groups, attention_of
-from tokenprune.methods.place import Pixels
+from tokenprune.families.base import Encoded, Family, attention_of
+from tokenprune.methods.place import EncoderPlace, Pixels
 from tokenprune.methods.stage import Stage
 from tokenprune.signals.inside import Inside
-
-
-@dataclass
-class EncoderRecord:
-    """What a stage did in one call: groups of each segment before and after, bool [G] what is left, and its time."""
-
-    before: list[int]
-    after: list[int]
-    alive: Tensor
-    watch: Stopwatch
-
-
-@dataclass(frozen=True)
-class BlockWork:
-    """What a block of the encoder was given: the lengths of its sequences, unpruned and as they were.
-
-    dense, own: int64 boundaries where one sequence is cut into several, else (sequences, rows of each).
-    """
-
-    block: nn.Module
-    dense: Tensor | tuple[int, int]
-    own: Tensor | tuple[int, int]
-
-    @staticmethod
-    def lengths(given: Tensor | tuple[int, int]) -> list[int]:
-        """Lengths of the sequences (which waits for the device)."""
-        return given.diff().tolist() if isinstance(given, Tensor) else [given[1]] * given[0]
-
-
-@dataclass
-class EncoderWork:
-    """What one call of an encoder did: its stages, its blocks, and the time of all of it."""
-
-    watch: Stopwatch
-    stages: list[EncoderRecord] = field(default_factory=list)
-    blocks: list[BlockWork] = field(default_factory=list)
-
-
-@dataclass
-class EncoderCall:
-    """One call of a feature getter, while its encoder runs.
-
-    groups: of the whole call, on the host. rows: what is left; both None until the patches are embedded. followed:
-    arguments of blocks that were shortened, by identity of the whole ones. history: what each stage left. ahead: the
-    choice of the next stage, where it was made before there was anything to mix.
-    """
-
-    encoded: Encoded
-    blocks: EncoderBlocks
-    work: EncoderWork
-    groups: Groups | None = None
-    rows: EncoderRows | None = None
-    followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    history: list[EncoderRows] = field(default_factory=list)
-    ahead: tuple[Choice, Stopwatch] | None = None
-
-    def restore(self, heard: list[Tensor]) -> list[Tensor]:
-        """What was heard of the rows of a block, [N, rows, ...] by each call of its attention, for all rows."""
-        if not heard or not self.history:
-            return heard
-        sequences, width = self.history[0].shape
-        x = torch.cat([one.flatten(0, 1) for one in heard])
-        rows = len(x) // sequences
-        if rows == width:
-            return heard
-        state = next(one for one in self.history if one.index.shape[1] == rows)
-        return [state.restore(x.unflatten(0, (sequences, rows)))]
 
 
 class EncoderStages:
@@ -105,6 +38,7 @@ class EncoderStages:
         """active: whether this thread's calls are pruned now."""
         self.model, self.family, self.active = model, family, active
         self.stages = sorted(stages, key=lambda stage: stage.place.order)
+        self._placed = [(stage.place, stage) for stage in self.stages if isinstance(stage.place, EncoderPlace)]
         able = [media for media in family.getters if family.whole_encoder(model, media) is None]
         self.media = {media: family.encoder_blocks(model, media) for media in able} if stages else {}
         self.spared: Collection[nn.Module] = ()  # blocks that do not run
@@ -164,7 +98,7 @@ class EncoderStages:
             self._local.call = None
 
     def _before_block(self, i: int) -> Any:
-        stages = [stage for stage in self.stages if stage.place.block == i]
+        stages = [stage for place, stage in self._placed if place.block == i]
 
         def before_block(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
             call = self.call
@@ -172,7 +106,7 @@ class EncoderStages:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             x = hidden if hidden.ndim == 3 else hidden[None]
-            if call.rows is None:
+            if call.laid is None:
                 self._lay_out(call, tuple(x.shape[:2]), x.device)
             done = len(call.history) if i == 0 else 0
             if done and call.rows.shortened:
@@ -182,36 +116,33 @@ class EncoderStages:
             rows = call.rows
             back = x.shape[1] == rows.shape[1]
             cuts = next((value for name, value in kwargs.items() if name == "cu_seqlens"), None)
-            own = cuts if cuts is None or back else self._follow(call, cuts)
+            own = cuts if cuts is None or back else call.follow(cuts)
             dense = rows.shape if cuts is None else cuts
             ran = tuple(x.shape[:2]) if own is None else own
             call.work.blocks.append(BlockWork(module, dense, (0, 0) if module in self.spared else ran))
             if back:
                 return None if x is hidden or not stages else self._with_hidden(x, args, kwargs, hidden)
             args, kwargs = self._with_hidden(x, args, kwargs, hidden)
-            args = (*args[:1], *(self._follow(call, value) for value in args[1:]))
-            kwargs = {
-                name: value if name == "hidden_states" else self._follow(call, value) for name, value in kwargs.items()
-            }
+            args = (*args[:1], *(call.follow(value) for value in args[1:]))
+            kwargs = {name: value if name == "hidden_states" else call.follow(value) for name, value in kwargs.items()}
             return args, kwargs
 
         return before_block
 
     def _lay_out(self, call: EncoderCall, shape: tuple[int, int], device: torch.device) -> None:
-        call.groups = self.family.groups(self.model, call.encoded, shape)
-        call.rows = EncoderRows.of_call(call.groups, shape, device)
+        call.laid = EncoderRows.of_call(self.family.groups(self.model, call.encoded, shape), shape, device)
 
     def _before_embedding(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Where patches come as rows, those that stages before the encoder leave out are not even embedded."""
         call = self.call
-        stages = [stage for stage in self.stages if isinstance(stage.place, Pixels)]
-        if call is None or call.rows is not None or not stages:
+        stages = [stage for place, stage in self._placed if isinstance(place, Pixels)]
+        if call is None or call.laid is not None or not stages:
             return None
         pixels = args[0] if args else kwargs["hidden_states"]
         self._lay_out(call, (1, len(pixels)), pixels.device)
         for stage in stages:
             watch = Stopwatch(pixels.device)
-            choice = choose(stage, call.rows, self._inside(call, None))
+            choice = choose(stage, call.rows, self._inside(call.rows, call.encoded))
             if choice.mixed:  # of embedded patches
                 call.ahead = choice, watch
                 break
@@ -224,28 +155,28 @@ class EncoderStages:
     def _after_embedding(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """What comes before the first block sees its usual shapes."""
         call = self.call
-        if call is None or call.rows is None or not call.rows.shortened or len(output) == call.rows.shape[1]:
+        if call is None or not call.shortened or len(output) == call.rows.shape[1]:
             return None
         return output.new_zeros(call.rows.shape[1], *output.shape[1:]).index_copy(0, call.rows.patches, output)
 
-    def _inside(self, call: EncoderCall, x: Tensor | None) -> Inside:
-        rows = call.rows
+    def _inside(self, rows: EncoderRows, encoded: Encoded, x: Tensor | None = None) -> Inside:
+        """What a stage can read. x: [B, K, d], the rows that are left; None before they are embedded."""
 
         def states() -> Tensor:
-            whole = rows.restore(x) if rows.shortened else x
-            return whole.flatten(0, 1)[rows.groups.members]
+            assert x is not None, "Stage lets no method stand before the encoder that reads its states"
+            return rows.restore(x).flatten(0, 1)[rows.members]
 
-        return Inside(pixels=lambda: self._brightness(call, rows), states=states)
+        return Inside(pixels=lambda: self._brightness(rows, encoded), states=states)
 
     def _run(self, call: EncoderCall, stage: Stage, x: Tensor) -> Tensor:
         """Choose at a stage; the rows [B, K', d] that are left of x [B, K, d]."""
         rows = call.rows
         if call.ahead is None:
             watch = Stopwatch(x.device)
-            choice = choose(stage, rows, self._inside(call, x))
+            choice = choose(stage, rows, self._inside(rows, call.encoded, x))
         else:
             (choice, watch), call.ahead = call.ahead, None
-        whole = rows.restore(x) if rows.shortened else x
+        whole = rows.restore(x)
         for members, kept, weights in choice.mixed:
             flat = whole.flatten(0, 1)
             parts = flat[members.flatten()].view(*members.shape, -1)  # [n, u, d]: patch by patch
@@ -257,27 +188,16 @@ class EncoderStages:
     def _take(self, call: EncoderCall, choice: Choice, watch: Stopwatch) -> None:
         """What is left goes on."""
         before = call.rows.counts
-        call.rows, call.followed = call.rows.take(choice.alive, choice.counts, choice.stands), {}
+        call.laid, call.followed = call.rows.take(choice.alive, choice.counts, choice.stands), {}
         call.history.append(call.rows)
         watch.stop()
         call.work.stages.append(EncoderRecord(before, choice.counts, choice.alive, watch))
 
-    def _brightness(self, call: EncoderCall, rows: EncoderRows) -> Tensor:
+    def _brightness(self, rows: EncoderRows, encoded: Encoded) -> Tensor:
         """float32 [G, x]: pixels of each group, of brightness from 0 to 1 up to what is the same for all."""
-        pixels = self.family.group_pixels(self.model, call.encoded, rows.groups).to(rows.alive.device).float()
-        channels = pixels.unflatten(1, (rows.groups.members.shape[1], 3, -1))
+        pixels = self.family.group_pixels(self.model, encoded, rows.groups).to(rows.alive.device).float()
+        channels = pixels.unflatten(1, (rows.members.shape[1], 3, -1))
         return (channels * channels.new_tensor(self.family.pixel_std)[:, None]).flatten(1)
-
-    def _follow(self, call: EncoderCall, value: Any) -> Any:
-        """An argument of a block, for the rows that are left."""
-        if isinstance(value, tuple):
-            return tuple(self._follow(call, one) for one in value)
-        if not isinstance(value, Tensor):
-            return value
-        known = call.followed.get(id(value))
-        if known is None or known[0] is not value:
-            known = call.followed[id(value)] = value, follow(call.rows, value)
-        return known[1]
 
     @staticmethod
     def _with_hidden(x: Tensor, args: tuple, kwargs: dict, hidden: Tensor) -> tuple[tuple, dict]:
@@ -289,7 +209,7 @@ class EncoderStages:
         """Where sequences are of different lengths now, what fills them up is hidden."""
         call = self.call
         hidden = args[0] if args else kwargs["hidden_states"]
-        if call is None or call.rows is None or call.rows.padding is None or hidden.shape[1] == call.rows.shape[1]:
+        if call is None or call.laid is None or call.rows.padding is None or hidden.shape[1] == call.rows.shape[1]:
             return None
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         if self._flash() or not (mask is None or isinstance(mask, Tensor)):
@@ -309,35 +229,15 @@ class EncoderStages:
 
     def _after_exit(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         call = self.call
-        if call is None or call.rows is None or not call.rows.shortened or len(output) == len(call.rows.alive):
+        if call is None or not call.shortened or len(output) == len(call.rows.alive):
             return None
         return call.rows.restore_groups(output)
 
     def _after_last(self, module: nn.Module, args: tuple, output: Any) -> Any:
         call = self.call
-        if call is None or call.rows is None or not call.rows.shortened:
+        if call is None or not call.shortened:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         x = call.rows.restore(hidden if hidden.ndim == 3 else hidden[None])
         x = x.view(*x.shape[-hidden.ndim :])
         return (x, *output[1:]) if isinstance(output, tuple) else x
-
-
-def follow(rows: EncoderRows, value: Tensor) -> Tensor:
-    """An argument of a block (cos and sin, boundaries of sequences, a mask) for the rows that are left; what does not
-    go by rows stays."""
-    sequences, width = rows.shape
-    if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
-        before = torch.nn.functional.pad(rows.left[0].long().cumsum(0), (1, 0))
-        own = before[value.long()].to(value.dtype)
-        # No sequence may be empty. Frames are known not to be; about windows the host has to look.
-        return own if all(rows.counts) and len(value) == len(rows.counts) + 1 else own.unique_consecutive()
-    if value.ndim == 4 and value.shape[-1] == value.shape[-2] == width:
-        index = rows.index[:, None]
-        columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
-        return columns.gather(-2, index[..., None].expand(*columns.shape[:-2], -1, columns.shape[-1]))
-    if value.ndim >= 2 and value.shape[0] == width and sequences == 1:
-        return value[rows.index[0]]
-    if value.ndim >= 2 and value.shape[1] == width:
-        return rows.shorten(value.expand(sequences, *value.shape[1:]) if len(value) == 1 else value)
-    return value

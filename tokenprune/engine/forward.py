@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tokenprune.core.merging import weighted_sums
 from tokenprune.core.selection import indices_of
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer
-from tokenprune.engine.encoder_stages import EncoderWork
+from tokenprune.engine.encoder_call import EncoderWork
 from tokenprune.engine.layer_inputs import LayerInputs, Piece
 from tokenprune.engine.select import Merge, select
 from tokenprune.engine.stopwatch import Stopwatch, Stopwatches
@@ -186,9 +187,10 @@ class Forward:
 
     def hand_over(self) -> None:
         """The text model itself computes cos and sin for the rows that are left."""
-        self.inputs = LayerInputs(self.piece, self.state.handed_over(), self.inputs.past_shift, self.inputs.moved)
+        self.inputs = LayerInputs(self.piece, self.state.hand_over(), self.inputs.past_shift, self.inputs.moved)
 
     def _reading(self, at: int, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Reading:
+        norm: Any = self.model.norm
         return Reading(
             rows=self.state,
             hidden=hidden,
@@ -196,7 +198,7 @@ class Forward:
             vision=self.vision,
             given=self.given,
             captured=self.captured,
-            normalize=lambda x: self.model.norm(x),
+            normalize=norm,
             rope=lambda: self.inputs.rope(at, hidden, given),
         )
 
@@ -209,10 +211,11 @@ class Forward:
 
     def _recall(self, hidden: Tensor) -> Tensor:
         """Bring back the tokens that an earlier stage set aside, as they were when they left."""
+        assert self.bypass is not None, "check_runs lets no stage recall what none set aside"
         then, waiting = self.bypass.inputs, self.bypass.hidden
         state, hidden = self.state.recall(then.state, waiting, hidden, self.piece.length)
         inputs = LayerInputs(self.piece, state, then.past_shift, then.moved)
-        self.inputs = inputs.shifted(self.inputs.past_shift)
+        self.inputs = inputs.shift_by(self.inputs.past_shift)
         self.bypass = None
         return hidden
 
@@ -220,8 +223,8 @@ class Forward:
         """Hidden states in which survivors are the mixtures that a method asked for, features of DeepStack likewise."""
         if not merges:
             return hidden
-        hidden = hidden.clone()
-        planes = {} if self.deepstack is None else {i: p.clone() for i, p in self.deepstack.planes.items()}
+        hidden, stack = hidden.clone(), self.deepstack
+        planes = {} if stack is None else {i: p.clone() for i, p in stack.planes.items()}
         for one in merges:
             weights = one.weights.to(hidden.device)
             if one.features is None:
@@ -231,17 +234,22 @@ class Forward:
                 mixed, place = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
             hidden[one.row, place] = mixed.to(hidden.dtype)
             for plane in planes.values():
-                order = self.deepstack.order[one.row, self.state.column[one.row]].to(plane.device)
+                assert stack is not None, "planes are its"
+                order = stack.order[one.row, self.state.column[one.row]].to(plane.device)
                 mixed = weighted_sums(weights.to(plane.device), plane[order[one.sources]])
                 plane[order[one.kept]] = mixed.to(plane.dtype)
-        if planes:
-            self.deepstack = DeepStack(planes, self.deepstack.order)
+        if stack is not None:
+            self.deepstack = DeepStack(planes, stack.order)
         return hidden
 
     def add_plane(self, layer: int, hidden: Tensor) -> Tensor:
-        """Add the features that follow decoder layer `layer` to the visual tokens that are left."""
-        plane = self.deepstack.planes[layer].to(hidden.device, hidden.dtype)
-        order = self.deepstack.order.gather(1, self.state.column)
+        """Add the features that follow decoder layer `layer`, where there are some, to the visual tokens that are
+        left."""
+        stack = self.deepstack
+        if stack is None or layer not in stack.planes:
+            return hidden
+        plane = stack.planes[layer].to(hidden.device, hidden.dtype)
+        order = stack.order.gather(1, self.state.column)
         return hidden + plane[order.clamp(min=0)] * (order >= 0)[..., None]
 
     def _refuse_dead(self, method: str) -> None:

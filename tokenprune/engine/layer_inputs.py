@@ -57,13 +57,14 @@ class LayerInputs:
 
     def enter(self, layer: PrunedLayer | None) -> LayerInputs:
         """Those of the group that begins with a layer: its cache may have another length and another shift."""
-        return self.shifted(None if layer is None else layer.shift)
+        return self.shift_by(None if layer is None else layer.shift)
 
-    def shifted(self, shift: Tensor | None) -> LayerInputs:
+    def shift_by(self, shift: Tensor | None) -> LayerInputs:
         """Those of a group whose positions earlier prompts lowered by `shift`, int64 [B], or not at all (None)."""
         state, ropes = self.state, self._ropes
         if shift is not None or self.past_shift is not None:
-            change = (0 if shift is None else shift) - (0 if self.past_shift is None else self.past_shift)
+            none = state.column.new_zeros(state.batch)
+            change = (none if shift is None else shift) - (none if self.past_shift is None else self.past_shift)
             state, ropes = state.lower(change), {}
         return LayerInputs(self.piece, state, shift, self.moved, ropes)
 
@@ -76,9 +77,11 @@ class LayerInputs:
                 self._ropes[kind] = given
             elif given is not None and not state.renumbered:
                 native = state.rows["native"]
-                self._ropes[kind] = tuple(gather_rows(r, native.to(r.device)) for r in given)
+                cos, sin = (gather_rows(r, native.to(r.device)) for r in given)
+                self._ropes[kind] = cos, sin
             else:
-                rotary, positions = self.piece.model.rotary_emb, state.positions
+                rotary: Any = self.piece.model.rotary_emb
+                positions = state.positions
                 if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
                     positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
                 own = (kind,) if "layer_type" in inspect.signature(rotary.forward).parameters else ()
@@ -91,9 +94,9 @@ class LayerInputs:
         if window not in self._keys:
             valid, slots = self.state.valid, piece.past + self.state.column
             if layer is not None and layer.rows:
-                held, held_slots, _ = layer.seen()
-                valid = torch.cat([held.to(valid.device), valid], dim=1)
-                slots = torch.cat([held_slots.to(slots.device), slots], dim=1)
+                held = layer.seen()
+                valid = torch.cat([held.valid.to(valid.device), valid], dim=1)
+                slots = torch.cat([held.slots.to(slots.device), slots], dim=1)
             forget, last = 0, piece.past + piece.length
             if layer is not None and window is not None and last >= window:
                 gone = (slots <= last - window) | ~valid
@@ -124,7 +127,7 @@ class LayerInputs:
         window = self.piece.kinds[i].window
         near = slots[:, None] > own - window if window is not None else torch.ones_like(visible)
         if self.piece.blocks is not None:
-            numbers = self.block_numbers(valid.shape[1])
+            numbers = self._block_numbers(self.piece.blocks, valid.shape[1])
             same = (numbers[:, None] == numbers.gather(1, rows + first)[..., None]) & (numbers[:, None] >= 0)
             visible |= same & valid[:, None]
             if self.piece.blocks_ignore_window:
@@ -137,7 +140,7 @@ class LayerInputs:
         if window not in self._masks:
             valid, slots, _ = self.keys(i, layer)
             width = valid.shape[1] if layer is None else layer.width(state.width)
-            blocks = None if piece.blocks is None else self.block_numbers(valid.shape[1])
+            blocks = None if piece.blocks is None else self._block_numbers(piece.blocks, valid.shape[1])
             reached = window is not None and piece.past + piece.length > window
             padded = min(state.counts) < state.width or (layer is not None and layer.rows)
             self._masks[window] = attention_mask(
@@ -152,21 +155,23 @@ class LayerInputs:
             )
         return self._masks[window]
 
-    def block_numbers(self, keys: int) -> Tensor:
-        """int64 [B, keys]: the block of each key, the current rows last; cached ones are in none."""
-        own = self.piece.blocks.gather(1, self.state.column)
+    def _block_numbers(self, blocks: Tensor, keys: int) -> Tensor:
+        """int64 [B, keys]: the block of each key, the current rows last; cached ones are in none. blocks: [B, L]."""
+        own = blocks.gather(1, self.state.column)
         return pad(own, (keys - own.shape[1], 0), value=-1)
 
     def announce(self, i: int, layer: PrunedLayer, asked: bool) -> None:
         """Tell a cache layer what the rows that it is about to receive stand for. asked: see `Incoming`."""
-        shifts = [s for s in (self.past_shift, self.moved) if s is not None]
+        shift = self.moved
+        if self.past_shift is not None:
+            shift = self.past_shift if shift is None else self.past_shift + shift
         valid, slots, forget = self.keys(i, layer)
         news = Incoming(
             length=self.piece.length,
             tail=self.piece.tail if self.state.shortened else self.piece.length,
             valid=valid,
             slots=slots,
-            shift=sum(shifts) if shifts else None,
+            shift=shift,
             forget=forget,
             asked=asked,
             visual=self.state.visual_rows() if self.state.spans and layer.retains else None,

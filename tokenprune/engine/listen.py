@@ -43,7 +43,8 @@ def project(module: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> t
         taps.listeners().pop(module)
         if before is not None:
             taps.listeners()[module] = before
-    return tuple(found)
+    query, key, scaling, softcap = found
+    return query, key, scaling, softcap
 
 
 def listener(forward: Forward, i: int, wanted: list[Tap], layer: Callable[[], Any]) -> Listener:
@@ -55,7 +56,7 @@ def listener(forward: Forward, i: int, wanted: list[Tap], layer: Callable[[], An
     return listen
 
 
-def tap_ahead(forward: Forward, i: int, wanted: list[Tap], layer: nn.Module, hidden: Tensor, rope: tuple) -> None:
+def tap_ahead(forward: Forward, i: int, wanted: list[Tap], layer: Any, hidden: Tensor, rope: tuple) -> None:
     """Taps in layer i ahead of a stage before it."""
     if forward.piece.past:
         raise Unsupported(
@@ -65,7 +66,7 @@ def tap_ahead(forward: Forward, i: int, wanted: list[Tap], layer: nn.Module, hid
         _attend(wanted, forward, i, None, *project(layer.self_attn, layer.input_layernorm(hidden), rope))
 
 
-def tap_unrotated(forward: Forward, wanted: list[Tap], layer: nn.Module, hidden: Tensor, rope: tuple) -> None:
+def tap_unrotated(forward: Forward, wanted: list[Tap], layer: Any, hidden: Tensor, rope: tuple) -> None:
     """Taps in a layer that is about to run, as if it had no rotation and its cache were empty."""
     plain = torch.ones_like(rope[0]), torch.zeros_like(rope[1])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, or_masks
 
 from tokenprune.errors import Unsupported
 
@@ -21,20 +22,26 @@ class Kind(NamedTuple):
     window: int | None
 
 
+def layers_of(text_model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers."""
+    layers: Any = text_model.layers
+    return layers
+
+
 def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
     """Kind of each decoder layer; raises `Unsupported` for attention that cannot be shortened."""
-    config = text_model.config
+    config, layers = text_model.config, layers_of(text_model)
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
         own = None if stray_window(text_model) else window
-        return [Kind(None, own)] * len(text_model.layers)
+        return [Kind(None, own)] * len(layers)
     odd = sorted(set(types) - {"full_attention", "sliding_attention"})
     if odd:
         raise Unsupported(
             f"This model has {', '.join(odd)} layers, which cannot be pruned: they keep no key per token."
         )
-    return [Kind(t, window if t == "sliding_attention" else None) for t in types[: len(text_model.layers)]]
+    return [Kind(t, window if t == "sliding_attention" else None) for t in types[: len(layers)]]
 
 
 def stray_window(text_model: PreTrainedModel) -> int | None:
@@ -97,20 +104,22 @@ def attention_mask(
     slots = pad(slots, spare)
     blocks = None if blocks is None else pad(blocks, spare, value=-1)
 
-    def in_window(batch: Any, head: Any, q: Any, k: Any) -> Any:
-        return slots[batch, k] > slots[batch, q] - window
-
-    def in_block(batch: Any, head: Any, q: Any, k: Any) -> Any:
-        return (blocks[batch, q] == blocks[batch, k]) & (blocks[batch, q] >= 0)
-
-    def either(*index: Any) -> Any:
-        return in_window(*index) | in_block(*index)
-
-    near = None if window is None else either if blocks is not None and blocks_ignore_window else in_window
-    both_ways = None if blocks is None else in_block
+    in_window = None if window is None else _in_window(slots, window)
+    in_block = None if blocks is None else _in_block(blocks)
+    near = in_window
+    if in_window is not None and in_block is not None and blocks_ignore_window:
+        near = or_masks(in_window, in_block)
     return create_causal_mask(
-        config, hidden, valid, clock, layer_idx=0, or_mask_function=both_ways, and_mask_function=near
+        config, hidden, valid, clock, layer_idx=0, or_mask_function=in_block, and_mask_function=near
     )
+
+
+def _in_window(slots: Tensor, window: int) -> Callable[..., Any]:
+    return lambda batch, head, q, k: slots[batch, k] > slots[batch, q] - window
+
+
+def _in_block(blocks: Tensor) -> Callable[..., Any]:
+    return lambda batch, head, q, k: (blocks[batch, q] == blocks[batch, k]) & (blocks[batch, q] >= 0)
 
 
 def same_as_causal(seen: Tensor, valid: Tensor, blocks: Tensor | None, past: int) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from tokenprune.core.positions import compact
-from tokenprune.engine.rotate import rotated
+from tokenprune.engine.rotate import rotate
+from tokenprune.engine.rows import Rows
 
 NONE = -1  # number of the frame or turn of a row that belongs to none
 
@@ -28,17 +29,16 @@ class Unread(NamedTuple):
 class Memory:
     """One state of a stream. Nothing in it is changed in place, so a copy costs nothing and is safe from its original.
 
-    frame, turn: int64 [rows], the number of the frame or turn that a row belongs to, NONE for the opening of the
-    conversation. cell: int64 [rows], of a visual token in its frame, NONE for text. positions: int64 [axes, rows],
-    position ids. features: [visual tokens, d]. next: the first position id that is free. seen, asked: frames and turns
-    so far; first: the oldest turn that is remembered.
+    rows: tensors [1, R, ...] that follow the rows of the cache, by name:
+        frame, turn: int64, the number of the frame or turn that a row belongs to, NONE for the opening;
+        cell: int64, of a visual token in its frame, NONE for text;
+        positions: int64 [1, R, axes], position ids.
+    features: [visual tokens, d]. next: the first position id that is free. seen, asked: frames and turns so far; first:
+    the oldest turn that is remembered.
     """
 
     cache: DynamicCache
-    frame: Tensor
-    turn: Tensor
-    cell: Tensor
-    positions: Tensor
+    rows: Rows
     features: Tensor | None
     unread: tuple[Unread, ...]
     next: int = 0
@@ -50,15 +50,41 @@ class Memory:
     @classmethod
     def empty(cls, model: PreTrainedModel, axes: int, opening: list[int]) -> Memory:
         """Nothing but the tokens that open a conversation, unread."""
-        none = torch.empty(0, dtype=torch.long, device=model.device)
+        none = torch.empty(1, 0, dtype=torch.long, device=model.device)
         unread = tuple(Unread(token, NONE, NONE) for token in opening)
-        return cls(DynamicCache(config=model.config), none, none, none, none.expand(axes, 0), None, unread)
+        rows = Rows({"frame": none, "turn": none, "cell": none, "positions": none[..., None].expand(1, 0, axes)})
+        return cls(DynamicCache(config=model.config), rows, None, unread)
 
     def copy(self) -> Memory:
         """The same state, which can go another way."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return replace(self, cache=cache)
+
+    @property
+    def layers(self) -> list[Any]:
+        """Those of the cache; the library types them as some that hold no keys."""
+        return self.cache.layers
+
+    @property
+    def frame(self) -> Tensor:
+        """int64 [R]: the frame that each row belongs to."""
+        return self.rows["frame"][0]
+
+    @property
+    def turn(self) -> Tensor:
+        """int64 [R]: the turn that each row belongs to."""
+        return self.rows["turn"][0]
+
+    @property
+    def cell(self) -> Tensor:
+        """int64 [R]: the number of a visual token in its frame."""
+        return self.rows["cell"][0]
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [axes, R]: position ids."""
+        return self.rows["positions"][0].T
 
     @property
     def visual(self) -> Tensor:
@@ -79,13 +105,12 @@ class Memory:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(x.nbytes for layer in self.cache.layers if layer.is_initialized for x in (layer.keys, layer.values))
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
 
     def add(self, frame: Tensor, turn: Tensor, visual: Tensor, positions: Tensor, features: Tensor) -> None:
         """Rows that the model has just read, what was unread included. visual: bool [rows]; features: of those."""
-        self.frame, self.turn = torch.cat([self.frame, frame]), torch.cat([self.turn, turn])
-        self.cell = torch.cat([self.cell, torch.where(visual, visual.long().cumsum(0) - 1, NONE)])
-        self.positions = torch.cat([self.positions, positions], dim=1)
+        cell = torch.where(visual, visual.long().cumsum(0) - 1, NONE)
+        self.rows = self.rows.append(frame=frame[None], turn=turn[None], cell=cell[None], positions=positions.T[None])
         self.features = features if self.features is None else torch.cat([self.features, features])
         self.next = int(positions.max()) + 1
         self.unread = ()
@@ -99,27 +124,28 @@ class Memory:
 
     def end(self, alive: Tensor, first: int) -> int:
         """The first position that would be free with what `left` says renumbered, and what is unread read."""
-        return self.next - int(self._renumbered(self.left(alive, first))[1]) + len(self._unread(alive, first))
+        return self.next - int(self._renumber(self.left(alive, first))[1]) + len(self._unread(alive, first))
 
     def leave(self, alive: Tensor, first: int, text_model: PreTrainedModel | None) -> None:
         """Forget all but what `left` says. text_model: turns the keys to positions without gaps; None: ids stay."""
-        keep = self.left(alive, first)
-        rows = keep.nonzero().flatten()
+        keep, positions = self.left(alive, first), self.positions
+        index = keep.nonzero().flatten()
         self.unread, self.first = self._unread(alive, first), first
-        positions = self.positions
+        rows = self.rows
         if text_model is not None:
-            positions, moved = self._renumbered(keep)
+            new, moved = self._renumber(keep)
             self.next -= int(moved)
-        change = (positions - self.positions)[:, rows]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, rows], layer.values[:, :, rows]
+            rows = rows.updated(positions=new.T[None])
+        if self.features is not None:
+            self.features = self.features[keep[self.visual]]
+        self.rows, _ = rows.take(keep[None], len(index))
+        change = self.positions - positions[:, index]
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[:, :, index], layer.values[:, :, index]
             if text_model is not None:
-                layer.keys = rotated(text_model, layer.keys, change)
-        self.features = self.features[keep[self.visual]]
-        self.frame, self.turn, self.cell = self.frame[rows], self.turn[rows], self.cell[rows]
-        self.positions = positions[:, rows]
+                layer.keys = rotate(text_model, layer.keys, change)
 
-    def _renumbered(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def _renumber(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Position ids [axes, rows] without the gaps that rows outside `keep` leave, and how far the end moves."""
         # What loses nothing moves like text. Runs of one kind: the visual tokens of a frame, or text that goes.
         thinned = self.visual & torch.isin(self.frame, self.frame[self.visual & ~keep])

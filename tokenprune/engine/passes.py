@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.engine.decode_steps import DecodeStep
-from tokenprune.engine.encoder_reader import EncoderReader, encoded_by
+from tokenprune.engine.encoder_reader import EncoderReader, Laid, need_of_stage
 from tokenprune.engine.encoder_stages import EncoderStages
 from tokenprune.engine.forward import DeepStack, Forward
 from tokenprune.engine.layer_inputs import LayerInputs, Piece
@@ -34,6 +34,7 @@ from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Span
 from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
+from tokenprune.signals.need import Need
 from tokenprune.signals.table import AHEAD, BEFORE, UNROTATED, taps_for
 
 
@@ -160,7 +161,7 @@ class Passes:
         for layer in self.setup.text_model.layers:
             taps.listeners().pop(layer.self_attn, None)
 
-    def _before_text(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def _before_text(self, module: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         refuse_compiled()
         now, hidden, cache = self._now, kwargs.get("inputs_embeds"), cache_in(kwargs)
         if now.prompt is None or hidden is None:
@@ -178,7 +179,7 @@ class Passes:
         if cache is None and now.prompt.packable:
             refuse_packed(kwargs.get("position_ids"))
         self._check_turn(pruned, hidden.shape[1], past)
-        forward = now.forward = self._begin(hidden, kwargs.get("position_ids"), past)
+        forward = now.forward = self._begin(now.prompt, hidden, kwargs.get("position_ids"), past)
         if cache is not None:
             windows = [kind.window for kind in self.setup.layer_kinds]
             kinds = self.setup.decoding.cache_layers() if self.setup.decoding else {}
@@ -194,7 +195,7 @@ class Passes:
         forward.enter_group(_cache_layer(cache, 0))
         if forward.state.spans:
             hidden = forward.enter_encoded(
-                self.setup.encoder_stages, self._encoded(forward), hidden, self.setup.positions
+                self.setup.encoder_stages, self._masks_of_encoder(forward), hidden, self.setup.positions
             )
             for stage in first:
                 hidden = self._run_stage(forward, stage, hidden, None)
@@ -204,9 +205,9 @@ class Passes:
         mask = hidden.new_zeros(len(hidden), 1, 1, 1)
         return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
 
-    def _encoded(self, forward: Forward) -> list[list[Tensor]]:
+    def _masks_of_encoder(self, forward: Forward) -> list[list[Tensor]]:
         """For each stage before or inside the encoder, for each span bool [n]: which tokens it left."""
-        return [forward.vision[encoded_by(number)] for number in range(len(self.setup.encoder_stages))]
+        return [forward.vision[need_of_stage(number)] for number in range(len(self.setup.encoder_stages))]
 
     def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
         """A later question must not silently get what an earlier one chose."""
@@ -219,9 +220,11 @@ class Passes:
                 "question, prune by a method that does not read the question, or pass turns='accept' to prune()."
             )
 
-    def _begin(self, hidden: Tensor, position_ids: Tensor | None, past: int) -> Forward:
-        prompt, call = self._now.prompt, self._now.call
-        spans, vision, laid = [], {}, []
+    def _begin(self, prompt: Prompt, hidden: Tensor, position_ids: Tensor | None, past: int) -> Forward:
+        call = self._now.call
+        spans: list[Span] = []
+        vision: dict[Need, list[Tensor]] = {}
+        laid: list[Laid] = []
         if prompt.has_media:
             laid = self.encoder.take(prompt.encoder_outputs)
             spans, vision = prompt.spans(
@@ -277,10 +280,10 @@ class Passes:
 
     def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
         """Planes of features that the text model would add to rows that are gone by then are added here instead."""
-        planes, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-        first = self.setup.stage_layers[0]
+        planes, first = kwargs.get("deepstack_visual_embeds"), self.setup.stage_layers[0]
         if planes is None or len(planes) <= first:
             return {}
+        mask: Tensor = kwargs["visual_pos_masks"]
         if len(planes) >= len(self.setup.text_model.layers):
             raise Unsupported("This model adds visual features after its last layer, which cannot be pruned.")
         order = (mask.flatten().cumsum(0) - 1).view_as(mask).masked_fill(~mask, -1)
@@ -315,7 +318,7 @@ class Passes:
     def _layer_hook(self, i: int) -> Any:
         stage = next((s for s in self.setup.layer_stages if s.at == i), None)
 
-        def before_layer(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def before_layer(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             refuse_compiled()
             now, cache = self._now, cache_in(kwargs)
             forward, layer = now.forward, _cache_layer(cache, i)
@@ -324,8 +327,7 @@ class Passes:
                     raise Unsupported("A pruned cache needs the whole model. Call the model, not its text model.")
                 return None
             hidden, given = args[0], kwargs["position_embeddings"]
-            if forward.deepstack is not None and i - 1 in forward.deepstack.planes:
-                hidden = forward.add_plane(i - 1, hidden)
+            hidden = forward.add_plane(i - 1, hidden)
             if now.step is not None and now.step.prepare(i, module.self_attn):
                 forward.enter_group(layer)
             if stage is not None and i > 0:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tokenprune.engine.cache import PrunedLayer, cache_in
 from tokenprune.engine.encoder_reader import Laid
-from tokenprune.engine.refuse import prepared_mask
+from tokenprune.engine.refuse import read_mask
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Family, Span
 from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
@@ -55,7 +55,7 @@ class Call:
         """
         batch, length = valid.shape
         if self.prompt_length is not None:
-            return self._told(valid)
+            return self._read_lengths(valid)
         if self.labels is not None:
             counted = (self.labels != IGNORED).to(valid.device)
             return torch.where(counted.any(1), counted.long().argmax(1), length)
@@ -63,7 +63,7 @@ class Call:
             return torch.full((batch,), self.question(length, past), device=valid.device)
         return None
 
-    def _told(self, valid: Tensor) -> Tensor:
+    def _read_lengths(self, valid: Tensor) -> Tensor:
         told = torch.as_tensor(self.prompt_length, device=valid.device).reshape(-1)
         if told.is_floating_point() or len(told) not in (1, len(valid)):
             raise BadInput(
@@ -125,10 +125,10 @@ class Prompt:
         """From the arguments of a forward; raises `Unsupported` and `BadInput` for what cannot be a prompt."""
         cache, media = cache_in(kwargs), media_in(kwargs)
         input_ids = args[0] if args else kwargs.get("input_ids")
-        if input_ids is None and media:
-            raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
         encoded, columns = kwargs.get("mm_encoder_outputs"), {}
         if media:
+            if input_ids is None:
+                raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
             if kwargs.get("image_hidden_states") is not None or not isinstance(encoded, (dict, type(None))):
                 raise Unsupported("tokenprune has to see the images encoded. Pass pixel_values, not their features.")
             columns = placeholder_columns(input_ids, family.placeholders(model).values())
@@ -139,7 +139,7 @@ class Prompt:
         blocks = family.blocks(model, kwargs, cache is None or not cache.is_initialized)
         mask = kwargs.get("attention_mask")
         if media or (cache is not None and any(isinstance(layer, PrunedLayer) for layer in cache.layers)):
-            mask = prepared_mask(mask, cache, blocks)
+            mask = read_mask(mask, cache, blocks)
         return cls(
             input_ids=input_ids if media else None,
             encoder_outputs=dict(encoded or {}) if media else {},  # the forward itself adds to it
@@ -161,6 +161,8 @@ class Prompt:
 
         laid: what the encoder made of its media. images: `each` is a span by itself, or `frames` of one.
         """
+        if self.input_ids is None:
+            return [], {}
         tokens = family.placeholders(model)
         present = [media for media in tokens if any(self.columns[tokens[media]])]
         names = family.media_of([one.media for one in laid], present)
@@ -168,9 +170,9 @@ class Prompt:
         for media in dict.fromkeys(names):
             mine = [one for one, name in zip(laid, names, strict=True) if name == media]
             items = [parts for one in mine for parts in one.items]
-            signals = {need: [s for one in mine for s in one.signals[need]] for need in needs}
+            by_item = {need: [s for one in mine for s in one.signals[need]] for need in needs}
             for span, part in lay_out(items, self.columns[tokens[media]], media):
-                found.append((span, {need: signal[span.item][part] for need, signal in signals.items()}))
+                found.append((span, {need: signal[span.item][part] for need, signal in by_item.items()}))
         found.sort(key=lambda pair: (pair[0].row, pair[0].columns[0]))
         spans = family.finish(model, [span for span, _ in found], self.input_ids)
         signals = {need: [signal[need] for _, signal in found] for need in needs}

@@ -13,9 +13,10 @@ from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.engine.cache import refuse_kinds
-from tokenprune.engine.masks import layer_kinds, same_as_causal
+from tokenprune.engine.masks import layer_kinds, layers_of, same_as_causal
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
+from tokenprune.methods.base import Method
 from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
 from tokenprune.support import obstacle
@@ -31,14 +32,14 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
     `MissingSignal` for signals that it does not give, `Unsupported` for the way it is loaded."""
     text_model = family.language_model(model)
     inside = sorted((stage for stage in stages if isinstance(stage.place, Layer)), key=lambda stage: stage.at)
-    decoding = sorted((stage for stage in stages if isinstance(stage.place, Decode)), key=lambda stage: stage.start)
-    encoding = [stage for stage in stages if isinstance(stage.place, EncoderPlace)]
-    for stage in encoding:
-        _check_encoder(model, family, stage)
+    decoding = sorted(stage.place.start for stage in stages if isinstance(stage.place, Decode))
+    encoding = [(stage.method, stage.place) for stage in stages if isinstance(stage.place, EncoderPlace)]
+    for method, place in encoding:
+        _check_encoder(model, family, method, place)
     if inside or not (decoding or encoding):
-        _check_order(inside, len(text_model.layers))
+        _check_order(inside, len(layers_of(text_model)))
     if decoding:
-        _check_steps([stage.start for stage in decoding], [kind.window for kind in layer_kinds(text_model)])
+        _check_steps(decoding, [kind.window for kind in layer_kinds(text_model)])
     for stage in inside:
         found = obstacle(family, stage.method, stage.place, model)
         if found is not None:
@@ -46,16 +47,16 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
     refuse_parallel(model)
 
 
-def _check_encoder(model: PreTrainedModel, family: Family, stage: Stage) -> None:
+def _check_encoder(model: PreTrainedModel, family: Family, method: Method, place: EncoderPlace) -> None:
     """Raise where a stage cannot stand before or inside this model's vision encoder."""
-    found = obstacle(family, stage.method, stage.place, model)
+    found = obstacle(family, method, place, model)
     if found is not None:
         raise Unsupported(found.of(family))
     media = next(media for media in family.media if family.whole_encoder(model, media) is None)
     last = family.encoder_blocks(model, media).last
-    if stage.place.block > last:
+    if place.block > last:
         raise BadInput(
-            f"{stage.place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}."
+            f"{place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}."
         )
 
 
@@ -95,7 +96,7 @@ def _check_steps(starts: list[int], windows: list[int | None]) -> None:
             )
 
 
-def unwrapped(model: Any) -> PreTrainedModel:
+def unwrap(model: Any) -> PreTrainedModel:
     """The model inside a PEFT wrapper.
 
     Raises `Unsupported` for a model that is compiled, in whole or in part, and for what is no model but holds or names
@@ -129,7 +130,7 @@ def refuse_checkpointing(text_model: PreTrainedModel, inside: bool) -> None:
 
     inside: whether tokens are dropped between the layers.
     """
-    layers = [layer for layer in text_model.layers if getattr(layer, "gradient_checkpointing", False)]
+    layers = [layer for layer in layers_of(text_model) if getattr(layer, "gradient_checkpointing", False)]
     if not text_model.training or not layers:
         return
     if "__call__" in vars(GradientCheckpointingLayer):
@@ -175,7 +176,7 @@ def refuse_paged(text_model: PreTrainedModel) -> None:
         raise Unsupported("Continuous batching (paged attention) cannot be pruned. Call generate() on plain batches.")
 
 
-def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tensor | None:
+def read_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tensor | None:
     """Padding as bool or int [B, past + L], from what the base model was given.
 
     generate() prepares 4-D masks for static caches; anything else prepared is refused. blocks: as `Family.blocks`.
@@ -189,7 +190,7 @@ def prepared_mask(mask: Any, cache: Cache | None, blocks: Tensor | None) -> Tens
         mask = mask["full_attention"]
         if mask is None:
             return None
-    if static and isinstance(mask, Tensor) and mask.ndim == 4:
+    if cache is not None and static and isinstance(mask, Tensor) and mask.ndim == 4:
         past = int(cache.get_seq_length())
         seen = mask if mask.dtype == torch.bool else mask == 0
         valid = seen[:, 0].any(1)  # padding is what no token sees

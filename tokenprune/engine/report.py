@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from tokenprune.core.flops import LayerShape, block_flops, field_flops, layer_flops
 from tokenprune.engine.cache import PrunedLayer
 from tokenprune.engine.decode_steps import StepReport
-from tokenprune.engine.encoder_stages import EncoderWork
+from tokenprune.engine.encoder_call import EncoderWork
 from tokenprune.engine.forward import Forward, Merged
 from tokenprune.engine.stopwatch import Stopwatch, Stopwatches
 from tokenprune.families.base import Span
@@ -169,7 +169,7 @@ class Report:
             e = self.encoder
             rows.append(("patches, average over encoder blocks", _mean(e.dense_rows), _mean(e.rows), "{:.1f}"))
             rows.append(("encoder GFLOPs", e.dense_flops / 1e9, e.flops / 1e9, "{:.3f}"))
-        if self.kv_bytes is not None:
+        if self.kv_bytes is not None and self.dense_kv_bytes is not None:
             rows.append(("KV cache, KiB", self.dense_kv_bytes / 1024, self.kv_bytes / 1024, "{:.1f}"))
         if self.decoding is not None:
             rows.append(("visual tokens a step looks at", self.decoding.visual, self.decoding.looked_at, "{:.1f}"))
@@ -192,7 +192,7 @@ def _share(part: float, whole: float) -> str:
 
 def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
     """What a decoder layer costs, from its linear maps and the heads of its config."""
-    holders = [m for m in layer.modules() if hasattr(m, "in_features")]
+    holders: list[Any] = [m for m in layer.modules() if hasattr(m, "in_features")]
     # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
     leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
     linear = sum(m.in_features * m.out_features for m in leaves)
@@ -226,8 +226,13 @@ class Prefill:
         """The report with its times (which waits for the device), and with the decoding steps since."""
         times = [1000 * watch.seconds for watch in self.watches]
         stages = [replace(stage, selection_ms=ms) for stage, ms in zip(self.untimed.stages, times, strict=True)]
-        more = {"decoding": summary(self.steps), "encoder": self.encode()}
-        return replace(self.untimed, stages=stages, selection_ms=sum(times), **more)
+        return replace(
+            self.untimed,
+            stages=stages,
+            selection_ms=sum(times),
+            decoding=summary(self.steps),
+            encoder=self.encode(),
+        )
 
 
 def measure(
@@ -285,7 +290,7 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
     held = dense = 0
     for layer in cache.layers:
         pruned = layer if isinstance(layer, PrunedLayer) else None
-        store = pruned.store if pruned else layer
+        store: Any = pruned.store if pruned else layer
         size = sum(t.nbytes for value in vars(store).values() for t in _tensors(value) if t.ndim > 1)
         held += size
         if pruned is None:

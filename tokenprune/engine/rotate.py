@@ -12,7 +12,7 @@ from tokenprune.errors import Unsupported
 from tokenprune.signals import taps
 
 
-def rotated(text_model: Any, keys: Tensor, change: Tensor) -> Tensor:
+def rotate(text_model: Any, keys: Tensor, change: Tensor) -> Tensor:
     """Rotated keys [1, H, R, e] at positions that differ by `change` int64 [axes, R]."""
     given = change[:, None] if len(change) > 1 else change
     cos, sin = (x.float()[:, None] for x in text_model.rotary_emb(keys.float(), given))
@@ -40,7 +40,7 @@ def check_rotation(text_model: Any) -> None:
             keys.append(project(module, hidden, rope)[1])
     finally:
         taps.uninstall()
-    turned = rotated(text_model, keys[0], after - before)
+    turned = rotate(text_model, keys[0], after - before)
     if turned.shape != keys[1].shape or not torch.allclose(turned, keys[1], atol=0.02 * keys[1].abs().max().item()):
         raise Unsupported(
             "The keys of this model cannot be turned to other positions, so its stream cannot be renumbered. Use "

@@ -16,7 +16,7 @@ from tokenprune.core.trace import Ranking
 from tokenprune.engine.decode_steps import StepReport
 from tokenprune.engine.forward import Merged
 from tokenprune.engine.passes import Passes
-from tokenprune.engine.refuse import unwrapped
+from tokenprune.engine.refuse import unwrap
 from tokenprune.engine.report import Report
 from tokenprune.engine.setup import Setup
 from tokenprune.errors import Unsupported, unknown
@@ -173,5 +173,5 @@ def language_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
     """The text model inside a vision-language model, wrapped or not."""
-    model = unwrapped(model)
+    model = unwrap(model)
     return family_of(model).language_model(model)

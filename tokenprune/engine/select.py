@@ -60,7 +60,7 @@ def select(
     for unit in _selectables(stage, state):
         picture = (unit.row, state.spans[unit.spans[0]].item) if stage.method.together else None
         grids = tuple(state.spans[i].grid for i in unit.spans)
-        text = None if unit.after is None else len(unit.after)
+        text = len(unit.after)
         question = tuple(map(len, pieces[unit.row : unit.row + 1]))
         before = tuple(sum(len(one.token_rows[i]) for i in unit.spans) for one in passed)
         groups[len(unit.rows), grids, before, text, question, picture].append(unit)
@@ -107,7 +107,7 @@ def _selectables(stage: Stage, state: TokenState) -> list[Selectable]:
             tokens.append(state.token_ids[i] + total)
             total += state.spans[i].count
         row = state.spans[spans[0]].row
-        after = _text_after(state, row, spans) if reads_text else None
+        after = _text_after(state, row, spans) if reads_text else rows[:0]
         units.append(Selectable(spans, row, rows, torch.cat(tokens), total, after))
     return units
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tokenprune.core.flops import LayerShape
 from tokenprune.engine.decode_steps import DecodeStages
 from tokenprune.engine.masks import layer_kinds
-from tokenprune.engine.refuse import check_runs, unwrapped
+from tokenprune.engine.refuse import check_runs, unwrap
 from tokenprune.engine.report import layer_shape
 from tokenprune.errors import unknown
 from tokenprune.families.registry import family_of
@@ -49,7 +49,7 @@ class Setup:
         """Raises `BadInput` or `Unsupported` where this model cannot be pruned so."""
         check_policies(positions, turns, images)
         self.positions, self.turns, self.images = positions, turns, images
-        self.model = unwrapped(model)
+        self.model = unwrap(model)
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
         check_runs(self.model, self.family, stages)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tokenprune.engine.cache import cache_name
 from tokenprune.engine.masks import layer_kinds
 from tokenprune.engine.memory import NONE, Memory, Unread
-from tokenprune.engine.refuse import unwrapped
+from tokenprune.engine.refuse import unwrap
 from tokenprune.engine.rotate import check_rotation
 from tokenprune.engine.run import run_on
 from tokenprune.engine.template import Template
@@ -95,7 +95,7 @@ class Stream:
                 f"{method.name} reads {', '.join(other) or 'decoding steps'}; a stream thins by features alone. Take "
                 "evs, vidcom2, dycoke, divprune, uniform or random."
             )
-        self.model, self.processor, self.method = unwrapped(model), processor, method
+        self.model, self.processor, self.method = unwrap(model), processor, method
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
         if any(kind.window is not None for kind in layer_kinds(self.text_model)):
@@ -154,7 +154,7 @@ class Stream:
             raise BadInput(f"A frame must be a PIL image, not {type(frame).__name__}.")
         if 0 in frame.size:
             raise BadInput(f"A frame of {frame.width} x {frame.height} pixels has nothing in it.")
-        with self._changed() as memory:
+        with self._change() as memory:
             text = self.template.open + self.processor.image_token
             try:
                 inputs = self.processor(images=frame, text=text, return_tensors="pt", add_special_tokens=False)
@@ -182,7 +182,7 @@ class Stream:
             raise BadInput(f"remember must be True or False here, not {remember!r}; stream(remember=) takes a number.")
         if not self._open().seen:
             raise BadInput("No frame has been seen yet. Call see(frame) first.")
-        with self._changed(keep=remember and self.remember > 0) as memory:
+        with self._change(keep=remember and self.remember > 0) as memory:
             lead = self.template.bare if memory.ends_in_turn else self.template.lead
             turn = memory.asked
             tokens = [row.token for row in self._tokens(lead + question + self.template.prompt)]
@@ -213,7 +213,7 @@ class Stream:
         return memory
 
     @contextmanager
-    def _changed(self, keep: bool = True) -> Iterator[Memory]:
+    def _change(self, keep: bool = True) -> Iterator[Memory]:
         """A copy of what is in memory, which takes its place once the block has come to its end."""
         with self._lock, torch.inference_mode():
             memory = self._open().copy()
@@ -344,17 +344,18 @@ class Stream:
         k = min(max(most - int(self.budget * self.slack) - int(safe.sum()), 0), count)
         if short:
             k = max(min(k, count - short), 0)
-        alive = self._chosen(memory, old, k) | safe
+        alive = self._choose(memory, old, k) | safe
         while k and (short := missing(alive, memory.first)) > 0:
             k = max(k - max(short, k // 8), 0)
-            alive = self._chosen(memory, old, k) | safe
+            alive = self._choose(memory, old, k) | safe
         memory.leave(alive, memory.first, self._turning)
         memory.thinnings += 1
 
-    def _chosen(self, memory: Memory, old: Tensor, k: int) -> Tensor:
+    def _choose(self, memory: Memory, old: Tensor, k: int) -> Tensor:
         """bool [rows]: k of the visual tokens `old`, by the method."""
         frames, number = memory.frame[old].unique(return_inverse=True)
         size = int(memory.cell[memory.visual].max()) + 1
+        assert memory.features is not None, "there are visual tokens to choose from"
         features = memory.features[old[memory.visual]]
         means = torch.zeros(len(frames), features.shape[1], device=features.device, dtype=torch.float32)
         means = means.index_add(0, number, features.float()) / number.bincount()[:, None]

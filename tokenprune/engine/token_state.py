@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.positions import compact, runs
-from tokenprune.core.selection import handed
+from tokenprune.core.selection import to_device
+from tokenprune.engine.rows import Rows
 from tokenprune.families.base import Span
-from tokenprune_kernels.selection import compact as close_rows
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -36,7 +36,7 @@ class TokenState:
     """
 
     spans: Sequence[Span]
-    rows: dict[str, Tensor]
+    rows: Rows
     counts: list[int]
     token_rows: list[Tensor]
     token_ids: list[Tensor]
@@ -63,7 +63,7 @@ class TokenState:
         columns = torch.arange(valid.shape[1], device=device).expand(len(valid), -1)
 
         def rows_and_ids(span: Span, columns_of: Sequence[int]) -> tuple[Tensor, Tensor]:
-            rows, ids = handed(columns_of, device).long(), torch.arange(len(columns_of), device=device)
+            rows, ids = to_device(columns_of, device).long(), torch.arange(len(columns_of), device=device)
             seen = valid[span.row, rows] if hides_media else None
             return (rows, ids) if seen is None else (rows[seen], ids[seen])
 
@@ -71,7 +71,7 @@ class TokenState:
         separators = [rows_and_ids(span, [s.column for s in span.separators]) for span in spans]
         return cls(
             spans=spans,
-            rows={"column": columns, "valid": valid, "positions": positions.movedim(0, -1), "native": columns},
+            rows=Rows({"column": columns, "valid": valid, "positions": positions.movedim(0, -1), "native": columns}),
             counts=counts,
             token_rows=[rows for rows, _ in tokens],
             token_ids=[ids for _, ids in tokens],
@@ -178,18 +178,16 @@ class TokenState:
                 keep[span.row, before] = False
                 keep[span.row, after] = True
                 counts[span.row] -= len(before) - len(after)
-        rows, moved = dict(self.rows), None
+        rows, moved = self.rows.updated(valid=keep), None
         if renumber:
-            positions, moved = self._renumbered(keep)
-            rows["positions"] = positions.movedim(0, -1)
-        names = list(rows)
-        whole = [*(keep if name == "valid" else rows[name] for name in names), *carried.values()]
-        closed = close_on_devices(keep, max(counts), whole)
+            positions, moved = self._renumber(keep)
+            rows = rows.updated(positions=positions.movedim(0, -1))
+        rows, carried = rows.take(keep, max(counts), carried)
         place = keep.long().cumsum(1)
         place = place - place[:, -1:] + max(counts) - 1
         state = replace(
             self,
-            rows=dict(zip(names, closed[: len(names)], strict=True)),
+            rows=rows,
             counts=counts,
             token_rows=[place[span.row, after] for span, after in zip(self.spans, token_rows, strict=True)],
             token_ids=token_ids,
@@ -199,7 +197,7 @@ class TokenState:
             computed=False,
             renumbered=self.renumbered or renumber,
         )
-        return state, dict(zip(carried, closed[len(names) :], strict=True)), moved
+        return state, carried, moved
 
     def _alive_separators(self, i: int, tokens: Tensor) -> Tensor | None:
         """bool [m]: the separators of span i that still close something, once only `tokens` are left of it; None
@@ -207,11 +205,11 @@ class TokenState:
         ids = self.separator_ids[i]
         if not len(ids):
             return None
-        limits = handed([s[1:] for s in self.spans[i].separators], ids.device)[ids]
+        limits = to_device([s[1:] for s in self.spans[i].separators], ids.device)[ids]
         first, last = limits[:, :1], limits[:, 1:]
         return ((tokens >= first) & (tokens < last)).any(-1)
 
-    def _renumbered(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def _renumber(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Positions int64 [axes, B, K] without the gaps that rows outside `keep` leave, and how far the ends move."""
         positions, rank = self.positions.clone(), self.valid.long().cumsum(1)
         moved = positions.new_zeros(self.batch)
@@ -228,13 +226,13 @@ class TokenState:
 
     def lower(self, change: Tensor) -> TokenState:
         """The same rows at positions that are lower by `change`, int64 [B]."""
-        rows = self.rows | {"positions": self.rows["positions"] - change[:, None, None]}
+        rows = self.rows.updated(positions=self.rows["positions"] - change[:, None, None])
         return replace(self, rows=rows, computed=False, renumbered=True)
 
-    def handed_over(self) -> TokenState:
+    def hand_over(self) -> TokenState:
         """The same rows, once the text model itself computes cos and sin for them."""
         native = torch.arange(self.width, device=self.valid.device).expand(self.batch, -1)
-        return replace(self, rows=self.rows | {"native": native}, computed=True, renumbered=False)
+        return replace(self, rows=self.rows.updated(native=native), computed=True, renumbered=False)
 
     def recall(self, then: TokenState, waiting: Tensor, hidden: Tensor, length: int) -> tuple[TokenState, Tensor]:
         """Bring back the rows of an earlier state, of which this one is a part: the state, and hidden states in which
@@ -257,14 +255,3 @@ class TokenState:
         column, valid = self.column.to(hidden.device), self.valid.to(hidden.device)
         full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
         return full.scatter(1, column[..., None].expand_as(hidden), hidden.masked_fill(~valid[..., None], 0))
-
-
-def close_on_devices(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
-    """Rows [B, L, ...] closed up over what `keep` drops, each tensor on its own device (a model may be spread over
-    several)."""
-    found: dict[int, Tensor] = {}
-    for device in dict.fromkeys(x.device for x in tensors):
-        mine = [i for i, x in enumerate(tensors) if x.device == device]
-        _, *closed = close_rows(keep.to(device), width, [tensors[i] for i in mine])
-        found |= zip(mine, closed, strict=True)
-    return [found[i] for i in range(len(tensors))]

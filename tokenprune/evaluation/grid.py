@@ -11,7 +11,7 @@ from tokenprune.errors import unknown
 from tokenprune.evaluation.cells import Cell
 from tokenprune.evaluation.lmms_eval.settings import NONE, plan_of
 from tokenprune.methods.registry import all_classes
-from tokenprune.shelf import Shelf
+from tokenprune.recipes.shelf import Shelf
 
 HARNESS = "tokenprune"
 SHELF = Shelf("benchmark", "source, pretrained, tasks and settings", "They are in configs/benchmarks.", "benchmarks")
@@ -108,10 +108,10 @@ def benchmark_names() -> list[str]:
 
 def load_benchmark(name: str | Path) -> Benchmark:
     """A benchmark by its name or its file, checked to the last option of its methods."""
-    return SHELF.load(name, _checked)
+    return SHELF.load(name, _check)
 
 
-def _checked(data: dict[str, Any], title: str) -> Benchmark:
+def _check(data: dict[str, Any], title: str) -> Benchmark:
     found = Benchmark.model_validate(data)
     for row in found.settings:
         plan_of(row.method, row.options)

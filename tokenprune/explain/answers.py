@@ -14,7 +14,7 @@ from tokenprune.chat import Chat
 from tokenprune.core.trace import Ranking
 from tokenprune.engine.report import Report
 from tokenprune.engine.run import Run
-from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, fitted, frames_of, seen_picture, shown_span
+from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, fit, frames_of, seen_picture, shown_span
 from tokenprune.explain.stages import StageView, stage_views
 from tokenprune.families.base import Span
 from tokenprune.media.clip import Clip
@@ -74,9 +74,9 @@ def looked_at(
     """
     span = shown_span(run)
     if isinstance(shown, Clip):
-        pictures = [fitted(frame, FRAME_SIDE) for frame in frames_of(shown.frames, span.grid[0])]
+        pictures = [fit(frame, FRAME_SIDE) for frame in frames_of(shown.frames, span.grid[0])]
     else:
-        pictures = [fitted(seen_picture(shown, inputs["pixel_values"], chat.processor), SHORT_SIDE)]
+        pictures = [fit(seen_picture(shown, inputs["pixel_values"], chat.processor), SHORT_SIDE)]
     (dense, dense_seconds), (pruned, pruned_seconds) = answers
     return Explained(
         question=question,

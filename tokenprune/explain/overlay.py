@@ -50,10 +50,10 @@ def draw_overlay(run: Run, picture: Image.Image, stage: int = -1) -> Image.Image
     span = shown_span(run)
     if span.grid[0] != 1:
         raise BadInput("An overlay shows a still image, but the last prompt held a video.")
-    return dimmed(picture, kept_tokens(run, span, stage)[0])
+    return dim(picture, kept_tokens(run, span, stage)[0])
 
 
-def dimmed(picture: Image.Image, kept: np.ndarray, side: int = SHORT_SIDE) -> Image.Image:
+def dim(picture: Image.Image, kept: np.ndarray, side: int = SHORT_SIDE) -> Image.Image:
     """The picture with the tokens dark that are False in `kept` [h, w]."""
     pixels = _large(picture, side)
     mask = _spread(np.where(kept, 1.0, DIM), pixels)[..., None]
@@ -93,7 +93,7 @@ def frames_of(pictures: Sequence[Image.Image], steps: int) -> list[Image.Image]:
     return [pictures[min(i * len(pictures) // steps, len(pictures) - 1)] for i in range(steps)]
 
 
-def fitted(picture: Image.Image, side: int = SHORT_SIDE) -> Image.Image:
+def fit(picture: Image.Image, side: int = SHORT_SIDE) -> Image.Image:
     """The picture, shrunk where its short side is above `side`."""
     short = min(picture.size)
     if short <= side:

@@ -30,7 +30,7 @@ class LlavaNext(Llava):
         side = self.side(model)
         tiles = self.tiles(model, encoded)
         blank = torch.zeros(sum(tiles), side * side)
-        packed = self._packed(model, encoded, blank[..., None], newline=1.0)
+        packed = self._unpad(model, encoded, blank[..., None], newline=1.0)
         return [self._parts(side, image.flatten()) for image in packed]
 
     def _parts(self, side: int, packed: Tensor) -> list[Part]:
@@ -44,7 +44,7 @@ class LlavaNext(Llava):
         maps = patch_maps(calls).flatten(2).mT
         parts = self.items(model, encoded)
         found = []
-        for own, packed in zip(parts, self._packed(model, encoded, maps, newline=float("nan")), strict=True):
+        for own, packed in zip(parts, self._unpad(model, encoded, maps, newline=float("nan")), strict=True):
             values = packed[~packed[:, 0].isnan()].split([t * h * w for t, h, w in (part.grid for part in own)])
             found.append(list(values))
         return found
@@ -69,6 +69,6 @@ class LlavaNext(Llava):
         sizes = encoded.arguments["image_sizes"]
         return self.base(model).pack_image_features(maps, sizes, strategy, image_newline=newline)[0]
 
-    def _packed(self, model: PreTrainedModel, encoded: Encoded, maps: Tensor, newline: float) -> list[Tensor]:
+    def _unpad(self, model: PreTrainedModel, encoded: Encoded, maps: Tensor, newline: float) -> list[Tensor]:
         split = list(maps.split(self.tiles(model, encoded)))
         return self.pack(model, encoded, split, maps.new_full((maps.shape[-1],), newline))

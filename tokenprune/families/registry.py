@@ -42,7 +42,7 @@ def family_of(model: PreTrainedModel) -> Family:
     if family is None and model_type:
         raise _no_family(model_type)
     if family is None:
-        raise Unsupported(f"tokenprune cannot prune an object of type {type(model).__name__}. {_supported()}")
+        raise Unsupported(f"tokenprune cannot prune an object of type {type(model).__name__}. {_list_families()}")
     family.check(model)
     return family
 
@@ -63,9 +63,9 @@ def _no_family(model_type: str) -> Unsupported:
             f"tokenprune cannot prune model type {model_type!r}: it generates nothing, every token is an embedding of "
             "its page. Merge those: tokenprune.merge_pages(embeddings, keep=...)."
         )
-    return Unsupported(f"tokenprune cannot prune model type {model_type!r}. {_supported()}")
+    return Unsupported(f"tokenprune cannot prune model type {model_type!r}. {_list_families()}")
 
 
-def _supported() -> str:
+def _list_families() -> str:
     types = sorted({model_type for family in all_families().values() for model_type in family.model_types})
     return f"Supported model types: {', '.join(types)}."

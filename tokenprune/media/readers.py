@@ -39,10 +39,10 @@ def read_av(opened: Opened, timeline: Timeline, picks: list[int], fit: Fit) -> I
             turns[frame.rotation] = Turn.of(frame)
         turn = turns[frame.rotation]
         width, height = turn.size(*fit(turn.size(frame.width, frame.height)))
-        yield turn.apply(_scaled(frame, width, height))
+        yield turn.apply(_scale(frame, width, height))
 
 
-def _scaled(frame: Any, width: int, height: int) -> np.ndarray:
+def _scale(frame: Any, width: int, height: int) -> np.ndarray:
     return frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
 
 

@@ -35,7 +35,7 @@ class Target:
             return cls(pixels=size["longest_edge"])
         return None
 
-    def divided(self, size: tuple[int, int]) -> tuple[int, int]:
+    def divide(self, size: tuple[int, int]) -> tuple[int, int]:
         """A (width, height) by the largest whole number that divides both and leaves `SPARE` times the target.
 
         The shape stays exactly, and with it what the processor makes of it.

@@ -93,7 +93,7 @@ class Opened:
             self.packets = [p for p in map(Packet.of, self.container.demux(self.stream)) if p is not None]
         self._refuse_cut()
         stamps = sorted({p.pts for p in self.packets if p.pts is not None})
-        if not stamps or len(stamps) < len(self.packets) or self._shuffled():
+        if not stamps or len(stamps) < len(self.packets) or self._is_shuffled():
             return None
         jumps = self.container.format.name in JUMPED
         keys = sorted(p.pts for p in self.packets if jumps and p.is_key and p.pts is not None)
@@ -106,15 +106,15 @@ class Opened:
             stamps = [frame.pts for frame in self.container.decode(stream)]
         if not stamps:
             raise BadInput(f"{self.path} has a video stream without a single frame that can be decoded.")
-        return Timeline(self._seconds(self._shown(stamps)), stamps, [])
+        return Timeline(self._seconds(self._times_of(stamps)), stamps, [])
 
-    def _shuffled(self) -> bool:
+    def _is_shuffled(self) -> bool:
         """Whether frames are stored in another order than shown, in a container that knows the stored one alone."""
         return self.container.format.name == "avi" and bool(self.stream.codec_context.has_b_frames)
 
-    def _shown(self, stamps: Sequence[int | None]) -> Sequence[float]:
+    def _times_of(self, stamps: Sequence[int | None]) -> Sequence[float]:
         """When frames that come out with these stamps are shown, in ticks."""
-        if self._shuffled():
+        if self._is_shuffled():
             slots = sorted({p.dts for p in self.packets if p.dts is not None})
             return slots if len(slots) == len(stamps) else (np.arange(len(stamps)) * self._step()).tolist()
         seen, latest = {}, -np.inf
@@ -126,9 +126,9 @@ class Opened:
                 )
             if stamp is not None and stamp > latest:
                 seen[number] = latest = stamp
-        return self._filled(seen, len(stamps))
+        return self._fill(seen, len(stamps))
 
-    def _filled(self, seen: dict[int, int], count: int) -> list[float]:
+    def _fill(self, seen: dict[int, int], count: int) -> list[float]:
         """Ticks of `count` frames, of which some are `seen`: even steps between those, and outside the frame rate."""
         every, numbers = np.arange(count), [*seen]
         if len(seen) == count:

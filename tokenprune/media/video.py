@@ -105,7 +105,7 @@ class _Fit:
     def __call__(self, size: tuple[int, int]) -> tuple[int, int]:
         _check_size(self.path, size, self.max_pixels)
         self.first = self.first or size
-        needed = self.first if self.target is None else self.target.divided(self.first)
+        needed = self.first if self.target is None else self.target.divide(self.first)
         area = math.prod(needed)
         share = self.max_pixels / (self.count * area)
         if share >= 1:

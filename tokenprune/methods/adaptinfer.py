@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scaled
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scale_shares
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -55,7 +55,7 @@ class AdaptInfer(ScoreMethod):
             return [(min(2, layers - 1), self)]
         places = [1 + round(at * layers / 32) for at, _ in STAGES]
         places = [max(place, i + 1) for i, place in enumerate(places)]
-        shares = scaled(self.keep, tuple(share for _, share in STAGES))
+        shares = scale_shares(self.keep, tuple(share for _, share in STAGES))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def score(self, view: View) -> Tensor:

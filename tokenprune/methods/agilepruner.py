@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance
-from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked
+from tokenprune.core.selection import Selection, gather_rows, one_hot, order_of
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option, options_of, source_option
 from tokenprune.methods.origin import Difference, Origin
@@ -68,7 +68,7 @@ class AgilePruner(Method):
         k, features = self.budget(view), view["vision_features"]
         step = 0.01 * effective_rank(features)[:, None] / self.erank_average
         attention = view["saliency"].float()
-        order = ranked(attention)
+        order = order_of(attention)
         distance = cosine_distance(gather_rows(features, order))
         chosen = torch.zeros_like(order, dtype=torch.bool)
         free = torch.ones_like(chosen)
@@ -78,7 +78,7 @@ class AgilePruner(Method):
             chosen = chosen.scatter(1, pick, True)
             row = distance.gather(1, pick[..., None].expand(-1, 1, view.count)).squeeze(1)
             free &= (row >= (step * i).clamp(max=self.tau_max)) & ~chosen
-        kept = ranked(chosen.long())[:, :k]
+        kept = order_of(chosen.long())[:, :k]
         return Selection(order.gather(1, kept).sort(dim=-1).values)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import ROUNDINGS, Keep, check_keep, n_keep
 from tokenprune.core.frames import Frames
-from tokenprune.core.selection import Selection, handed, top_k
+from tokenprune.core.selection import Selection, to_device, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Layer, Pixels, Place, place_of
@@ -96,7 +96,7 @@ class View:
     def frames(self, who: str) -> Frames:
         """The tokens as frames x places. Parts of a picture, and pictures, are frames of their own."""
         part, frame, row, column = self.cells(who)
-        times, _, widths = (handed(sizes, part.device) for sizes in zip(*self.grids, strict=True))
+        times, _, widths = (to_device(sizes, part.device) for sizes in zip(*self.grids, strict=True))
         first = times.cumsum(0) - times
         count, size = sum(t for t, _, _ in self.grids), max(h * w for _, h, w in self.grids)
         return Frames.of(first[part] + frame, row * widths[part] + column, count, size)
@@ -365,7 +365,7 @@ def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     return cls(**options)
 
 
-def scaled(keep: float, shares: tuple[float, ...]) -> list[float]:
+def scale_shares(keep: float, shares: tuple[float, ...]) -> list[float]:
     """A published schedule of shares at another budget: `keep` for the first stage, the later ones in proportion.
 
     keep=1.0 keeps everything at every stage.

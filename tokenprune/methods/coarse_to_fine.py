@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, handed, ranks, top_k
+from tokenprune.core.selection import Selection, ranks, to_device, top_k
 from tokenprune.core.tiles import layout, tile_numbers, tile_shown
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
@@ -58,7 +58,7 @@ class CoarseToFine(Method):
         if len(view.grids) < 2 or not base.any():
             return Selection(top_k(paid, k))
         coarse = paid.masked_fill(~base, float("nan"))
-        low, high = torch.nanquantile(coarse, handed([0.05, 0.95], paid.device), dim=-1)[..., None]
+        low, high = torch.nanquantile(coarse, to_device([0.05, 0.95], paid.device), dim=-1)[..., None]
         selected = base & ((paid - low) / (high - low).clamp(min=1e-12) > self.threshold)
         rows, columns = layout(view.grids)
         votes = torch.zeros(view.spans, rows * columns + 1, dtype=torch.long, device=paid.device)

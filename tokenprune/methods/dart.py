@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, gather_rows, indices_of, marked, ranked
+from tokenprune.core.selection import Selection, gather_rows, indices_of, mask_of, order_of
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
@@ -59,17 +59,17 @@ class DART(Method):
         k, n = self.budget(view), view.count
         norms = view["keys"].float().abs().sum((1, 3))
         text_norms = view["text_keys"].float().abs().sum((1, 3))
-        image = ranked(norms)[:, : min(self.pivots, k)]
-        text = ranked(text_norms)[:, : self.pivots]
+        image = order_of(norms)[:, : min(self.pivots, k)]
+        text = order_of(text_norms)[:, : self.pivots]
         hidden, texts = unit_rows(view["hidden"]), unit_rows(view["text_hidden"])
         pivots = torch.cat([gather_rows(hidden, image), gather_rows(texts, text)], dim=1)
         order = list(self.order) or list(range(pivots.shape[1]))
         if sorted(order) != list(range(pivots.shape[1])):
             raise BadInput(f"order={self.order} of dart must name each of the {pivots.shape[1]} pivots once, from 0.")
         likeness = pivots[:, order] @ hidden.mT
-        taken = marked(image, n)
+        taken = mask_of(image, n)
         quota, more = divmod(k - image.shape[1], max(len(order), 1))
         for i in range(len(order)):
             free = -likeness[:, i].masked_fill(taken, float("inf"))
-            taken = taken.scatter(1, ranked(free)[:, : quota + (i < more)], True)
+            taken = taken.scatter(1, order_of(free)[:, : quota + (i < more)], True)
         return Selection(indices_of(taken, k))

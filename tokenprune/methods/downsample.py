@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from tokenprune.core.merging import averaged
+from tokenprune.core.merging import mean_weights
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import BudgetMethod, View
@@ -59,7 +59,7 @@ class Downsample(BudgetMethod):
         anchor = torch.full((k,), n, device=group.device).scatter_reduce(0, group.clamp(min=0), nearest, "amin")
         index, order = anchor.sort()
         group = torch.where(real, order.argsort()[group.clamp(min=0)], -1)
-        weights = averaged(index[None], group[None]).expand(view.spans, -1, -1)
+        weights = mean_weights(index[None], group[None]).expand(view.spans, -1, -1)
         return Selection(index.expand(view.spans, -1), weights)
 
 

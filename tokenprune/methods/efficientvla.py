@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, gather_rows, marked, ranked
+from tokenprune.core.selection import Selection, gather_rows, mask_of, order_of
 from tokenprune.methods.base import Method, View, keep_option, option
 from tokenprune.methods.origin import Origin
 from tokenprune.signals.need import Need
@@ -49,12 +49,12 @@ class EfficientVLA(Method):
 
     def select(self, view: View) -> Selection:
         k, n = self.budget(view), view.count
-        order = ranked(view.mean_over_heads("text_attention").sum(1))
+        order = order_of(view.mean_over_heads("text_attention").sum(1))
         key = min(self.key, k)
         if not key:
             return Selection(order[:, :k].sort(dim=-1).values)
         relevant = order[:, : key + int(self.alpha * (k - key))]
         unit = unit_rows(view["features"])
         unlike = 1 - (unit @ gather_rows(unit, order[:, :key]).mT).amax(-1)
-        more = ranked(unlike.masked_fill(marked(relevant, n), float("-inf")))[:, : k - relevant.shape[1]]
+        more = order_of(unlike.masked_fill(mask_of(relevant, n), float("-inf")))[:, : k - relevant.shape[1]]
         return Selection(torch.cat([relevant, more], dim=1).sort(dim=-1).values)

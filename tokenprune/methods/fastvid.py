@@ -10,8 +10,8 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine, scenes, stretches
-from tokenprune.core.merging import Survivors, assign, distances, mixtures, stacked
-from tokenprune.core.selection import Selection, handed, ranked, ranks
+from tokenprune.core.merging import Survivors, assign, distances, mixtures, stack_spans
+from tokenprune.core.selection import Selection, order_of, ranks, to_device
 from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option, option, source_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
@@ -99,7 +99,7 @@ class FastVID(BudgetMethod):
             stays = self._span(x[i], attention[i], present, scene[i], similarity[i], self.fraction(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
-        return stacked(found)
+        return stack_spans(found)
 
     def _span(
         self, x: Tensor, attention: Tensor, present: Tensor, scene: Tensor, similarity: Tensor, keep: float
@@ -117,11 +117,11 @@ class FastVID(BudgetMethod):
             own = self._shares(budget[first:last], there[first:last], carries)
             salient += own[0]
             context += own[1]
-        attended = present & (ranks(attention) < handed(salient, x.device)[:, None])
+        attended = present & (ranks(attention) < to_device(salient, x.device)[:, None])
         stays = Survivors(present.numel(), x.device)
         stays.keep(attended.flatten().nonzero().flatten())
         spare = present & ~attended
-        peaks = ranked(peak_scores(distances(x), NEIGHBOURS, spare))
+        peaks = order_of(peak_scores(distances(x), NEIGHBOURS, spare))
         unit = unit_rows(x)
         for first, last in runs:
             for frame in range(first, last):

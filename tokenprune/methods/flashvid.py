@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
 from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
-from tokenprune.core.merging import Survivors, density_peaks, stacked
+from tokenprune.core.merging import Survivors, density_peaks, stack_spans
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import (
     BudgetMethod,
@@ -121,7 +121,7 @@ class FlashVID(BudgetMethod):
             scores = attention[i].masked_fill(~present, float("-inf")).flatten()
             whole = stays.all() if self.fill == "none" else stays.exactly(k, scores)
             found.append(frames.tokens(i, *whole))
-        return stacked(found)
+        return stack_spans(found)
 
     def _relevance(self, x: Tensor, means: Tensor, scene: Tensor) -> Tensor:
         """float [S, T, N]: how much a token is like the frames of its scene; x [S, T, N, d], means [S, T, d]."""

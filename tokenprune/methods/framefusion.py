@@ -11,8 +11,8 @@ from torch import Tensor
 from tokenprune.core.budget import Keep, n_keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
-from tokenprune.core.merging import Survivors, stacked
-from tokenprune.core.selection import Selection, indices_of, ranked, top_k
+from tokenprune.core.merging import Survivors, stack_spans
+from tokenprune.core.selection import Selection, indices_of, order_of, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
@@ -45,17 +45,17 @@ class Fusion(Method):
         if self.prunes(view):
             return Selection(top_k(view.mean_over_heads("attention_row"), max(1, round(n - surplus))))
         similarity, before = predecessors(view["hidden"], view.frames(self.name))
-        order = ranked(similarity)
+        order = order_of(similarity)
         alike = (similarity >= self.similar).sum(-1).clamp(max=int(surplus + 1e-9)).tolist()
-        return stacked([merge_runs(order[i, :m], before[i], n).all() for i, m in enumerate(alike)])
+        return stack_spans([merge_runs(order[i, :m], before[i], n).all() for i, m in enumerate(alike)])
 
     def _at_once(self, view: View, gone: int) -> Selection:
         """As many tokens less, nothing coming later that could finish: the most similar pairs merge."""
         similarity, before = predecessors(view["hidden"], view.frames(self.name))
-        order = ranked(similarity)
+        order = order_of(similarity)
         pairs = (before >= 0).sum(-1).clamp(max=gone).tolist()
         merged = [merge_runs(order[i, :m], before[i], view.count) for i, m in enumerate(pairs)]
-        return stacked([one.exactly(view.count - gone, -similarity[i]) for i, one in enumerate(merged)])
+        return stack_spans([one.exactly(view.count - gone, -similarity[i]) for i, one in enumerate(merged)])
 
     def _surplus(self, view: View) -> float:
         """Tokens that must go now, so that all layers process `keep` on average; 0 once a stage has met that."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, handed, marked, ranks, top_k
+from tokenprune.core.selection import Selection, mask_of, ranks, to_device, top_k
 from tokenprune.methods.base import Method, View, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
@@ -47,16 +47,16 @@ class HiPrune(Method):
     def select(self, view: View) -> Selection:
         k = self.budget(view)
         anchors = top_k(view["saliency_early"].float(), min(round(self.alpha * k / 5), k))
-        near = self._around(view, anchors).long() + marked(anchors, view.count).long()
+        near = self._around(view, anchors).long() + mask_of(anchors, view.count).long()
         return Selection(top_k(near * view.count - ranks(view["saliency"].float()), k))
 
     def _around(self, view: View, anchors: Tensor) -> Tensor:
         """bool [S, n]: the tokens beside those at `anchors` [S, a]."""
         part = view.cells(self.name)[0].gather(1, anchors)
-        widths = handed([w for _, _, w in view.grids], anchors.device)[part]
+        widths = to_device([w for _, _, w in view.grids], anchors.device)[part]
         total = sum(t * h * w for t, h, w in view.grids)
         place = anchors if view.tokens is None else view.tokens.gather(1, anchors)
         steps = torch.stack([-torch.ones_like(widths), torch.ones_like(widths), -widths, widths], dim=-1)
         beside = (place[..., None] + steps).clamp(0, total - 1).flatten(1)
-        found = marked(beside, total)
+        found = mask_of(beside, total)
         return found if view.tokens is None else found.gather(1, view.tokens)

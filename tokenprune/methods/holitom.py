@@ -12,8 +12,8 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import same_place_cosine
-from tokenprune.core.merging import Survivors, density_peaks, stacked
-from tokenprune.core.selection import Selection, marked, one_hot, ranked, top_k
+from tokenprune.core.merging import Survivors, density_peaks, stack_spans
+from tokenprune.core.selection import Selection, mask_of, one_hot, order_of, top_k
 from tokenprune.methods.base import (
     BudgetMethod,
     Schedule,
@@ -94,7 +94,7 @@ class HoliTom(BudgetMethod):
             stays = self._span(x[i], attention[i], present, still[i], self.fraction(view))
             whole = stays.all() if self.fill == "none" else stays.exactly(k, attention[i].flatten())
             found.append(frames.tokens(i, *whole))
-        return stacked(found)
+        return stack_spans(found)
 
     def _span(self, x: Tensor, attention: Tensor, present: Tensor, still: Tensor, keep: float) -> Survivors:
         size = x.shape[1]
@@ -113,7 +113,7 @@ class HoliTom(BudgetMethod):
                 own = (present[frame] & ~static).nonzero().flatten()
                 count = min(math.ceil(len(own) * ratio - self.slack), len(own))
                 attended = round(count * (1 - self.clustered))
-                order = ranked(attention[frame, own])
+                order = order_of(attention[frame, own])
                 stays.keep(frame * size + own[order[:attended]])
                 rest = own[order[attended:]].sort().values
                 if count > attended:
@@ -173,17 +173,17 @@ class HoliTomInner(BudgetMethod, stage_of=HoliTom):
         return [(max(1, round(18 * layers / 28)), self)]
 
     def choose(self, view: View) -> Selection:
-        return _folded(top_k(view.mean_over_heads("attention_row"), self.budget(view)), view["hidden"])
+        return _fold(top_k(view.mean_over_heads("attention_row"), self.budget(view)), view["hidden"])
 
 
-def _folded(index: Tensor, hidden: Tensor) -> Selection:
+def _fold(index: Tensor, hidden: Tensor) -> Selection:
     """Every token that is not in `index` [S, k] goes into its most similar one, in order of the prompt."""
     n = hidden.shape[1]
     k = index.shape[1]
     unit = unit_rows(hidden)
     kept = unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1]))
     group = (unit @ kept.mT).argmax(-1)
-    members = torch.nn.functional.one_hot(group, k).mT * ~marked(index, n)[:, None]
+    members = torch.nn.functional.one_hot(group, k).mT * ~mask_of(index, n)[:, None]
     later = members.flip(-1).cumsum(-1).flip(-1)  # this one and those folded after it
     weights = torch.where(members > 0, 0.5 ** later.double(), 0.0)
     return Selection(index, (weights + one_hot(index, n) * 0.5 ** members.sum(-1, keepdim=True).double()).float())

@@ -10,7 +10,7 @@ import torch
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.merging import averaged
+from tokenprune.core.merging import mean_weights
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import BudgetMethod, View, keep_option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
@@ -53,7 +53,7 @@ class LightColPali(BudgetMethod):
         place = torch.arange(view.count, device=unit.device).expand_as(group)
         first = torch.full((view.spans, k), view.count, device=unit.device)
         first = first.scatter_reduce(1, group, place, "amin")
-        return Selection(first, averaged(first, group))
+        return Selection(first, mean_weights(first, group))
 
 
 def _clusters(page: np.ndarray, k: int) -> np.ndarray:

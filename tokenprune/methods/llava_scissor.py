@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.merging import Survivors, stacked
+from tokenprune.core.merging import Survivors, stack_spans
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import BudgetMethod, View, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
@@ -59,7 +59,7 @@ class LlavaScissor(BudgetMethod):
     def choose(self, view: View) -> Selection:
         k = None if self.keep is None else self.budget(view)
         frame = view.frames(self.name).frame
-        return stacked([self._span(x, frame[i], k) for i, x in enumerate(view["features"].double())])
+        return stack_spans([self._span(x, frame[i], k) for i, x in enumerate(view["features"].double())])
 
     def _span(self, x: Tensor, frame: Tensor, k: int | None) -> tuple[Tensor, Tensor]:
         threshold = self.threshold if k is None else self._threshold(x, frame, k)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.merging import averaged
+from tokenprune.core.merging import mean_weights
 from tokenprune.core.selection import Selection, evenly, ranks, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
@@ -69,9 +69,9 @@ class MustDrop(Method):
         stands = stands.scatter(1, where, torch.where(inside.flatten(1), first, where))
         stays = stands == own
         chosen = Selection.of(stays) if self.keep is None else Selection(top_k(stays * 2 + evenly(n, own.device), k))
-        return self._mixed(chosen, stands, n)
+        return self._mix(chosen, stands, n)
 
-    def _mixed(self, chosen: Selection, stands: Tensor, n: int) -> Selection:
+    def _mix(self, chosen: Selection, stands: Tensor, n: int) -> Selection:
         """With the weights of every mean; groups whose mean was not chosen are lost."""
         index, count = chosen.index, chosen.index.shape[1]
         slot = torch.full((len(index), n), -1, device=index.device)
@@ -80,7 +80,7 @@ class MustDrop(Method):
         slot = slot.scatter_reduce(1, index, torch.where(real, number, -1), "amax")
         group = slot.gather(1, stands)
         anchors = torch.where(group < 0, index[:, :1], stands) if count else None
-        return Selection(index, averaged(index, group), chosen.valid, anchors)
+        return Selection(index, mean_weights(index, group), chosen.valid, anchors)
 
     def _windows(self, view: View) -> tuple[Tensor, Tensor]:
         """int64 [W, window**2] the groups of each window, and float64 [S, W] how alike they are."""

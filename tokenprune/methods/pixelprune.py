@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, marked, top_k
+from tokenprune.core.selection import Selection, mask_of, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
@@ -59,7 +59,7 @@ class PixelPrune(Method):
         for x in view.pictures("pixels", "pixelprune"):
             t, h, w = x.shape[1:4]
             frames = torch.arange(first, first + t * h * w, h * w, device=x.device)[:, None]
-            local, distance = self._predicted(x.flatten(0, 1).float())
+            local, distance = self._find_predictors(x.flatten(0, 1).float())
             found.append(((local.unflatten(0, (-1, t)) + frames).flatten(1), distance.unflatten(0, (-1, t)).flatten(1)))
             first += t * h * w
         predicted, distance = (torch.cat(one, dim=1) for one in zip(*found, strict=True))
@@ -68,17 +68,17 @@ class PixelPrune(Method):
             chosen = Selection.of(stays)
         else:
             chosen = Selection(top_k(distance, self.budget(view)))
-            stays = marked(chosen.index, view.count)
+            stays = mask_of(chosen.index, view.count)
         stands = torch.where(stays, torch.arange(view.count, device=stays.device), predicted)
         for _ in range(view.count.bit_length()):  # what stands for what stands for it
             stands = stands.gather(1, stands)
         return replace(chosen, anchors=stands)
 
-    def _predicted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _find_predictors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of pictures x [S, h, w, X]: int64 [S, n] which group predicts each, and its distance [S, n], infinite for the
         first."""
         if self.keep is None and self.tau > 0 and self.anchored:
-            stands = self._replaced(x)
+            stands = self._replace(x)
             return stands, torch.where(stands == torch.arange(stands.shape[1], device=x.device), torch.inf, 0.0)
         return self._predict(self._distance(x[:, :, 1:], x[:, :, :-1]), self._distance(x[:, 1:], x[:, :-1]))
 
@@ -105,7 +105,7 @@ class PixelPrune(Method):
         distance[:, 1:, 1:] = torch.where(by_above, above[:, :, 1:], distance[:, 1:, 1:])
         return predicted.flatten(1), distance.flatten(1)
 
-    def _replaced(self, x: Tensor) -> Tensor:
+    def _replace(self, x: Tensor) -> Tensor:
         """int64 [S, n], what stands for each group, where what went is replaced before it predicts others: all groups
         of an anti-diagonal at once, since each depends on those of the two before alone. A choice is launched from the
         host diagonal by diagonal, so everything here is a view of what there is, or one launch."""

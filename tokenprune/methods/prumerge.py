@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, gather_rows, handed, marked, one_hot, ranks
+from tokenprune.core.selection import Selection, gather_rows, mask_of, one_hot, ranks, to_device
 from tokenprune.methods.base import BudgetMethod, View, keep_option, merge_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
@@ -79,7 +79,7 @@ class PruMerge(BudgetMethod):
 
     def choose(self, view: View) -> Selection:
         attention, n = view["saliency"].float(), view.count
-        kept = self._kept(view, attention)
+        kept = self._keep(view, attention)
         rest = attention.masked_fill(kept, float("-inf"))
         extra = one_hot(rest.argmax(-1), n).bool() & ~kept
         chosen = Selection.of(kept | extra)
@@ -89,12 +89,12 @@ class PruMerge(BudgetMethod):
         likeness = likeness.scatter(2, index[..., None], float("-inf"))
         near = likeness.topk(min(self.neighbours, n - 1), dim=-1).indices
         own = one_hot(index, n)
-        taken = marked(near, n) * attention[:, None]
+        taken = mask_of(near, n) * attention[:, None]
         dropped = torch.where(kept[:, None], 0.0, attention[:, None])
         weights = torch.where(extra.gather(1, index)[..., None], dropped, own + taken)
         return replace(chosen, weights=weights)
 
-    def _kept(self, view: View, attention: Tensor) -> Tensor:
+    def _keep(self, view: View, attention: Tensor) -> Tensor:
         """bool [S, n]: the tokens that stay, without the one for all that are dropped."""
         n, rank = view.count, ranks(attention)
         place = torch.arange(n, device=attention.device)
@@ -107,7 +107,7 @@ class PruMerge(BudgetMethod):
             more, left = k - k // 4, n - k // 4
             spaced = (others * more // left) != ((others - 1) * more // left)
             return top | (~top & spaced)
-        low, high = torch.quantile(attention, handed([0.25, 0.75], attention.device), dim=-1)
+        low, high = torch.quantile(attention, to_device([0.25, 0.75], attention.device), dim=-1)
         outliers = (attention > (high + 1.5 * (high - low))[:, None]).sum(-1, keepdim=True)
         outliers = outliers.clamp(min=1, max=n)
         top = rank < outliers

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames, same_place_cosine, stretches
-from tokenprune.core.merging import Survivors, averaged, density_peaks, stacked
+from tokenprune.core.merging import Survivors, density_peaks, mean_weights, stack_spans
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import BudgetMethod, Method, Schedule, View, fill_option, keep_option, option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
@@ -88,7 +88,7 @@ class PruneVid(BudgetMethod):
             stays = self._span(x[i], present, windows, k)
             whole = stays.all() if k is None else stays.exactly(k, new[i].flatten())
             found.append(frames.tokens(i, *whole))
-        return stacked(found)
+        return stack_spans(found)
 
     def _labels(self, described: Tensor) -> Tensor:
         """int64 [T]: the window of every frame."""
@@ -140,7 +140,7 @@ class PruneVid(BudgetMethod):
         if not count:
             return
         centres, group = density_peaks(x[None], count, min(NEIGHBOURS, len(x)))
-        mixed = averaged(centres, group)[0]
+        mixed = mean_weights(centres, group)[0]
         weights = torch.zeros(count, stays.count, device=x.device)
         for start in starts:
             weights[:, start + places] = mixed / len(starts)

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import frame_means
-from tokenprune.core.merging import Survivors, stacked
+from tokenprune.core.merging import Survivors, stack_spans
 from tokenprune.core.selection import Selection
 from tokenprune.errors import BadInput
 from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option, option
@@ -70,7 +70,7 @@ class QuoTA(BudgetMethod):
         x = frames.spread(view["features"])
         scores = self._scores(view, frame_means(x, frames.present))
         shapes = [(h, w) for t, h, w in view.grids for _ in range(t)]
-        return stacked([frames.tokens(i, *self._span(x[i], scores[i], shapes, k)) for i in range(view.spans)])
+        return stack_spans([frames.tokens(i, *self._span(x[i], scores[i], shapes, k)) for i in range(view.spans)])
 
     def _scores(self, view: View, means: Tensor) -> Tensor:
         if self.score == "text":
@@ -87,7 +87,7 @@ class QuoTA(BudgetMethod):
         weight = weight / weight.sum() if bool(weight.sum() > 0) else torch.full_like(weight, 1 / frames)
         shares = weight.tolist()
         if self.resize == "mean":
-            shares = capped(shares, size / k)
+            shares = cap(shares, size / k)
         stays = Survivors(frames * size, x.device)
         far = torch.full((frames, size), float("-inf"), dtype=torch.float64, device=x.device)
         unit = unit_rows(x)
@@ -97,7 +97,7 @@ class QuoTA(BudgetMethod):
             own = torch.arange(h * w, device=x.device)
             far[frame, : h * w] = scores[frame]
             if rows * columns:
-                mixed = self._resized(h, w, rows, columns).to(x.device)
+                mixed = self._resize(h, w, rows, columns).to(x.device)
                 centre = (torch.arange(rows) * 2 + 1) * h // (2 * rows) * w
                 places = (centre[:, None] + (torch.arange(columns) * 2 + 1) * w // (2 * columns)).flatten()
                 weights = torch.zeros(len(places), stays.count, device=x.device)
@@ -107,7 +107,7 @@ class QuoTA(BudgetMethod):
                 far[frame, : h * w] += 1 - (unit[frame, : h * w] @ small.mT).amax(-1)
         return stays.all() if self.fill == "none" else stays.exactly(k, far.flatten())
 
-    def _resized(self, h: int, w: int, rows: int, columns: int) -> Tensor:
+    def _resize(self, h: int, w: int, rows: int, columns: int) -> Tensor:
         """Weights [rows * columns, h * w] of a map made smaller."""
         every = torch.eye(h * w).view(h * w, 1, h, w)
         if self.resize == "mean":
@@ -127,7 +127,7 @@ def squarest(tokens: int, h: int, w: int) -> tuple[int, int]:
     return side, side
 
 
-def capped(weights: list[float], most: float) -> list[float]:
+def cap(weights: list[float], most: float) -> list[float]:
     """Weights of at most `most`; what is above spreads over the others once, in proportion, from first to last."""
     above = sum(max(weight - most, 0.0) for weight in weights)
     weights = [min(weight, most) for weight in weights]

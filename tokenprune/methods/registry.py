@@ -25,16 +25,16 @@ ELSEWHERE = {  # publications that are here, but not as a method
 @lru_cache(maxsize=1)
 def all_methods() -> dict[str, type[Method]]:
     """Every known method by name, in alphabetical order. Stages that belong to one of them are not among them."""
-    return {name: cls for name, cls in _loaded().items() if cls.stage_of is None}
+    return {name: cls for name, cls in _load_all().items() if cls.stage_of is None}
 
 
 @lru_cache(maxsize=1)
 def all_classes() -> dict[str, type[Method]]:
     """Everything that has a method's name, in alphabetical order: methods, and the stages that belong to one."""
-    return _loaded()
+    return _load_all()
 
 
-def _loaded() -> dict[str, type[Method]]:
+def _load_all() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
 
     def add(cls: type[Method], where: str) -> None:

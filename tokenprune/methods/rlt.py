@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.selection import Selection, evenly, marked, top_k
+from tokenprune.core.selection import Selection, evenly, mask_of, top_k
 from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
@@ -54,11 +54,11 @@ class RLT(Method):
     def select(self, view: View) -> Selection:
         parts = [x.flatten(2, 3).float() for x in view.pictures("pixels", "rlt")]
         if self.keep is None:
-            stays = torch.cat([self._changed(x).flatten(1) for x in parts], dim=1)
+            stays = torch.cat([self._find_changes(x).flatten(1) for x in parts], dim=1)
             chosen = Selection.of(stays)
         else:
             chosen = Selection(top_k(torch.cat([self._change(x).flatten(1) for x in parts], 1), self.budget(view)))
-            stays = marked(chosen.index, view.count)
+            stays = mask_of(chosen.index, view.count)
         if not chosen.index.shape[1]:
             return chosen
         own = torch.where(stays, torch.arange(view.count, device=stays.device), -1)
@@ -66,7 +66,7 @@ class RLT(Method):
         last = torch.cat([kept.unflatten(1, x.shape[1:3]).cummax(1).values.flatten(1) for kept, x in pieces], 1)
         return replace(chosen, anchors=torch.where(last < 0, chosen.index[:, :1], last))
 
-    def _changed(self, x: Tensor) -> Tensor:
+    def _find_changes(self, x: Tensor) -> Tensor:
         """Of frames x [S, t, places, X]: bool [S, t, places] which groups differ from the last that stayed there."""
         last, stays = x[:, 0], [torch.ones_like(x[:, 0, :, 0], dtype=torch.bool)]
         for frame in x[:, 1:].unbind(1):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.merging import averaged, density_peaks, in_order
-from tokenprune.core.selection import Selection, gather_rows, one_hot, ranked, ranks
-from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scaled
+from tokenprune.core.merging import density_peaks, in_order, mean_weights
+from tokenprune.core.selection import Selection, gather_rows, one_hot, order_of, ranks
+from tokenprune.methods.base import Schedule, ScoreMethod, View, keep_option, option, scale_shares
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
 
@@ -81,7 +81,7 @@ class SparseVLM(ScoreMethod):
             return [(min(3, layers - 1), self)]
         stages = STAGES[self.version]
         places = [max(i + 1, round(at * layers / 32)) for i, (at, _) in enumerate(stages)]
-        shares = scaled(self.keep, tuple(share for _, share in stages))
+        shares = scale_shares(self.keep, tuple(share for _, share in stages))
         return [(at, replace(self, keep=share, of="original")) for at, share in zip(places, shares, strict=True)]
 
     def select(self, view: View) -> Selection:
@@ -90,13 +90,13 @@ class SparseVLM(ScoreMethod):
         if not recycles or k in (0, n):
             return super().select(view)
         kept, clusters = self._split(k, n)
-        order = ranked(self.score(view))
+        order = order_of(self.score(view))
         candidates = order[:, kept : kept + self._pool(n - kept)]
         hidden = view["hidden"].float()
         centres, group = density_peaks(gather_rows(hidden, candidates), clusters, clusters)
         index = candidates.gather(1, centres)
         members = torch.full((view.spans, n), -1, device=order.device).scatter(1, candidates, group)
-        weights = torch.cat([one_hot(order[:, :kept], n), averaged(index, members)], dim=1)
+        weights = torch.cat([one_hot(order[:, :kept], n), mean_weights(index, members)], dim=1)
         return Selection(*in_order(torch.cat([order[:, :kept], index], dim=1), weights))
 
     def _split(self, k: int, n: int) -> tuple[int, int]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.merging import averaged
-from tokenprune.core.selection import Selection, marked, ranks, top_k
+from tokenprune.core.merging import mean_weights
+from tokenprune.core.selection import Selection, mask_of, ranks, top_k
 from tokenprune.methods.base import Method, Schedule, ScoreMethod, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
@@ -96,13 +96,13 @@ class VFlowOpt(Method):
         stay = kept | stands
         chosen = Selection.of(stay) if published else Selection(top_k(stay * n - rank, k))
         index, there = chosen.index, chosen.valid
-        taken = marked(index, n) if there is None else stay
+        taken = mask_of(index, n) if there is None else stay
         stand = stands.gather(1, index) if there is None else stands.gather(1, index) & there
         own = torch.where(stand, cell.gather(1, index), cells)
         place = torch.arange(index.shape[1], device=rank.device).expand(view.spans, -1)
         place = torch.full((view.spans, cells + 1), -1, device=rank.device).scatter(1, own, place)
         group = torch.where(taken & ~stands, -1, place.gather(1, cell))
-        return replace(chosen, weights=averaged(index, group, importance.clamp(min=1e-12)))
+        return replace(chosen, weights=mean_weights(index, group, importance.clamp(min=1e-12)))
 
     def _cells(self, view: View) -> Tensor:
         """int64 [S, n]: number of each token's cell, counted over all parts and frames."""

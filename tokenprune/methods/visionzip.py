@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.merging import in_order
-from tokenprune.core.selection import Selection, gather_rows, indices_of, marked, one_hot, top_k
+from tokenprune.core.selection import Selection, gather_rows, indices_of, mask_of, one_hot, top_k
 from tokenprune.methods.base import Method, View, keep_option, merge_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
@@ -75,7 +75,7 @@ class VisionZip(Method):
         dominant = top_k(view["saliency"].float(), k - count)
         if not count or k == n:
             return Selection(top_k(view["saliency"].float(), k))
-        rest = indices_of(~marked(dominant, n), n - len(dominant[0]))
+        rest = indices_of(~mask_of(dominant, n), n - len(dominant[0]))
         keys = gather_rows(functional.normalize(view["vision_keys"].float(), dim=-1), rest)
         step = max(1, rest.shape[1] // count)
         chosen = torch.arange(0, rest.shape[1], step, device=rest.device)[:count]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.selection import Selection, ranked
+from tokenprune.core.selection import Selection, order_of
 from tokenprune.methods.base import Method, View, keep_option, option, source_option
 from tokenprune.methods.origin import RENUMBERED, Difference, Origin
 from tokenprune.signals.need import Need
@@ -53,20 +53,20 @@ class VisPruner(Method):
     def select(self, view: View) -> Selection:
         k = self.budget(view)
         important = int(k * self.important)
-        order = ranked(view["saliency"].float())
+        order = order_of(view["saliency"].float())
         unit = unit_rows(view["vision_features"])
-        rest = self._thinned(unit @ unit.mT, order[:, important:], k - important)
+        rest = self._thin(unit @ unit.mT, order[:, important:], k - important)
         return Selection(torch.cat([order[:, :important], rest], dim=1).sort(dim=-1).values)
 
     @staticmethod
-    def _thinned(likeness: Tensor, rest: Tensor, target: int) -> Tensor:
+    def _thin(likeness: Tensor, rest: Tensor, target: int) -> Tensor:
         if target == 0:
             return rest[:, :0]
         n, flat = likeness.shape[-1], likeness.flatten(1)
         while rest.shape[1] > target:
             even, odd = rest[:, ::2], rest[:, 1::2]
             pairs = (even[..., None] * n + odd[:, None]).flatten(1)
-            alike = ranked(flat.gather(1, pairs).unflatten(1, (even.shape[1], -1)).amax(-1))
+            alike = order_of(flat.gather(1, pairs).unflatten(1, (even.shape[1], -1)).amax(-1))
             leave = min(8, rest.shape[1] - target, even.shape[1])
             rest = torch.cat([even.gather(1, alike[:, leave:]), odd], dim=1)
         return rest

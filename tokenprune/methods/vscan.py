@@ -12,8 +12,8 @@ from torch import Tensor
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.frames import Frames
-from tokenprune.core.merging import averaged
-from tokenprune.core.selection import Selection, gather_rows, handed, marked, ranks, top_k
+from tokenprune.core.merging import mean_weights
+from tokenprune.core.selection import Selection, gather_rows, mask_of, ranks, to_device, top_k
 from tokenprune.methods.base import (
     BudgetMethod,
     Schedule,
@@ -84,16 +84,16 @@ class VScan(BudgetMethod):
         unit = unit_rows(view["features"])
         nearest = (unit @ gather_rows(unit, index).mT).argmax(-1)
         own = torch.arange(k, device=index.device).expand_as(index)
-        group = torch.where(marked(index, view.count), nearest.scatter(1, index, own), nearest)
-        return Selection(index, averaged(index, group))
+        group = torch.where(mask_of(index, view.count), nearest.scatter(1, index, own), nearest)
+        return Selection(index, mean_weights(index, group))
 
     def _windows(self, view: View) -> Frames:
         """The tokens as windows x places in them; those at the right and lower edge may be smaller."""
         part, frame, row, column = view.cells(self.name)
         grids = [(t, math.ceil(h / self.window), math.ceil(w / self.window)) for t, h, w in view.grids]
         sizes = [t * h * w for t, h, w in grids]
-        first = handed([sum(sizes[:i]) for i in range(len(sizes))], part.device)[part]
-        high, wide = (handed([grid[axis] for grid in grids], part.device)[part] for axis in (1, 2))
+        first = to_device([sum(sizes[:i]) for i in range(len(sizes))], part.device)[part]
+        high, wide = (to_device([grid[axis] for grid in grids], part.device)[part] for axis in (1, 2))
         number = first + (frame * high + row // self.window) * wide + column // self.window
         place = row % self.window * self.window + column % self.window
         return Frames.of(number, place, sum(sizes), self.window**2)

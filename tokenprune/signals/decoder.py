@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenprune.core.selection import handed
+from tokenprune.core.selection import to_device
 from tokenprune.errors import MissingSignal
 from tokenprune.signals.need import Need
 from tokenprune.signals.reading import Attention, Reading, Selectable
@@ -51,7 +51,7 @@ def features(reading: Reading, units: list[Selectable], need: Need) -> Tensor:
     """[S, n, d] of the tokens that are left, or of all that there were at first."""
     batch = _batch_rows(reading, units)
     if need.variant == "whole":
-        columns = [handed([c for i in u.spans for c in reading.rows.spans[i].columns], batch.device) for u in units]
+        columns = [to_device([c for i in u.spans for c in reading.rows.spans[i].columns], batch.device) for u in units]
         return reading.embeds[batch, torch.stack(columns)]
     return reading.embeds[batch, reading.rows.column[batch, torch.stack([u.rows for u in units])]]
 
@@ -62,7 +62,7 @@ def frame_features(reading: Reading, units: list[Selectable], need: Need) -> Ten
     for unit in units:
         frames = []
         for span in (reading.rows.spans[i] for i in unit.spans):
-            columns = handed(span.columns, reading.embeds.device)
+            columns = to_device(span.columns, reading.embeds.device)
             frames.append(reading.embeds[unit.row, columns].unflatten(0, (span.grid[0], -1)).mean(1))
         found.append(torch.cat(frames))
     return torch.stack(found)
@@ -129,7 +129,7 @@ def rope_weight(reading: Reading, units: list[Selectable], need: Need) -> Tensor
 
 
 def _batch_rows(reading: Reading, units: list[Selectable]) -> Tensor:
-    return handed([u.row for u in units], reading.hidden.device)[:, None]
+    return to_device([u.row for u in units], reading.hidden.device)[:, None]
 
 
 def _paid_by_text(reading: Reading, units: list[Selectable], to: Callable[[Selectable], Tensor]) -> Tensor | None:

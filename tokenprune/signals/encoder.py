@@ -72,7 +72,7 @@ def received_attention(
     focus = total.new_ones(1, query.shape[2]) if focus is None else focus
     for start in range(0, query.shape[2], chunk):
         rows = slice(start, start + chunk)
-        paid = _masked(query[:, :, rows].float() @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
+        paid = _mask(query[:, :, rows].float() @ key.float().mT * scaling, mask, start).softmax(-1).mean(1)
         total += (paid * focus[:, rows, None]).sum(1)
     return total / _over_seen(focus, mask, key.shape[2]).clamp(min=1)
 
@@ -92,14 +92,14 @@ def focused_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor |
 
 def first_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """Attention that the first position pays in a bidirectional layer, mean over heads; float32 [N, keys]."""
-    scores = _masked(query[:, :, :1].float() @ key.float().mT * scaling, mask, 0)
+    scores = _mask(query[:, :, :1].float() @ key.float().mT * scaling, mask, 0)
     return scores.softmax(-1).mean(1).squeeze(1)
 
 
 def joint_row_attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
     """Attention of the first position as if all heads were one wide head; float32 [N, keys]."""
     scores = (query[:, :, :1].float() @ key.float().mT).sum(1, keepdim=True) * scaling / query.shape[1] ** 0.5
-    return _masked(scores, mask, 0).softmax(-1)[:, 0, 0]
+    return _mask(scores, mask, 0).softmax(-1)[:, 0, 0]
 
 
 def _over_seen(values: Tensor, mask: Tensor | None, keys: int) -> Tensor:
@@ -112,7 +112,7 @@ def _over_seen(values: Tensor, mask: Tensor | None, keys: int) -> Tensor:
     return (values[:, None] @ seen.to(values.dtype)).squeeze(1)
 
 
-def _masked(scores: Tensor, mask: object, first: int) -> Tensor:
+def _mask(scores: Tensor, mask: object, first: int) -> Tensor:
     if mask is None:
         return scores
     if not isinstance(mask, Tensor):

@@ -15,7 +15,7 @@ from tokenprune.signals.reading import Reading, Selectable
 
 def given_per_row(reading: Reading, units: list[Selectable], need: Need) -> Tensor | None:
     """One tensor for each row of the batch."""
-    values = _checked(reading, need.signal, reading.rows.batch, "rows")
+    values = _read(reading, need.signal, reading.rows.batch, "rows")
     return None if values is None else torch.stack([values[u.row] for u in units]).to(reading.hidden.device)
 
 
@@ -39,14 +39,14 @@ def of_unit(per_span: list[Tensor], unit: Selectable) -> Tensor:
 
 
 def _per_span(reading: Reading, name: str, what: str, wanted: Callable[[Any], int]) -> list[Tensor] | None:
-    values = _checked(reading, name, len(reading.rows.spans), "images, tiles and videos")
+    values = _read(reading, name, len(reading.rows.spans), "images, tiles and videos")
     for span, value in zip(reading.rows.spans, values or (), strict=False):
         if len(value) != wanted(span):
             raise BadInput(f"{name} was given {len(value)} {what} for an image or video of {wanted(span)}.")
     return values
 
 
-def _checked(reading: Reading, name: str, expected: int, what: str) -> list[Tensor] | None:
+def _read(reading: Reading, name: str, expected: int, what: str) -> list[Tensor] | None:
     values = reading.given.get(name)
     if values is not None and len(values) != expected:
         raise BadInput(f"{len(values)} tensors were given for {name}, but the prompt has {expected} {what}.")

@@ -17,7 +17,9 @@ Listener = Callable[[Tensor, Tensor, float, Any, float], None]
 class Rows(Protocol):
     """The rows of the sequence as they are now; B rows of the batch, K tokens of each."""
 
-    spans: Sequence[Any]  # of each image or video: count, grid, columns
+    @property
+    def spans(self) -> Sequence[Any]:
+        """Of each image or video: count, grid, columns."""
 
     @property
     def column(self) -> Tensor:
@@ -45,7 +47,7 @@ class Selectable:
     rows: int64 [n], rows of the sequence that its tokens occupy now.
     tokens: int64 [n], which of its tokens they are.
     total: how many there were before any stage.
-    after: int64 [m], rows of the text after it; none where no method reads them.
+    after: int64 [m], rows of the text after it; empty where the method reads none.
     """
 
     spans: list[int]

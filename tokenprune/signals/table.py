@@ -76,6 +76,13 @@ class Signal:
         return len(self.axes)
 
 
+def encoder_source(need: Need) -> EncoderSource:
+    """Where in the vision encoder a signal is read that has to be."""
+    found = SIGNALS[need.signal].encoder
+    assert found is not None, f"{need.signal} is not read in the vision encoder"
+    return found
+
+
 def taps_for(needs: tuple[Need, ...], where: str) -> list[Tap]:
     """What has to be captured in one of the places that `Tapped` names, each tap once."""
     found = (SIGNALS[need.signal].taps.get(need.variant) for need in needs)

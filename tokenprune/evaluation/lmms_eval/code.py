@@ -37,7 +37,7 @@ def code_of(methods: Iterable[Method]) -> dict[str, str]:
 def engine() -> str:
     """A digest of what prepares inputs, prunes and generates: the package and its kernels but for methods and pages."""
     own = {path for pattern in ENGINE for path in ROOT.glob(pattern)}
-    fused = set(Path(find_spec("tokenprune_kernels.dispatch").origin).parent.rglob("*.py"))
+    fused = set(_file_of("tokenprune_kernels.dispatch").parent.rglob("*.py"))
     foreign = {path for family in all_families().values() for path in _foreign(type(family))}
     return _digest(own | fused | foreign)
 
@@ -47,16 +47,24 @@ def algorithm(method: type[Method]) -> str:
     """A digest of a method's file and of those of `tokenprune.methods` that it imports; of a method of another package,
     of all of that package."""
     homes = {cls.__module__ for cls in method.__mro__ if issubclass(cls, Method)}
-    own = {Path(sys.modules[name].__file__) for home in homes if home.startswith(METHODS) for name in _imported(home)}
+    own = {_file_of(name) for home in homes if home.startswith(METHODS) for name in _imports_of(home)}
     return _digest(own | _foreign(method))
 
 
-def _imported(module: str) -> set[str]:
+def _file_of(module: str) -> Path:
+    """The file of a module of this package, loaded or not."""
+    spec = find_spec(module)
+    assert spec is not None, f"{module} belongs to this package"
+    assert spec.origin is not None, f"{module} is a file"
+    return Path(spec.origin)
+
+
+def _imports_of(module: str) -> set[str]:
     """A module of `tokenprune.methods` and those that it imports, directly or not."""
     found, waiting = set(), {module}
     while waiting:
         found.add(one := waiting.pop())
-        tree = ast.parse(Path(sys.modules[one].__file__).read_bytes())
+        tree = ast.parse(_file_of(one).read_bytes())
         names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
         waiting |= {name for name in names if name.startswith(METHODS)} - found
     return found
@@ -69,7 +77,7 @@ def _foreign(cls: type) -> set[Path]:
         top = module.partition(".")[0]
         if top in sys.stdlib_module_names or top == "tokenprune":
             continue
-        found |= {Path(sys.modules[name].__file__) for name in (top, module) if sys.modules[name].__file__}
+        found |= {Path(file) for name in (top, module) if (file := sys.modules[name].__file__)}
     packages = [path.parent for path in found if path.name == "__init__.py"]
     return found | {path for package in packages for path in package.rglob("*.py")}
 

@@ -93,9 +93,10 @@ class Meter:
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
-        prompt = isinstance(ids, Tensor) and ids.shape[1] > 1
-        self._visual = self._count(ids) if prompt else None
-        self._begun += prompt
+        self._visual = None
+        if isinstance(ids, Tensor) and ids.shape[1] > 1:
+            self._visual = self._count(ids)
+            self._begun += 1
 
     def _count(self, ids: Tensor) -> list[int]:
         columns = placeholder_columns(ids, self._placeholders).values()

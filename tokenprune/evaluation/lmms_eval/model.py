@@ -81,12 +81,12 @@ class Tokenprune(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.batch_size, self.device = int(batch_size), torch.device(device or ("cuda" if gpu else "cpu"))
         self.system_prompt = self._resolve_system_prompt(system_prompt) if system_prompt else ""
-        self.sampling = {"frames": max_num_frames, "fps": fps}
+        self.frames, self.fps = max_num_frames, fps
         asked = dict(
             revision=revision, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, dtype=dtype
         )
         pixels = dict(min_pixels=min_pixels, max_pixels=max_pixels)
-        self.chat = load(pretrained, str(self.device), _given(pixels), _given(asked))
+        self.chat = load(pretrained, str(self.device), _read_settings(pixels), _read_settings(asked))
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answers in the order of the requests, each with its token counts and what its prompt cost."""
@@ -151,7 +151,8 @@ class Tokenprune(lmms):
             if part.get("start_time") is not None or part.get("end_time") is not None:
                 raise Unsupported("A task that asks about a piece of a video (start_time, end_time) is not supported.")
             clip = part["url"]
-            return {"type": "video", "video": clip if isinstance(clip, Clip) else load_video(clip, **self.sampling)}
+            loaded = clip if isinstance(clip, Clip) else load_video(clip, frames=self.frames, fps=self.fps)
+            return {"type": "video", "video": loaded}
         raise Unsupported(f"A task with {kind} content is not supported; there are text, image and video.")
 
     @torch.inference_mode()
@@ -163,12 +164,13 @@ class Tokenprune(lmms):
         if unknown:
             raise Unsupported(f"The task asks for generation settings that are not known: {', '.join(unknown)}.")
         inputs = self.chat.batch(conversations)
-        model, words = self.chat.model, self.chat.processor.tokenizer
+        model: Any = self.chat.model
+        words = self.chat.processor.tokenizer
         ids = model.generate(**inputs, **generation(settings), pad_token_id=_padding(words))
         width, prompts = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
         stop = settings.get("until") or []
         stops = [stop] if isinstance(stop, str) else stop
-        ends = {words.eos_token_id, *_listed(model.generation_config.eos_token_id)}
+        ends = {words.eos_token_id, *_list(model.generation_config.eos_token_id)}
         texts, lengths = [], []
         for new, prompt in zip(ids[:, width:].tolist(), prompts, strict=True):
             end = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
@@ -187,7 +189,7 @@ class Tokenprune(lmms):
 
     def clean(self) -> None:
         """Forget this harness run; the model stays loaded for the next one in this process."""
-        self.task_dict = {}
+        self.task_dict: Any = {}
 
 
 def generation(settings: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +205,7 @@ def generation(settings: dict[str, Any]) -> dict[str, Any]:
     return found | {"do_sample": sampled}
 
 
-def _given(options: dict[str, Any]) -> Settings:
+def _read_settings(options: dict[str, Any]) -> Settings:
     return tuple((name, value) for name, value in options.items() if value is not None)
 
 
@@ -215,5 +217,5 @@ def _padding(words: Any) -> int | None:
     return words.eos_token_id if words.pad_token_id is None else words.pad_token_id
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
+def _list(value: int | list[int] | None) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)

@@ -25,10 +25,10 @@ KEY = "_model_fingerprint_hash"
 def key_responses() -> None:
     """From now on, responses of pruned models are kept under what their pruning says; those of others as ever."""
     if not hasattr(ResponseCache.execute, "__wrapped__"):
-        ResponseCache.execute = _keyed(ResponseCache.execute)
+        ResponseCache.execute = _add_key(ResponseCache.execute)
 
 
-def _keyed(execute: Callable[..., list]) -> Callable[..., list]:
+def _add_key(execute: Callable[..., list]) -> Callable[..., list]:
     @functools.wraps(execute)
     def keyed(self: ResponseCache, lm: lmms, reqtype: str, requests: list[Instance]) -> list[Any]:
         plan = getattr(lm, "plan", None)

@@ -27,7 +27,7 @@ PREFIX = "prune_"
 key_responses()
 
 
-class Pruned:
+class Pruned(lmms):
     """In front of a model class of lmms-eval: takes the pruning out of its arguments, prunes while it generates.
 
     Arguments that the class does not know are `method` (default `none`) and the options of `tokenprune.prune`. An
@@ -42,11 +42,11 @@ class Pruned:
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """The class's own answers, each with what its prompt cost."""
-        requests = [_copied(request) for request in requests]  # some models write into their settings
+        requests = [_copy(request) for request in requests]  # some models write into their settings
         documents = Documents(self.task_dict)
-        self.task_dict = documents
+        self.task_dict: Any = documents
         try:
-            with self._pruned() as run, Meter(self.model, run) as meter:
+            with self._prune() as run, Meter(self.model, run) as meter:
                 answers = super().generate_until(requests)
                 costs = documents.costs(meter.take())
         finally:
@@ -63,15 +63,15 @@ class Pruned:
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[Any]:
         """The class's own, pruned; what a text-guided method kept for an earlier round is refused for a later one."""
-        with self._pruned():
+        with self._prune():
             return super().generate_until_multi_round(requests)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The class's own, pruned."""
-        with self._pruned():
+        with self._prune():
             return super().loglikelihood(requests)
 
-    def _pruned(self) -> AbstractContextManager[Run | None]:
+    def _prune(self) -> AbstractContextManager[Run | None]:
         return self.plan.attach(self.model) or nullcontext()
 
 
@@ -125,14 +125,15 @@ def arguments_of(cls: type) -> set[str]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        made: Any = vars(base)["__init__"]
+        parameters = inspect.signature(made).parameters.values()
         found |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - {"self"}
         if base is lmms or not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
 
 
-def _copied(request: Instance) -> Instance:
+def _copy(request: Instance) -> Instance:
     own = copy.copy(request)
     own.arguments = tuple(copy.deepcopy(a) if isinstance(a, dict) else a for a in request.args)
     return own

@@ -11,7 +11,7 @@ from tokenprune.errors import BadInput, unknown
 from tokenprune.methods.base import Method, make_method
 from tokenprune.methods.registry import all_classes, all_methods, method_class
 from tokenprune.methods.stage import Stage
-from tokenprune.shelf import ENDINGS, Shelf
+from tokenprune.recipes.shelf import ENDINGS, Shelf
 
 SHELF = Shelf("recipe", "model, positions and stages", "`tokenprune list --recipes` shows the names of all recipes.")
 
@@ -78,10 +78,10 @@ def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
 
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe by its name or its file, checked to the last option."""
-    return SHELF.load(name, _checked)
+    return SHELF.load(name, _check)
 
 
-def _checked(data: dict[str, Any], title: str) -> Recipe:
+def _check(data: dict[str, Any], title: str) -> Recipe:
     recipe = Recipe.model_validate(data | {"name": title})
     recipe.to_stages()
     return recipe

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from tokenprune import yaml_text
 from tokenprune.errors import BadInput, unknown
+from tokenprune.recipes import yaml_text
 
 ENDINGS = (".yaml", ".yml")
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Shelf:
     def place(self) -> Any:
         """Where the files are: beside the installed package, or in the repository."""
         installed = files("tokenprune") / "configs"
-        return (installed if installed.is_dir() else Path(__file__).parent.parent / "configs") / self.folder
+        return (installed if installed.is_dir() else Path(__file__).parents[2] / "configs") / self.folder
 
     def names(self) -> list[str]:
         """Names of all files, in alphabetical order."""
@@ -57,13 +57,13 @@ class Shelf:
             return build(data, path.stem)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(_shown(part) for part in first["loc"])
+            where = ".".join(_quote(part) for part in first["loc"])
             raise BadInput(f"The {self.kind} {text} is wrong at {where}: {first['msg']}.") from error
         except BadInput as error:
             raise BadInput(f"The {self.kind} {text} is wrong: {_cut(str(error), 1000)}") from error
 
 
-def _shown(part: str | int) -> str:
+def _quote(part: str | int) -> str:
     """A name within a file, as one short word that a terminal can show."""
     text = str(part)
     return _cut(text if text.isprintable() else repr(text), 60)
