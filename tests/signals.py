@@ -11,7 +11,7 @@ from tokenprune import Selection, prune
 from tokenprune.methods.base import Method
 from tokenprune.signals.table import SIGNALS
 
-SIZES = {"m": 4, "q": 2, "H": 3, "K": 2, "d": 8, "e": 8, "v": 5, "p": 7, "c": 6, "g": 8, "x": 12}
+SIZES = {"m": 4, "q": 2, "H": 3, "K": 2, "d": 8, "e": 8, "v": 5, "p": 7, "c": 6, "g": 8, "x": 12, "r": 12}
 
 
 def signals(n, spans=None, seed=0, frames=1):

@@ -22,6 +22,7 @@ LAYERS = {
     "llava-onevision-7b": 28,
     "llava-video-7b": 28,
     "prismatic-siglip-7b": 32,
+    "qwen2-vl-7b": 28,
     "qwen2.5-vl-7b": 28,
     "qwen3-vl-2b": 28,
     "qwen3-vl-8b": 36,

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tokenprune
 from tests.tiny import FAMILIES, Picture
 from tokenprune.methods.base import places, signals_of
-from tokenprune.methods.place import in_encoder
+from tokenprune.methods.place import Vision, in_encoder
 from tokenprune.methods.registry import all_methods, method_class
 from tokenprune.signals.table import SIGNALS
 
@@ -35,6 +35,8 @@ ALWAYS = {
 ENCODER = {
     "families/qwen2_vl.py Qwen2VL.groups": "how large pictures are, once for each prompt",
     "engine/encoder_reader.py EncoderReader._owners": "compares what is on the host anyhow",
+    "engine/encoder_rows.py EncoderRows.segments": "where windows lie now, once: the host library looks in every block",
+    "engine/segments.py Segments.__init__": "lays out what is on the host",
     "engine/forward.py Forward.enter_encoded": "how many tokens of each picture the encoder left, once for each stage",
 }
 TEXT = {
@@ -137,8 +139,10 @@ def test_a_prompt_makes_the_host_wait_only_where_it_must(monkeypatch, name, meth
     model = tiny.build()
     inputs = tiny.inputs([[3, Picture(6, 6), 4]])
     del inputs["attention_mask"]
+    inside = next((place for place in places(cls) if isinstance(place, Vision)), None)
+    at = {} if inside is None else {"at": Vision(1)}  # these encoders are too short for where some stand
     try:
-        run = tokenprune.prune(model, method, keep=0.3)
+        run = tokenprune.prune(model, method, keep=0.3, **at)
     except tokenprune.MissingSignal as error:
         pytest.skip(f"{name}: {error}")
     with run, torch.no_grad():

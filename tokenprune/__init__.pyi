@@ -43,6 +43,8 @@ from .methods.hired import HiRED as HiRED
 from .methods.holitom import HoliTom as HoliTom
 from .methods.holitom import HoliTomInner as HoliTomInner
 from .methods.holov import HoloV as HoloV
+from .methods.illava import ILLaVA as ILLaVA
+from .methods.ipcv import IPCV as IPCV
 from .methods.light_colpali import LightColPali as LightColPali
 from .methods.llava_scissor import LlavaScissor as LlavaScissor
 from .methods.lvlm_csp import LVLMCSP as LVLMCSP

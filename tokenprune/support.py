@@ -35,16 +35,21 @@ def obstacle(family: Family, method: Method, place: Place, model: PreTrainedMode
     only some of its models give counts as given (see `condition`)."""
     if isinstance(place, EncoderPlace):
         reasons = [family.whole_encoder(model, media) for media in family.media]
-        return (
-            None if None in reasons else Obstacle(f"takes no stage {place}: {reasons[0]} Give it a layer of the LLM.")
-        )
+        if None not in reasons:
+            return Obstacle(f"takes no stage {place}: {reasons[0]} Give it a layer of the LLM.")
+        return next((lacking for need in method.needs if (lacking := _lacks(family, need, model)) is not None), None)
     for need in method.needs:
-        why = family.lacks(need.signal, need.variant, model)
-        if why is not None:
-            return Obstacle(why, need)
+        lacking = _lacks(family, need, model)
+        if lacking is not None:
+            return lacking
     if method.merges_in == "encoder" and not family.projects:
         return Obstacle("does not project its features one by one. Use merge_in='projected'.")
     return None
+
+
+def _lacks(family: Family, need: Need, model: PreTrainedModel | None) -> Obstacle | None:
+    why = family.lacks(need.signal, need.variant, model)
+    return None if why is None else Obstacle(why, need)
 
 
 def condition(family: Family, method: Method) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import Field
 from typing import Any
 
 from tokenprune.methods.base import Method, limits, options_of, places, signals_of
-from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place
+from tokenprune.methods.place import Decode, EncoderPlace, Layer, Pixels, Place, Vision
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
 from tokenprune.signals.table import SIGNALS, Signal
@@ -42,14 +42,21 @@ def place(*places: Place) -> str:
 
 
 def layers(method: type[Method]) -> str:
-    """The same as numbers: `0 10 21`, a run of them as `0-7`; `decode 3` for decoding steps from layer 3 on."""
+    """The same as numbers: `0 10 21`, a run of them as `0-7`; `vision:3` for encoder blocks, `decode 3` for decoding
+    steps from layer 3 on."""
     found = places(method)
-    encoder = [one.written for one in found if isinstance(one, EncoderPlace)]
-    inside = [one.at for one in found if isinstance(one, Layer)]
+    pixels = [one.written for one in found if isinstance(one, Pixels)]
+    blocks = _run([one.block for one in found if isinstance(one, Vision)])
+    inside = _run([one.at for one in found if isinstance(one, Layer)])
     starts = [str(one.start) for one in found if isinstance(one, Decode)]
-    if len(inside) > 3 and inside == list(range(inside[0], inside[-1] + 1)):
-        return f"{inside[0]}-{inside[-1]}"
-    return " ".join([*encoder, *map(str, inside), *(["decode", *starts] if starts else [])])
+    return " ".join([*pixels, *(f"vision:{one}" for one in blocks), *inside, *(["decode", *starts] if starts else [])])
+
+
+def _run(numbers: list[int]) -> list[str]:
+    """Numbers as they are written, more than three that follow each other as one."""
+    if len(numbers) > 3 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return [f"{numbers[0]}-{numbers[-1]}"]
+    return [str(number) for number in numbers]
 
 
 def reads(method: type[Method]) -> list[str]:

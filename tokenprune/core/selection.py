@@ -24,12 +24,15 @@ class Selection:
     valid: optional bool [S, k]: False at the end of a span that keeps fewer tokens than the others.
     anchors: optional int64 [S, n]: the surviving token that stands for each token where a place needs all of them, as
     behind the vision encoder; by default the nearest one before.
+    neighbours: optional int64 [S, n, m]: surviving tokens by whose mean change each token that goes comes back behind
+    the vision encoder, so that nothing is lost (`Method.returns`).
     """
 
     index: Tensor
     weights: Tensor | None = None
     valid: Tensor | None = None
     anchors: Tensor | None = None
+    neighbours: Tensor | None = None
 
     def apply(self, x: Tensor) -> Tensor:
         """Gather (or merge) the rows of `x` [S, n, ...] (or [n, ...]) into [S, k, ...] (or [k, ...])."""

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine.encoder_choice import Choice
-from tokenprune.engine.encoder_rows import EncoderRows
+from tokenprune.engine.encoder_rows import EncoderRows, gather_each
+from tokenprune.engine.returning import Returning
 from tokenprune.engine.stopwatch import Stopwatch
 from tokenprune.families.base import Encoded, EncoderBlocks
+from tokenprune.signals import taps
+from tokenprune.signals.need import Need
 
 
 @dataclass
@@ -28,12 +31,14 @@ class EncoderRecord:
 class BlockWork:
     """What a block of the encoder was given: the lengths of its sequences, unpruned and as they were.
 
-    dense, own: int64 boundaries where one sequence is cut into several, else (sequences, rows of each).
+    dense, own: int64 boundaries where one sequence is cut into several, else (sequences, rows of each). mlp_rows: how
+    many of the rows its MLP worked on, where attention saw more; None: all.
     """
 
     block: nn.Module
     dense: Tensor | tuple[int, int]
     own: Tensor | tuple[int, int]
+    mlp_rows: int | None = None
 
     @staticmethod
     def lengths(given: Tensor | tuple[int, int]) -> list[int]:
@@ -54,18 +59,25 @@ class EncoderWork:
 class EncoderCall:
     """One call of a feature getter, while its encoder runs.
 
-    laid: what is left of its rows; None until it is known how they lie. followed: arguments of blocks that were
-    shortened, by identity of the whole ones. history: what each stage left. ahead: the choice of the next stage, where
-    it was made before there was anything to mix.
+    laid: what is left of its rows; None until it is known how they lie. history: what each stage left. ahead: the
+    choice of the next stage, where it was made before there was anything to mix. returning: how what a stage left out
+    comes back. attending: the rows that attention sees in the block that runs; None: those that are left. noted: what
+    the stage behind a block reads of it, of all rows [B, W, ...], by name. heard: what its attention paid, by need.
+    touched: attention modules that weigh means, or attend to several sequences at once.
     """
 
     encoded: Encoded
     blocks: EncoderBlocks
     work: EncoderWork
     laid: EncoderRows | None = None
-    followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     history: list[EncoderRows] = field(default_factory=list)
     ahead: tuple[Choice, Stopwatch] | None = None
+    returning: Returning | None = None
+    attending: EncoderRows | None = None
+    noted: dict[str, Tensor] = field(default_factory=dict)
+    heard: dict[Need, list[Tensor]] = field(default_factory=dict)
+    touched: list[nn.Module] = field(default_factory=list)
+    _heard_before: list[tuple[nn.Module, taps.Listener | None]] = field(default_factory=list)
 
     @property
     def rows(self) -> EncoderRows:
@@ -78,16 +90,43 @@ class EncoderCall:
         """Whether a group has gone."""
         return self.laid is not None and self.laid.shortened
 
-    def follow(self, value: Any) -> Any:
-        """An argument of a block, for the rows that are left."""
-        if isinstance(value, tuple):
-            return tuple(self.follow(one) for one in value)
-        if not isinstance(value, Tensor):
-            return value
-        known = self.followed.get(id(value))
-        if known is None or known[0] is not value:
-            known = self.followed[id(value)] = value, follow(self.rows, value)
-        return known[1]
+    @property
+    def seen(self) -> EncoderRows:
+        """The rows that attention in the block that runs works on."""
+        return self.rows if self.attending is None else self.attending
+
+    def hear(self, attention: nn.Module, listener: taps.Listener) -> None:
+        """Listen to an attention module beside whoever does."""
+        before = taps.listeners().get(attention)
+
+        def both(query: Tensor, key: Tensor, scaling: float, mask: Any, softcap: float) -> None:
+            listener(query, key, scaling, mask, softcap)
+            if before is not None:
+                before(query, key, scaling, mask, softcap)
+
+        self._heard_before.append((attention, before))
+        taps.listeners()[attention] = both
+
+    def end(self) -> None:
+        """Take off what attention modules of this call got."""
+        for attention, before in self._heard_before:
+            if before is None:
+                taps.listeners().pop(attention, None)
+            else:
+                taps.listeners()[attention] = before
+        for attention in self.touched:
+            taps.adjusters().pop(attention, None)
+            taps.batches().pop(attention, None)
+
+    def only_left(self, x: Tensor) -> Tensor:
+        """Of the output of a block [B, K, d] the rows that are left: attention may have seen those that come back."""
+        if self.returning is None or x.shape[1] == self.rows.index.shape[1]:
+            return x
+        return gather_each(x, self.rows.index_in(self.returning.before))
+
+    def bring_back(self, x: Tensor) -> Tensor:
+        """All rows [B, W, d] from those that are left [B, K, d]."""
+        return self.rows.restore(x) if self.returning is None else self.returning.rebuild(self.rows, x)
 
     def restore(self, heard: list[Tensor]) -> list[Tensor]:
         """What was heard of the rows of a block, [N, rows, ...] by each call of its attention, for all rows."""
@@ -100,23 +139,3 @@ class EncoderCall:
             return heard
         state = next(one for one in self.history if one.index.shape[1] == rows)
         return [state.restore(x.unflatten(0, (sequences, rows)))]
-
-
-def follow(rows: EncoderRows, value: Tensor) -> Tensor:
-    """An argument of a block (cos and sin, boundaries of sequences, a mask) for the rows that are left; what does not
-    go by rows stays."""
-    sequences, width = rows.shape
-    if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
-        before = torch.nn.functional.pad(rows.left[0].long().cumsum(0), (1, 0))
-        own = before[value.long()].to(value.dtype)
-        # No sequence may be empty. Frames are known not to be; about windows the host has to look.
-        return own if all(rows.counts) and len(value) == len(rows.counts) + 1 else own.unique_consecutive()
-    if value.ndim == 4 and value.shape[-1] == value.shape[-2] == width:
-        index = rows.index[:, None]
-        columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
-        return columns.gather(-2, index[..., None].expand(*columns.shape[:-2], -1, columns.shape[-1]))
-    if value.ndim >= 2 and value.shape[0] == width and sequences == 1:
-        return value[rows.index[0]]
-    if value.ndim >= 2 and value.shape[1] == width:
-        return rows.shorten(value.expand(sequences, *value.shape[1:]) if len(value) == 1 else value)
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,18 +19,28 @@ from tokenprune.signals.inside import Inside
 from tokenprune.signals.table import SIGNALS
 
 
+class Mixture(NamedTuple):
+    """What a method mixes in one unit: int64 [n] the groups that go in, int64 [k] which of these stay, float [k, n]."""
+
+    groups: Tensor
+    kept: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class Choice:
     """Of all groups of a call.
 
     alive: bool [G], what is left. counts: how many of each segment. stands: int64 [G], what stands for each group;
-    None: the nearest. mixed: (members [n, u] of the groups that go in, int64 [k] which of these stay, weights [k, n]).
+    None: the nearest. neighbours: int64 [G, m], groups by whose mean change each one comes back, -1 for fewer; None:
+    what goes does not.
     """
 
     alive: Tensor
     counts: list[int]
     stands: Tensor | None
-    mixed: list[tuple[Tensor, Tensor, Tensor]]
+    mixed: list[Mixture]
+    neighbours: Tensor | None = None
 
 
 @torch.no_grad()
@@ -39,9 +50,11 @@ def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
     for need in stage.method.needs:
         provide = SIGNALS[need.signal].inside
         assert provide is not None, "Stage lets none stand here that needs what this place does not give"
-        signals[need.signal] = provide(inside)
+        signals[need.signal] = provide(inside, need)
     device = rows.alive.device
-    alive, stands, mixed, anchored = torch.zeros_like(rows.alive), rows.stands.clone(), [], False
+    alive, stands, anchored = torch.zeros_like(rows.alive), rows.stands.clone(), False
+    mixed: list[Mixture] = []
+    near: list[tuple[Tensor, Tensor]] = []
     counts: list[int] | None = [0] * len(rows.counts)
     for (grid, count), units in _units(stage, rows).items():
         t, h, w = grid
@@ -59,10 +72,13 @@ def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
         for row in range(len(units)):
             index, weights = selection.span(row)
             if weights is not None:
-                mixed.append((rows.members[groups[row]], index.to(device, non_blocking=True), weights))
+                mixed.append(Mixture(groups[row], index.to(device, non_blocking=True), weights.to(device)))
         if selection.anchors is not None:
             anchored = True
             stands[groups] = groups.gather(1, selection.anchors.to(device))
+        if selection.neighbours is not None:
+            own = selection.neighbours.to(device, non_blocking=True)
+            near.append((groups, groups.gather(1, own.flatten(1)).view_as(own)))
         if selection.valid is not None or t > 1:
             counts = None  # the host has to look
         elif counts is not None:
@@ -76,7 +92,17 @@ def choose(stage: Stage, rows: EncoderRows, inside: Inside) -> Choice:
             f"keep={stage.method.keep} of {stage.method.name} leaves nothing of a picture or frame of "
             f"{rows.counts[emptied[0]]} tokens {stage.place}. Give a larger keep."
         )
-    return Choice(alive, counts, stands if anchored else None, mixed)
+    return Choice(alive, counts, stands if anchored else None, mixed, _table(near, alive))
+
+
+def _table(near: list[tuple[Tensor, Tensor]], alive: Tensor) -> Tensor | None:
+    """int64 [G, m] from the groups [S, n] and neighbours [S, n, m'] of every unit."""
+    if not near:
+        return None
+    table = torch.full((len(alive), max(own.shape[-1] for _, own in near)), -1, device=alive.device)
+    for groups, own in near:
+        table[groups, : own.shape[-1]] = own
+    return table
 
 
 def _units(stage: Stage, rows: EncoderRows) -> dict[tuple, list[tuple[int, int]]]:

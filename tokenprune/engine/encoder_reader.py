@@ -88,7 +88,8 @@ class EncoderReader:
     def attention(self) -> list[nn.Module]:
         """The attention modules that are listened to."""
         wanted = [(need, layer) for layers in self.layers.values() for need, layer in layers.items()]
-        return [attention_of(layer) for need, layer in wanted if encoder_source(need).read is not None]
+        heard = [attention_of(layer) for need, layer in wanted if encoder_source(need).read is not None]
+        return [*heard, *self.stages.attention()]
 
     def attach(self) -> None:
         """Put the wrappers on the base model."""

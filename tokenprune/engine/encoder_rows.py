@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenprune.core.selection import indices_of, to_device
+from tokenprune.engine.segments import Segments
 from tokenprune.families.base import Groups
 
 
@@ -22,6 +24,7 @@ class EncoderRows:
     alive: bool [G], the groups that are left.
     counts: how many are left of each segment.
     stands: int64 [G], the group whose rows stand for a group where all are wanted: itself while it is left.
+    sizes: float32 [G], how many groups a mean stands for where later blocks weigh that; None: nobody does.
     """
 
     groups: Groups
@@ -30,6 +33,9 @@ class EncoderRows:
     alive: Tensor
     counts: list[int]
     stands: Tensor
+    sizes: Tensor | None = None
+    _followed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _segments: dict[int, tuple[Tensor, Segments | None]] = field(default_factory=dict)
 
     @classmethod
     def of_call(cls, groups: Groups, shape: tuple[int, int], device: torch.device) -> EncoderRows:
@@ -51,7 +57,9 @@ class EncoderRows:
         """Whether a group has gone."""
         return sum(self.counts) < len(self.alive)
 
-    def take(self, alive: Tensor, counts: list[int], stands: Tensor | None = None) -> EncoderRows:
+    def take(
+        self, alive: Tensor, counts: list[int], stands: Tensor | None = None, sizes: Tensor | None = None
+    ) -> EncoderRows:
         """The rows of which only the groups `alive`, bool [G], are left, `counts` of each segment.
 
         stands: int64 [G], for what goes a group that is left of the same segment; default: the one before it.
@@ -59,7 +67,9 @@ class EncoderRows:
         if stands is None:
             stands = self._nearest(alive)
         # What stood for a group may have gone now; then what stands for that stands for both.
-        return replace(self, alive=alive, counts=counts, stands=stands[self.stands])
+        return replace(
+            self, alive=alive, counts=counts, stands=stands[self.stands], sizes=sizes, _followed={}, _segments={}
+        )
 
     def _nearest(self, alive: Tensor) -> Tensor:
         """int64 [G]: for each group the last one up to it that is left of its segment, else the next one."""
@@ -121,11 +131,63 @@ class EncoderRows:
 
     def shorten(self, x: Tensor) -> Tensor:
         """Of x [B, W, ...] the rows that are left [B, K, ...]."""
-        return _take(x, self.index)
+        return gather_each(x, self.index)
 
     def restore(self, x: Tensor) -> Tensor:
         """All rows [B, W, ...] from those that are left [B, K, ...]; of groups that are gone, what stands for them."""
-        return _take(x, self.spread) if self.shortened else x
+        return gather_each(x, self.spread) if self.shortened else x
+
+    def index_in(self, before: EncoderRows) -> Tensor:
+        """int64 [B, K]: which of the rows that were left `before` are."""
+        if not before.shortened:
+            return self.index
+        return (before.left.long().cumsum(1) - 1).clamp(min=0).gather(1, self.index)
+
+    @cached_property
+    def row_sizes(self) -> Tensor:
+        """float32 [B, K]: how many groups the group of each row stands for; 1 for rows of no group."""
+        whole = torch.ones(self.shape[0] * self.shape[1], device=self.alive.device)
+        if self.sizes is not None:
+            whole[self.members] = self.sizes[:, None].expand_as(self.members)
+        return self.shorten(whole.view(self.shape))
+
+    def follow(self, value: Any) -> Any:
+        """An argument of a block (cos and sin, boundaries of sequences, a mask) for the rows that are left; what does
+        not go by rows stays."""
+        if isinstance(value, tuple):
+            return tuple(self.follow(one) for one in value)
+        if not isinstance(value, Tensor):
+            return value
+        known = self._followed.get(id(value))
+        if known is None or known[0] is not value:
+            known = self._followed[id(value)] = value, self._follow(value)
+        return known[1]
+
+    def segments(self, bounds: Tensor) -> Segments | None:
+        """The sequences between followed boundaries, where all are better attended to at once."""
+        if id(bounds) not in self._segments:
+            unit = self.members.shape[1]
+            known = len(bounds) == len(self.counts) + 1 and all(self.counts)
+            lengths = [unit * count for count in self.counts] if known else bounds.diff().tolist()
+            self._segments[id(bounds)] = bounds, Segments.of(lengths, bounds)
+        return self._segments[id(bounds)][1]
+
+    def _follow(self, value: Tensor) -> Tensor:
+        sequences, width = self.shape
+        if value.ndim == 1 and not value.is_floating_point() and sequences == 1 and len(value) != width:
+            before = torch.nn.functional.pad(self.left[0].long().cumsum(0), (1, 0))
+            own = before[value.long()].to(value.dtype)
+            # No sequence may be empty. Frames are known not to be; about windows the host has to look.
+            return own if all(self.counts) and len(value) == len(self.counts) + 1 else own.unique_consecutive()
+        if value.ndim == 4 and value.shape[-1] == value.shape[-2] == width:
+            index = self.index[:, None]
+            columns = value.gather(-1, index[..., None, :].expand(*value.shape[:-1], -1))
+            return columns.gather(-2, index[..., None].expand(*columns.shape[:-2], -1, columns.shape[-1]))
+        if value.ndim >= 2 and value.shape[0] == width and sequences == 1:
+            return value[self.index[0]]
+        if value.ndim >= 2 and value.shape[1] == width:
+            return self.shorten(value.expand(sequences, *value.shape[1:]) if len(value) == 1 else value)
+        return value
 
     def restore_groups(self, x: Tensor) -> Tensor:
         """The same for one row of each group [groups that are left, ...], in the order of the rows; B is 1 then."""
@@ -133,6 +195,7 @@ class EncoderRows:
         return x[self.spread[0, ::unit] // unit]
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def gather_each(x: Tensor, index: Tensor) -> Tensor:
+    """Of x [B, W, ...] the rows int64 [B or 1, K] of each sequence."""
     index = index.expand(len(x), -1)
     return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))

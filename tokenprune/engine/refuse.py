@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
     inside = sorted((stage for stage in stages if isinstance(stage.place, Layer)), key=lambda stage: stage.at)
     decoding = sorted(stage.place.start for stage in stages if isinstance(stage.place, Decode))
     encoding = [(stage.method, stage.place) for stage in stages if isinstance(stage.place, EncoderPlace)]
+    encoding.sort(key=lambda one: one[1].order)
     for method, place in encoding:
         _check_encoder(model, family, method, place)
+    for (method, _), (_, later) in pairwise(encoding):
+        if method.returns:
+            raise BadInput(
+                f"{method.name} brings back behind the vision encoder what it leaves out, so no stage of the encoder "
+                f"can follow it, and one stands {later}. Put that before it, or at a layer of the LLM."
+            )
     if inside or not (decoding or encoding):
         _check_order(inside, len(layers_of(text_model)))
     if decoding:
@@ -56,7 +64,8 @@ def _check_encoder(model: PreTrainedModel, family: Family, method: Method, place
     last = family.encoder_blocks(model, media).last
     if place.block > last:
         raise BadInput(
-            f"{place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}."
+            f"{place.block} is no block of the vision encoder that leads to the features: there are 0 to {last}. Give "
+            f"one of them, at='vision:{last}', say."
         )
 
 

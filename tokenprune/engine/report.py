@@ -18,7 +18,7 @@ from tokenprune.engine.decode_steps import StepReport
 from tokenprune.engine.encoder_call import EncoderWork
 from tokenprune.engine.forward import Forward, Merged
 from tokenprune.engine.stopwatch import Stopwatch, Stopwatches
-from tokenprune.families.base import Span
+from tokenprune.families.base import Span, mlp_of
 from tokenprune.methods.place import EncoderPlace, place_of
 from tokenprune.methods.stage import Stage
 
@@ -74,6 +74,9 @@ def measure_encoder(calls: Sequence[EncoderWork], config: Any) -> EncoderReport 
             rows[i] += sum(own)
             dense_rows[i] += sum(dense)
             flops += block_flops(shape, own)
+            if work.mlp_rows is not None:
+                flops -= 2 * (sum(own) - work.mlp_rows) * linear_params(mlp_of(work.block))
+                rows[i] += work.mlp_rows - sum(own)
             dense_flops += block_flops(shape, dense)
     return EncoderReport(rows, dense_rows, flops, dense_flops, 1000 * sum(call.watch.seconds for call in calls))
 
@@ -190,15 +193,19 @@ def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
-    """What a decoder layer costs, from its linear maps and the heads of its config."""
-    holders: list[Any] = [m for m in layer.modules() if hasattr(m, "in_features")]
+def linear_params(module: nn.Module) -> int:
+    """Weights of the linear maps inside a module."""
+    holders: list[Any] = [m for m in module.modules() if hasattr(m, "in_features")]
     # An adapter's wrapper tells the size of the layer inside it, which counts by itself.
     leaves = [m for m in holders if not any(hasattr(inner, "in_features") for inner in list(m.modules())[1:])]
-    linear = sum(m.in_features * m.out_features for m in leaves)
+    return sum(m.in_features * m.out_features for m in leaves)
+
+
+def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
+    """What a decoder layer costs, from its linear maps and the heads of its config."""
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     head = getattr(config, "head_dim", None) or (getattr(config, "embed_dim", None) or config.hidden_size) // heads
-    return LayerShape(linear, heads * head)
+    return LayerShape(linear_params(layer), heads * head)
 
 
 @dataclass(frozen=True)

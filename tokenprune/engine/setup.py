@@ -88,7 +88,8 @@ class Setup:
     @property
     def tapped(self) -> bool:
         """Whether attention has to be listened to."""
-        return bool(self.decoding or self.encoder_needs) or any(SIGNALS[need.signal].taps for need in self.needs)
+        in_layers = any(SIGNALS[need.signal].taps for need in self.needs)
+        return bool(self.decoding or self.encoder_stages or self.encoder_needs) or in_layers
 
     @functools.cached_property
     def layer_shapes(self) -> list[LayerShape]:

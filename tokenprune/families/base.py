@@ -252,6 +252,22 @@ def attention_of(layer: nn.Module) -> nn.Module:
     return next(getattr(layer, name) for name in ("self_attn", "attention", "attn") if hasattr(layer, name))
 
 
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """The MLP of an encoder layer, under any of its names."""
+    return next(getattr(layer, name) for name in ("mlp", "feed_forward") if hasattr(layer, name))
+
+
+def key_projection(attention: nn.Module) -> nn.Module:
+    """The linear map of an encoder's attention that makes keys: of them alone, or of queries, keys and values."""
+    return next(getattr(attention, name) for name in ("k_proj", "qkv") if hasattr(attention, name))
+
+
+def head_mean(attention: Any, projected: Tensor) -> Tensor:
+    """Keys [..., e], mean over heads, from the output of `key_projection`."""
+    parts = projected.chunk(3, dim=-1)[1] if hasattr(attention, "qkv") else projected
+    return parts.unflatten(-1, (attention.num_heads, -1)).mean(-2)
+
+
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     """The layers of a CLIP-like vision encoder, wherever the transformers version keeps them."""
     return next(

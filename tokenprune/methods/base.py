@@ -15,7 +15,7 @@ from tokenprune.core.frames import Frames
 from tokenprune.core.selection import Selection, to_device, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
-from tokenprune.methods.place import Layer, Pixels, Place, place_of
+from tokenprune.methods.place import Layer, Pixels, Place, Vision, place_of
 from tokenprune.methods.renamed import without_phase
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
@@ -175,6 +175,7 @@ class Method(metaclass=MethodType):
     stage_of: ClassVar[type[Method] | None] = None  # the method whose later stage it is, where no method of its own
     stages: ClassVar[dict[str, type[Method]]] = {}  # its later stages that are no methods of their own, by name
     waits: ClassVar[str] = ""  # why choosing makes the host wait for the device; empty where it does not
+    returns: ClassVar[bool] = False  # whether inside the encoder what goes comes back behind it (`neighbours`)
     over_frames: ClassVar[bool] = False  # whether before or inside the encoder it sees a video at once, not each frame
     scope: ClassVar[str] = "part"  # part: every base image, tile grid or video by itself; item: a whole picture
 
@@ -233,6 +234,9 @@ class Method(metaclass=MethodType):
         states = [name for name, signal in signals.items() if not signal.of_pixels]
         if isinstance(place, Pixels) and states:
             return f"it reads {', '.join(states)} of the encoder. Give at='vision:1', say."
+        behind = [name for name, signal in signals.items() if signal.of_block]
+        if isinstance(place, Vision) and place.block == 0 and behind:
+            return f"it reads {', '.join(behind)} of the block before. Give at='vision:1', say."
         if self.decodes or self.sets_aside or self.recalls:
             return "only the LLM's layers can look at a choice, or bring tokens back. Give it a layer of the LLM."
         return ""
@@ -246,6 +250,16 @@ class Method(metaclass=MethodType):
     def merges_in(self) -> str:
         """Where weights mix tokens: `projected`, the rows of the LLM, or `encoder`, features before the projector."""
         return "projected"
+
+    @property
+    def weighs_sizes(self) -> bool:
+        """Whether later encoder blocks attend to a mean as to all the groups that it stands for."""
+        return False
+
+    @property
+    def whole_blocks(self) -> int:
+        """Where it `returns` what goes: in how many blocks from its own on attention still sees all rows."""
+        return 0
 
     @property
     def sets_aside(self) -> bool:

@@ -8,8 +8,10 @@ from typing import ClassVar
 from tokenprune.core.diversity import unit_rows
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.errors import BadInput
-from tokenprune.methods.base import Method, View, option, source_option
+from tokenprune.methods.base import Method, Schedule, View, option, source_option
 from tokenprune.methods.origin import Difference, Origin
+from tokenprune.methods.place import Vision
+from tokenprune.methods.tome import METRICS
 from tokenprune.signals.need import Need
 
 
@@ -21,8 +23,11 @@ class TokenTransforming(Method):
     tokens of cosine / temperature, cosines between kept token i and every token. Pruning is the special case of one-hot
     rows, merging that of averages.
 
+    With metric="keys" it stands inside the vision encoder, before block `block`, where the paper has it: cosines of the
+    keys, and attention, of the block before.
+
     Only the abstract was at hand, and the repository holds no code: the choice of the tokens, the softmax and its
-    temperature are ours, and so is the place, before the LLM (the paper's is inside vision transformers).
+    temperature are ours, and so are the place before the LLM and the block inside the encoder.
     """
 
     name: ClassVar[str] = "token_transforming"
@@ -36,6 +41,10 @@ class TokenTransforming(Method):
 
     temperature: float = option(0.05, "how far the mixture spreads; towards 0 it is pruning")
     source: str = source_option("received")
+    metric: str = option(
+        "features", "what is compared: projected embeddings before the LLM, or keys inside the encoder", METRICS
+    )
+    block: int = option(4, "with keys, the encoder block before which it stands", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,12 +53,15 @@ class TokenTransforming(Method):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Need("features"), Need("saliency", self.source))
+        return (Need("vision_keys" if self.metric == "keys" else "features"), Need("saliency", self.source))
+
+    def schedule(self, layers: int) -> Schedule:
+        return [(Vision(self.block), self)] if self.metric == "keys" else super().schedule(layers)
 
     def select(self, view: View) -> Selection:
         k = self.budget(view)
         index = top_k(view["saliency"].float(), k)
         if k in (0, view.count):
             return Selection(index)
-        unit = unit_rows(view["features"])
+        unit = unit_rows(view["vision_keys" if self.metric == "keys" else "features"])
         return Selection(index, (gather_rows(unit, index) @ unit.mT / self.temperature).softmax(-1).float())

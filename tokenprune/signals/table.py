@@ -12,7 +12,17 @@ from tokenprune.core.pixels import grey_entropy
 from tokenprune.signals import decoder, given
 from tokenprune.signals.decoder import Provider, Tap
 from tokenprune.signals.encoder import EncoderSource, encoder_signal, read_keys, read_saliency
-from tokenprune.signals.inside import EncoderProvider, before_encoder_only, group_pixels, group_states
+from tokenprune.signals.inside import (
+    EncoderProvider,
+    before_encoder_only,
+    group_attention,
+    group_changes,
+    group_keys,
+    group_pixels,
+    group_rows,
+    group_sizes,
+    group_states,
+)
 from tokenprune.signals.need import Need
 
 BEFORE, UNROTATED, AHEAD = (
@@ -45,6 +55,7 @@ class Signal:
     numbers: whether it is whole numbers that name something, not measures.
     inside: gives it to a stage before or inside the vision encoder, where there is one.
     of_pixels: whether that is known before the first block.
+    of_block: whether that is known behind a block alone.
     """
 
     shape: str
@@ -59,6 +70,7 @@ class Signal:
     numbers: bool = False
     inside: EncoderProvider | None = None
     of_pixels: bool = False
+    of_block: bool = False
 
     @property
     def encoder_only(self) -> bool:
@@ -103,6 +115,7 @@ AXES = {
     "v": "width of a key of the vision encoder",
     "p": "width of a CLIP embedding",
     "x": "pixel values of a group",
+    "r": "width of the vision encoder times the patches of a group",
     "g": "width of a frame's descriptor",
 }
 LAST_ROW = {
@@ -116,9 +129,11 @@ SIGNALS = {
     "features": Signal("[n, d]", "projected visual embeddings, LLM width", decoder.features, token_axis=-2),
     "saliency": Signal(
         "[n]",
-        "attention of the vision encoder, head mean",
+        "attention of the vision encoder, head mean; inside it, in the block before",
         encoder_signal,
         encoder=EncoderSource(read_saliency, {"joint": "last"}),
+        inside=group_attention,
+        of_block=True,
     ),
     "saliency_first": Signal(
         "[n]", "the same at the first encoder layer", encoder_signal, encoder=EncoderSource(read_saliency, "first")
@@ -134,10 +149,12 @@ SIGNALS = {
     ),
     "vision_keys": Signal(
         "[n, v]",
-        "encoder keys, head mean",
+        "encoder keys, head mean; inside the encoder those of the block before, before norms and rotation",
         encoder_signal,
         token_axis=-2,
         encoder=EncoderSource(read_keys, {"last": "last"}),
+        inside=group_keys,
+        of_block=True,
     ),
     "pixels": Signal(
         "[n, x]",
@@ -153,6 +170,26 @@ SIGNALS = {
         before_encoder_only,
         token_axis=-2,
         inside=group_states,
+    ),
+    "vision_rows": Signal(
+        "[n, r]",
+        "the same, patch by patch, one after the other",
+        before_encoder_only,
+        token_axis=-2,
+        inside=group_rows,
+    ),
+    "vision_changes": Signal(
+        "[n]",
+        "how far the encoder block before moved a group: mean over its patches of the length of the difference",
+        before_encoder_only,
+        inside=group_changes,
+        of_block=True,
+    ),
+    "vision_sizes": Signal(
+        "[n]",
+        "how many groups each group stands for, inside the encoder",
+        before_encoder_only,
+        inside=group_sizes,
     ),
     "entropy": Signal(
         "[n]",
