@@ -8,7 +8,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tokenprune_kernels.fused import attention, density, distance, greedy, retention, selection
+from tokenprune_kernels.fused import attention, density, distance, greedy, prediction, retention, selection
+from tokenprune_kernels.prediction import METRICS
 
 WORDS = ("*i64", "*i32", "*u8") * 4  # as many as a stage with much in hand moves
 
@@ -51,6 +52,9 @@ def kernels():
         tile = {"ROWS": 8, "BLOCK": 256}
         yield f"densities {dtype}", density._densities, types | {"neighbours": "i32"}, tile
         yield f"gaps {dtype}", density._gaps, types | {"scores": f"*{dtype}"}, tile
+    types = {"x": "*fp32", "stands": "*i32", **dict.fromkeys(("h", "w", "values"), "i32"), "tau": "fp32"}
+    for metric, name in enumerate(METRICS):
+        yield f"predict {name}", prediction._predict, types, {"METRIC": metric, "BLOCK": 4096}
     types = {"sources": ("*bf16",) * 2, "targets": ("*bf16",) * 2, "index": "*i64"}
     types |= {"strides": (("i32",) * 4,) * 2, "widths": ("i32",) * 2, "heads": "i32", "k": "i32", "room": "i32"}
     yield "gather", retention._gather, types, {"ROWS": retention.ROWS, "WIDTH": 128}

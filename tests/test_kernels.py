@@ -18,7 +18,7 @@ import torch
 import tokenprune
 from tests.draw import cases
 from tests.tiny import FAMILIES, Picture
-from tokenprune_kernels import attention, density, dispatch, distance, greedy, retention, selection
+from tokenprune_kernels import attention, density, dispatch, distance, greedy, prediction, retention, selection
 
 pytest.importorskip("triton", reason="needs Triton: pip install 'tokenprune[kernels]'")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,6 +225,17 @@ def test_cosine_distance(both, dtype, sizes):
     same(got, want, rtol=0, atol=2e-6)
 
 
+@every("metric, sizes", prediction.METRICS, [(1, 1, 1, 3), (2, 5, 7, 12), (3, 1, 9, 5), (1, 8, 1, 5), (1, 13, 6, 4100)])
+def test_predict_anchored(both, metric, sizes):
+    spans, h, w, values = sizes
+    ground = torch.randint(0, 3, (spans, h, w, 1), generator=seeded()).float()  # three flats, and how far they stray
+    x = 0.3 * ground + 0.04 * torch.rand(spans, h, w, values, generator=seeded(1))
+    for tau in (0.02, 0.05, 0.4):
+        want, got = both(prediction.predict_anchored, poisoned(x), tau, metric)
+        assert got.dtype == want.dtype == torch.long
+        same(got, want)
+
+
 @every("dtype, sizes", FLOATS, [(1, 8), (19, 20), (33, 64)])
 def test_gather_cache(both, dtype, sizes):
     k, width = sizes
@@ -262,6 +273,7 @@ SAMPLES = {
     "greedy_dpp": (greedy.greedy_dpp, (torch.eye(9)[None], 4, torch.rand(1, 9))),
     "peak_scores": (density.peak_scores, (torch.rand(2, 9, 9), 3)),
     "cosine_distance": (distance.cosine_distance, (torch.randn(2, 9, 4),)),
+    "predict_anchored": (prediction.predict_anchored, (torch.rand(2, 4, 3, 5), 0.4, "max")),
     "gather_cache": (
         retention.gather_cache,
         (torch.randn(1, 2, 9, 4), torch.randn(1, 2, 9, 4), torch.tensor([[0, 4]]), 0),

@@ -14,7 +14,7 @@ from torch import Tensor
 from eval.bench.bars import Bar
 from tokenprune.bench.compare import Spread
 from tokenprune.core.diversity import cosine_distance, max_min
-from tokenprune_kernels import attention, density, dispatch, distance, greedy, retention, selection
+from tokenprune_kernels import attention, density, dispatch, distance, greedy, prediction, retention, selection
 
 Work = Callable[[], Any]
 
@@ -78,6 +78,8 @@ def cases() -> dict[str, Work]:
     frames = torch.cdist(random(32, 196, 64), random(32, 196, 64))
     keys, values = (random(1, 4, 16384, 128, dtype=half) for _ in range(2))
     index = torch.arange(0, 16384, 10, device="cuda")[None]
+    page = torch.full((1, 64, 64, 3072), 0.9, device="cuda")
+    page[:, 20:40, 8:56] = torch.rand(1, 20, 48, 3072, device="cuda")
     return {
         "top_k n=6272 k=627 batch=8": lambda: selection.top_k(scores, 627),
         "compact 6308 to 631 x 3584 batch=8": lambda: selection.compact(keep, width, [hidden, cos, cos, ids, keep]),
@@ -86,6 +88,7 @@ def cases() -> dict[str, Work]:
         "greedy_dpp n=2880 k=288": lambda: greedy.greedy_dpp(1 - far, 288, start),
         "peak_scores 32 x 196": lambda: density.peak_scores(frames, 4),
         "cosine_distance n=2880": lambda: distance.cosine_distance(features),
+        "predict_anchored 64 x 64 x 3072": lambda: prediction.predict_anchored(page, 0.05, "max"),
         "gather_cache 16384 to 1639": lambda: retention.gather_cache(keys, values, index, 64),
     }
 

@@ -66,10 +66,12 @@ class EncoderStages:
                 self._handles.append(blocks.embed.register_forward_pre_hook(hook, with_kwargs=True))
                 self._handles.append(blocks.embed.register_forward_hook(Hook(self._after_embedding), prepend=True))
             for i in range(len(blocks.blocks)):
-                block, hook = blocks.blocks[i], Hook(self._before_block(i))
+                block, attention = blocks.blocks[i], attention_of(blocks.blocks[i])
+                hook = Hook(self._before_block(i, attention))
                 self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
-                hook = Hook(self._before_attention)
-                self._handles.append(attention_of(block).register_forward_pre_hook(hook, with_kwargs=True))
+                if blocks.embed is None:  # pictures and tiles are sequences side by side
+                    hook = Hook(self._before_attention)
+                    self._handles.append(attention.register_forward_pre_hook(hook, with_kwargs=True))
             self._handles += self.taps.attach(blocks, lambda: self.call)
             for i in range(len(blocks.blocks)) if self._whole_blocks else ():
                 mlp = mlp_of(blocks.blocks[i])
@@ -117,7 +119,7 @@ class EncoderStages:
         """The attention modules whose calls are looked at."""
         return [attention_of(block) for blocks in self.media.values() for block in blocks.blocks]
 
-    def _before_block(self, i: int) -> Any:
+    def _before_block(self, i: int, attention: nn.Module) -> Any:
         stages = [(place, stage) for place, stage in self._placed if place.block == i]
 
         def before_block(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
@@ -134,7 +136,7 @@ class EncoderStages:
             x = call.only_left(x)
             for place, stage in stages[done:]:
                 x = self._run(call, place, stage, x)
-            self.taps.before_block(call, i, module, x)
+            self.taps.before_block(call, i, attention, x)
             x = self._rows_to_attend(call, i, x)
             seen = call.seen
             back = x.shape[1] == seen.shape[1]
@@ -150,16 +152,16 @@ class EncoderStages:
             args, kwargs = self._with_hidden(x, args, kwargs, hidden)
             args = (*args[:1], *(seen.follow(value) for value in args[1:]))
             kwargs = {name: value if name == "hidden_states" else seen.follow(value) for name, value in kwargs.items()}
-            if own is not None and not self._flash():
-                kwargs |= self._attend_at_once(call, module, own)
+            if own is not None and not self._flash:
+                kwargs |= self._attend_at_once(call, attention, own)
             return args, kwargs
 
         return before_block
 
     @staticmethod
-    def _attend_at_once(call: EncoderCall, block: nn.Module, bounds: Tensor) -> dict[str, Tensor]:
+    def _attend_at_once(call: EncoderCall, attention: nn.Module, bounds: Tensor) -> dict[str, Tensor]:
         """Other boundaries for a block that would call its kernel for one sequence after the other."""
-        segments, attention = call.seen.segments(bounds), attention_of(block)
+        segments = call.seen.segments(bounds)
         if segments is None:
             return {}
         taps.batches()[attention] = segments
@@ -267,7 +269,7 @@ class EncoderStages:
         if call is None or call.laid is None or call.seen.padding is None or hidden.shape[1] == call.seen.shape[1]:
             return None
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        if self._flash() or not (mask is None or isinstance(mask, Tensor)):
+        if self._flash or not (mask is None or isinstance(mask, Tensor)):
             raise Unsupported(
                 f"Pictures or tiles of one call keep different numbers of tokens ({call.seen.lengths} rows), which "
                 "this attention kernel cannot take together. Give keep= (a share of each), one picture at a time, or "
@@ -279,6 +281,7 @@ class EncoderStages:
             hide = hide.masked_fill(~mask, hide.min()) if mask.dtype == torch.bool else torch.minimum(mask, hide)
         return ((hidden, hide, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"attention_mask": hide})
 
+    @property
     def _flash(self) -> bool:
         return "flash" in (getattr(self.model.config.vision_config, "_attn_implementation", "") or "")
 

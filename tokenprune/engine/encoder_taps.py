@@ -50,15 +50,16 @@ class EncoderTaps:
             handles.append(key_projection(attention).register_forward_hook(Hook(note)))
         return handles
 
-    def before_block(self, call: EncoderCall, i: int, block: nn.Module, x: Tensor) -> None:
+    def before_block(self, call: EncoderCall, i: int, attention: nn.Module, x: Tensor) -> None:
         """Get ready for what is read of block i. x: [B, K, d], its input."""
-        call.noted.clear()
-        if self._of(i, "vision_changes"):
-            call.noted["states"] = call.rows.restore(x)
-        wanted, attention = self._of(i, "saliency"), attention_of(block)
-        if wanted:
-            call.heard = {need: [] for need in wanted}
-            call.hear(attention, self._listener(call))
+        if i in self._needs:
+            call.noted.clear()
+            if self._of(i, "vision_changes"):
+                call.noted["states"] = call.rows.restore(x)
+            wanted = self._of(i, "saliency")
+            if wanted:
+                call.heard = {need: [] for need in wanted}
+                call.hear(attention, self._listener(call))
         if call.rows.sizes is not None:
             taps.adjusters()[attention] = Proportional(call.rows.row_sizes)
             call.touched.append(attention)

@@ -14,8 +14,7 @@ from tokenprune.methods.base import Method, Schedule, View, keep_option, option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Pixels
 from tokenprune.signals.need import Need
-
-METRICS = ("max", "mean", "rmse")
+from tokenprune_kernels.prediction import METRICS, distances, predict_anchored
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,11 @@ class PixelPrune(Method):
         """Of pictures x [S, h, w, X]: int64 [S, n] which group predicts each, and its distance [S, n], infinite for the
         first."""
         if self.keep is None and self.tau > 0 and self.anchored:
-            stands = self._replace(x)
+            stands = predict_anchored(x, self.tau, self.metric)
             return stands, torch.where(stands == torch.arange(stands.shape[1], device=x.device), torch.inf, 0.0)
-        return self._predict(self._distance(x[:, :, 1:], x[:, :, :-1]), self._distance(x[:, 1:], x[:, :-1]))
-
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        difference = (a - b).abs()
-        if self.metric == "max":
-            return difference.amax(-1)
-        return difference.mean(-1) if self.metric == "mean" else difference.square().mean(-1).sqrt()
+        return self._predict(
+            distances(x[:, :, 1:], x[:, :, :-1], self.metric), distances(x[:, 1:], x[:, :-1], self.metric)
+        )
 
     def _predict(self, left: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
         """The same of groups as they are.
@@ -104,33 +99,3 @@ class PixelPrune(Method):
         predicted[:, 1:, 1:] = torch.where(by_above, own[:-1, 1:], predicted[:, 1:, 1:])
         distance[:, 1:, 1:] = torch.where(by_above, above[:, :, 1:], distance[:, 1:, 1:])
         return predicted.flatten(1), distance.flatten(1)
-
-    def _replace(self, x: Tensor) -> Tensor:
-        """int64 [S, n], what stands for each group, where what went is replaced before it predicts others: all groups
-        of an anti-diagonal at once, since each depends on those of the two before alone. A choice is launched from the
-        host diagonal by diagonal, so everything here is a view of what there is, or one launch."""
-        spans, h, w, values = x.shape
-        flat = x.flatten(1, 2)
-        stands = torch.arange(h * w, device=x.device).expand(spans, -1).clone()
-        # What stands for the groups of the last diagonal and of the one before it, pixels and index: row r at r + 1.
-        last, earlier = ((x.new_zeros(spans, h + 1, values), stands.new_zeros(spans, h + 1)) for _ in range(2))
-        last[0][:, 1] = flat[:, 0]
-        for diagonal in range(1, h + w - 1):
-            top, end = max(0, diagonal - w + 1), min(diagonal, h - 1) + 1
-            cells = slice(top * (w - 1) + diagonal, (end - 1) * (w - 1) + diagonal + 1, max(w - 1, 1))
-            (pixels, index), own = last, flat[:, cells]
-            pairs = pixels[:, top : end + 1].unfold(1, 2, 1).transpose(-1, -2)  # [S, m, 2, X]: above, left
-            near = self._distance(earlier[0][:, top:end, None], pairs) <= self.tau
-            above = near[..., 1] > near[..., 0]
-            if top == 0:  # the first row has none above
-                above[:, 0] = False
-            if end == diagonal + 1:  # the first column has none on its left
-                above[:, -1] = True
-            by = torch.where(above[..., None], pixels[:, top:end], pixels[:, top + 1 : end + 1])
-            goes = self._distance(own, by) <= self.tau
-            by_index = torch.where(above, index[:, top:end], index[:, top + 1 : end + 1])
-            stands[:, cells] = torch.where(goes, by_index, stands[:, cells])
-            earlier[0][:, top + 1 : end + 1] = torch.where(goes[..., None], by, own)
-            earlier[1][:, top + 1 : end + 1] = stands[:, cells]
-            last, earlier = earlier, last
-        return stands
