@@ -41,8 +41,9 @@ def test_at_once_is_one_after_the_other(lengths, kernel):
 def test_where_padding_would_be_most_of_the_work_it_stays_as_it_is():
     bounds = torch.tensor([0, 1])
     assert Segments.of([9], bounds) is None
-    assert Segments.of([100, *[2] * 40], bounds) is None
-    assert Segments.of([64, *[16] * 3], bounds) is not None
+    assert Segments.of([1000, *[2] * 40], bounds) is None
+    assert Segments.of([1000, 900], bounds) is not None
+    assert Segments.of([100, *[2] * 40], bounds) is not None
 
 
 @pytest.mark.parametrize("media", [Picture(8, 8), Video(4, 4, 4)], ids=["windows", "frames"])

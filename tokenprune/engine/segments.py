@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tokenprune.core.selection import to_device
 
-WASTE = 4  # times as many products as there need be, up to which one padded call beats many small ones
+# One padded call beats many small ones up to so many times the products that there need be, and always where sequences
+# are of so few rows: a call costs more than they do.
+WASTE, FEW = 4, 512
 
 
 class Segments:
@@ -39,8 +41,11 @@ class Segments:
     @classmethod
     def of(cls, lengths: Sequence[int], like: Tensor) -> Segments | None:
         """Where one call is worth it; None where there is one sequence, or padding would be most of the work."""
-        needed, padded = sum(n * n for n in lengths), len(lengths) * max(lengths) ** 2
-        return cls(lengths, like) if len(lengths) > 1 and padded <= WASTE * needed else None
+        if len(lengths) < 2:
+            return None
+        longest, needed = max(lengths), sum(n * n for n in lengths)
+        pays = longest <= FEW or len(lengths) * longest**2 <= WASTE * needed
+        return cls(lengths, like) if pays else None
 
     def split(self, *parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Sequence by sequence, of [1, H, rows, e] each."""
