@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from eval import results
-from eval.tables import compared, stands, words
+from eval.tables import read_comparison, stands, words
 from eval.worlds.compare import average
 from tokenprune import supports
 from tokenprune.catalogue.facts import SHARED, figures, recipe_stages, shown
@@ -34,7 +34,7 @@ def method_page(cls: type[Method]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def linked(paper: str) -> str:
+def link(paper: str) -> str:
     """A paper with a link where it is an arXiv number."""
     found = re.fullmatch(r"arXiv (\d{4}\.\d{5}(v\d+)?)", paper)
     return f"[{paper}](https://arxiv.org/abs/{found[1]})" if found else paper
@@ -42,7 +42,7 @@ def linked(paper: str) -> str:
 
 def _facts(cls: type[Method]) -> str:
     year = f", {cls.year}" if cls.year else ""
-    return f"{linked(cls.paper)}{year} · {cls.kind} · {stands(cls)}, in a model of 32 layers"
+    return f"{link(cls.paper)}{year} · {cls.kind} · {stands(cls)}, in a model of 32 layers"
 
 
 def _prose(cls: type[Method]) -> str:
@@ -114,7 +114,7 @@ def _measured(cls: type[Method]) -> str:
 
 
 def _scenes(cls: type[Method]) -> str:
-    own = [cell for cell in compared() if cell["label"].split()[0] == cls.name]
+    own = [cell for cell in read_comparison() if cell["label"].split()[0] == cls.name]
     own.sort(key=lambda c: (c["label"], -c["keep"], c["positions"] == "compact"))
     rows = [[f"`{c['label']}`", percent(c["keep"]), c["positions"], percent(c["all"]), *_tokens(c)] for c in own]
     head = ["on the bundled image model", "keep", "positions", "right", *TOKENS]

@@ -13,7 +13,7 @@ from statistics import mean
 
 import tokenprune
 from eval import results
-from eval.tables import compared
+from eval.tables import read_comparison
 from eval.worlds.compare import average
 from tokenprune.evaluation.cells import Result, read_all
 from tokenprune.evaluation.pareto import pareto
@@ -62,7 +62,7 @@ def measured() -> str:
     where = f"32 frames, {videos['threads']} CPU threads, float32, keep {videos['keep']}"
     choosing.append({"tokens": 6272, "prefill_ms": round(times.pop("prefill")), "where": where, "ms": times})
     models = [
-        _scored("Scenes", results.read("scenes_methods.json"), compared()),
+        _scored("Scenes", results.read("scenes_methods.json"), read_comparison()),
         _scored(
             "Scenes-video", results.read("clips_methods.json"), average(results.read("clips_methods.json")["cells"])
         ),

@@ -47,7 +47,7 @@ def signals(n: int, names: set[str]) -> dict[str, torch.Tensor]:
     return found
 
 
-def timed(work: Callable[[], Any]) -> float:
+def time_call(work: Callable[[], Any]) -> float:
     """Milliseconds of one call."""
     began = time.perf_counter()
     work()
@@ -70,9 +70,9 @@ def measure(n: int, rounds: int, console: Console) -> dict[str, Any]:
         views[name] = View(n, 1, (GRIDS[n],), signals(n, {need.signal for need in method.needs}), total=n)
     times: dict[str, list[float]] = {name: [] for name in ["prefill", *views]}
     for turn in range(rounds + 1):
-        times["prefill"].append(timed(lambda: model(inputs_embeds=embeds)))
+        times["prefill"].append(time_call(lambda: model(inputs_embeds=embeds)))
         for name, method in stages().items():
-            times[name].append(timed(lambda m=method, v=views[name]: m.select(v)))
+            times[name].append(time_call(lambda m=method, v=views[name]: m.select(v)))
         console.print(f"n = {n}: round {turn} of {rounds}")
     found = {name: median(values[1:]) for name, values in times.items()}
     prefill = found.pop("prefill")

@@ -83,7 +83,7 @@ def heldout() -> str:
     return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
 
 
-def compared() -> list[dict[str, Any]]:
+def read_comparison() -> list[dict[str, Any]]:
     """Cells of the comparison on scenes; seeds of the random baseline averaged into one."""
     return average(results.read("scenes_methods.json")["cells"])
 
@@ -95,7 +95,7 @@ def full_comparison() -> str:
     dense = data["dense"]
     first = ["none (dense)", "", "144 / 144", "100 %", ""]
     rows = [[*first, *(f"{100 * v:.1f}" for v in (mean(dense.values()), *dense.values()))]]
-    for cell in sorted(compared(), key=lambda c: (-c["keep"], c["label"], c["positions"] == "compact")):
+    for cell in sorted(read_comparison(), key=lambda c: (-c["keep"], c["label"], c["positions"] == "compact")):
         tokens = f"{cell['average_tokens']:.0f} / {cell['final_tokens']:.0f}"
         scores = [f"{100 * v:.1f}" for v in (cell["all"], *cell["types"].values())]
         share = f"{100 * cell['flops']:.0f} %"
@@ -107,7 +107,7 @@ def comparison() -> str:
     """Every method at every budget: right answers over all types, and what one budget cost."""
     dense = results.read("scenes_methods.json")["dense"]
     groups: dict[str, dict[tuple, dict]] = {}
-    for cell in compared():
+    for cell in read_comparison():
         groups.setdefault(cell["label"], {})[cell["keep"], cell["positions"]] = cell
     rows = []
     for label, cells in groups.items():

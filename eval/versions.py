@@ -66,7 +66,7 @@ def measure(python: str, version: str, tests: list[str]) -> dict[str, Any]:
     return row | counts | {"date": date.today().isoformat()}
 
 
-def merged(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+def merge_rows(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
     """All rows with a new one, in place of that of the same versions."""
     by_key = {tuple(row[k] for k in KEY): row for row in (*rows, new)}
     return [by_key[key] for key in sorted(by_key, key=lambda key: [numbers(part) for part in key])]
@@ -99,7 +99,7 @@ def main(
         row = measure(python, version, tests)
         typer.echo(json.dumps(row))
         old = json.loads(out.read_text())["rows"] if out.exists() else []
-        out.write_text(json.dumps({"rows": merged(old, row)}, indent=1) + "\n")
+        out.write_text(json.dumps({"rows": merge_rows(old, row)}, indent=1) + "\n")
         good &= row["make_run"] and not row["failed"]
     raise typer.Exit(not good)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from eval.results import RESULTS, write
-from eval.selection_cost import TEXT, llama, signals, timed
+from eval.selection_cost import TEXT, llama, signals, time_call
 from tokenprune import DyCokeKV, Stage, prune
 from tokenprune.bench.shapes import VISUAL, configure_llama, configure_llava
 from tokenprune.engine.cache import cache_name
@@ -49,9 +49,9 @@ def choosing(rounds: int, console: Console) -> dict[str, Any]:
     }
     times: dict[str, list[float]] = {name: [] for name in ["prefill", *chosen]}
     for turn in range(rounds + 1):
-        times["prefill"].append(timed(lambda: model(inputs_embeds=embeds)))
+        times["prefill"].append(time_call(lambda: model(inputs_embeds=embeds)))
         for name, method in chosen.items():
-            times[name].append(timed(lambda m=method, v=views[name]: m.select(v)))
+            times[name].append(time_call(lambda m=method, v=views[name]: m.select(v)))
         console.print(f"choosing: round {turn} of {rounds}")
     return {name: spread(values) for name, values in times.items()}
 
@@ -83,7 +83,7 @@ def decoding(visual: int, rounds: int) -> dict[str, Any]:
 
     def step(name: str, **inputs: Any) -> float:
         model = models[name]
-        return timed(lambda: model(**inputs, **{cache_name(model): caches[name]}))
+        return time_call(lambda: model(**inputs, **{cache_name(model): caches[name]}))
 
     for name in modes:
         step(name, input_ids=ids, pixel_values=pixels, logits_to_keep=1)

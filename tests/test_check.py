@@ -222,7 +222,7 @@ def test_verify_is_asked_for_or_not(monkeypatch, tiny_models):
     family = FAMILIES["llava"]
     model, inputs = tiny_models(family), family.inputs(PADDED)
     wrong_rows(monkeypatch)
-    assert verify.tested(), (
+    assert verify.is_tested(), (
         "add the installed transformers to TESTED_TRANSFORMERS once `make test-versions` passes on it"
     )
     with torch.no_grad(), prune(model, STAGED):

@@ -34,7 +34,7 @@ from tests.draw import cases
 from tests.tiny.saved import save
 from tokenprune import BadInput, Stage, TokenpruneError, scenes
 from tokenprune.chat import Chat
-from tokenprune.demo.app import AUTOMATIC, told
+from tokenprune.demo.app import AUTOMATIC, tell
 from tokenprune.demo.controls import PUBLISHED, plan
 from tokenprune.demo.session import EXAMPLES, Session
 from tokenprune.media.clip import Clip
@@ -527,7 +527,7 @@ def test_a_failure_of_ours_is_told_without_its_words(caplog):
         raise PermissionError(13, "Permission denied", "/home/someone/secret")
 
     with pytest.raises(gr.Error, match="The demo failed at this") as error:
-        told(broken)
+        tell(broken)
     assert "secret" not in str(error.value)
     assert "/home/someone/secret" in caplog.text
 

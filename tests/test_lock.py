@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from eval.lock import LOCK, TORCH_FAMILY
-from eval.versions import count, merged
+from eval.versions import count, merge_rows
 
 OWN = {"tokenprune", "tokenprune-centre", "pip"}  # pip came with the environment
 
@@ -57,7 +57,7 @@ def test_a_row_of_the_version_table_replaces_that_of_the_same_versions():
         return {"python": python, "torch": "2.13.0+cpu", "transformers": transformers, "passed": passed}
 
     rows = [row("3.11.7", "5.24.0", 1), row("3.12.1", "5.9.0", 2)]
-    found = merged(merged(rows, row("3.11.7", "5.24.0", 3)), row("3.12.1", "5.10.0", 4))
+    found = merge_rows(merge_rows(rows, row("3.11.7", "5.24.0", 3)), row("3.12.1", "5.10.0", 4))
     assert [one["passed"] for one in found] == [3, 2, 4]
 
 

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from eval.media import clips
 from eval.media.compare import RESULT, cases, judged
-from eval.media.numbered import frame, read, turned
+from eval.media.numbered import frame, read, turn_frame
 from tokenprune import BadInput, load_video, scenes
 from tokenprune.chat import Chat
 from tokenprune.media.clip import asked, sample
@@ -42,7 +42,7 @@ def numbers(clip):
 def test_numbers_survive_and_turns_are_told_apart():
     for number in (0, 21, 42, 63):
         assert read(frame(number)) == (number, 0)
-        found = {read(turned(frame(number), turn)) for turn in range(8)}
+        found = {read(turn_frame(frame(number), turn)) for turn in range(8)}
         assert len(found) == 8
         assert {n for n, _ in found} == {number}
     assert read(np.zeros((64, 96, 3), np.uint8)) == (None, None)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.encoder_oracle import hidden_rows, rows_of_columns, towers_of
 from tests.oracle import oracle_logits
@@ -14,10 +15,14 @@ from tests.tiny import FAMILIES, Picture
 from tokenprune import BadInput, Stage, Unsupported, prune, select
 from tokenprune.engine.encoder_taps import Proportional
 from tokenprune.families.base import attention_of
+from tokenprune.methods.downsample import Downsample
 from tokenprune.methods.fastv import FastV
 from tokenprune.methods.illava import ILLaVA
 from tokenprune.methods.ipcv import IPCV
+from tokenprune.methods.mustdrop import MustDrop
+from tokenprune.methods.pixelprune import PixelPrune
 from tokenprune.methods.place import Pixels, Vision
+from tokenprune.methods.random import Random
 from tokenprune.methods.token_transforming import TokenTransforming
 from tokenprune.methods.tome import ToMe
 from tokenprune.methods.uniform import Uniform
@@ -217,6 +222,21 @@ def answers_to(name, model, inputs, features, columns):
         handle.remove()
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("whole", [0, 1])
+def test_the_flops_of_what_comes_back(name, whole):
+    """In blocks whose attention sees everything, an MLP of what is left."""
+    model, inputs = FAMILIES[name].build("eager"), FAMILIES[name].inputs([[2, Picture(4, 4), 3]])
+    with torch.no_grad(), prune(model, [Stage(Vision(1), IPCV(keep=0.5, whole=whole))]) as run:
+        with FlopCounterMode(display=False) as counter:
+            model(**inputs)
+        counts = counter.get_flop_counts()
+        names = {module: name for name, module in model.named_modules()}
+        blocks = [names[block] for block in towers_of(model)[0]]
+        counted = sum(sum(ops.values()) for key, ops in counts.items() if key.endswith(tuple(blocks)))
+    assert run.report().encoder.flops == counted
+
+
 @pytest.mark.parametrize("width", [4, 5])
 def test_a_wider_head_is_a_bias(width):
     made = torch.Generator().manual_seed(0)
@@ -232,17 +252,23 @@ def test_a_wider_head_is_a_bias(width):
         torch.testing.assert_close(((q @ k.mT * 0.3).softmax(-1) @ v[..., :width])[0], expected[i])
 
 
-INSIDE = [
-    IPCV(keep=0.5, whole=1),
-    ILLaVA(keep=0.5),
-    ToMe(keep=0.5, metric="keys"),
-    TokenTransforming(keep=0.5, metric="keys"),
+STAGES = [
+    (Vision(1), IPCV(keep=0.5, whole=1)),
+    (Vision(1), ILLaVA(keep=0.5)),
+    (Vision(1), ToMe(keep=0.5, metric="keys")),
+    (Vision(1), TokenTransforming(keep=0.5, metric="keys")),
+    (Vision(1), MustDrop(keep=0.5, window=2)),
+    (Vision(1), Downsample(keep=0.5)),
+    (Vision(1), Random(keep=0.5)),
+    (Pixels(), PixelPrune(keep=0.5)),
+    (Pixels(), Downsample(keep=0.5)),
+    (Pixels(), Random(keep=0.5)),
 ]
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("method", INSIDE, ids=lambda one: one.name)
-def test_on_every_family(name, method):
+@pytest.mark.parametrize(("place", "method"), STAGES, ids=lambda one: getattr(one, "name", str(one)))
+def test_on_every_family(name, place, method):
     """Keeping all changes nothing; the way of computing attention and who is beside one in the call do not matter."""
     inputs = prompt(name)
     together = []
@@ -250,9 +276,9 @@ def test_on_every_family(name, method):
         model = FAMILIES[name].build(kind)
         with torch.no_grad():
             dense = model(**inputs).logits
-            with prune(model, [Stage(Vision(1), replace(method, keep=1.0))]):
+            with prune(model, [Stage(place, replace(method, keep=1.0))]):
                 assert torch.equal(model(**inputs).logits, dense)
-            with prune(model, [Stage(Vision(1), method)]) as run:
+            with prune(model, [Stage(place, method)]) as run:
                 together.append(model(**inputs).logits)
                 report = run.report()
                 for i, row in enumerate(([2, Picture(4, 6), 3], [1, Picture(4, 4), 5])):

@@ -18,7 +18,7 @@ from eval.bench import startup
 from eval.bench.bars import Bar, as_rows, of_prefill
 from eval.bench.cells import Cell, run
 from eval.results import RESULTS, write
-from eval.selection_cost import timed
+from eval.selection_cost import time_call
 from tokenprune import Plan
 from tokenprune.bench.compare import Spread, compare
 from tokenprune.bench.workload import workload
@@ -57,7 +57,7 @@ def loop(rounds: int, console: Console) -> Bar:
         lambda: max_min(distance, k, start),
         lambda: reread(distance[0], k, start[0]),
     ]
-    ratio = Spread.of([1 / (timed(sides[0]) / timed(sides[1])) for _ in range(rounds)])
+    ratio = Spread.of([1 / (time_call(sides[0]) / time_call(sides[1])) for _ in range(rounds)])
     console.print(f"max-min loop, n={n}, k={k}: {ratio} x faster than reading again")
     return Bar("max-min loop against reading again", f"n={n}, k={k}", ratio.median, ratio.low, ratio.high, 10.0, False)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from eval.bench.bars import Bar, as_rows
 from eval.results import RESULTS, write
-from eval.selection_cost import timed
+from eval.selection_cost import time_call
 from tokenprune import Plan
 from tokenprune.bench import table
 from tokenprune.bench.compare import Comparison, Spread, compare
@@ -69,14 +69,14 @@ def bars(shape: str, tokens: int, found: Comparison) -> list[Bar]:
     return rows
 
 
-def waited(work: Callable[[], Any], device: str) -> float:
+def time_waiting(work: Callable[[], Any], device: str) -> float:
     """Milliseconds of one call, until the device is through."""
 
     def whole() -> None:
         work()
         synchronize(torch.device(device))
 
-    return timed(whole)
+    return time_call(whole)
 
 
 @torch.inference_mode()
@@ -88,7 +88,7 @@ def choosing(encoder_ms: float, device: str, dtype: torch.dtype) -> list[dict[st
     view = View(SIDE**2, 1, ((1, SIDE, SIDE),), {"pixels": page.flatten(1, 2).to(device, dtype)}, total=SIDE**2)
     rows = []
     for name, method in {"tau=0": PixelPrune(), "tau=0.05, anchored": PixelPrune(tau=0.05)}.items():
-        spread = Spread.of([waited(lambda own=method: own.select(view), device) for _ in range(6)][1:])
+        spread = Spread.of([time_waiting(lambda own=method: own.select(view), device) for _ in range(6)][1:])
         rows.append({"method": name, "ms": asdict(spread), "share_of_encoder": spread.median / encoder_ms})
     return rows
 
@@ -98,7 +98,7 @@ def encoder_ms(device: str, dtype: torch.dtype) -> float:
     """Milliseconds of the dense encoder of Qwen3-VL-2B's proportions on 16,384 patches; on a CPU a quarter as deep."""
     work = workload("qwen3-vl-2b" if device == "cpu" else "qwen3-vl-2b-whole", SIDE**2, 1, device, dtype)
     given = {name: work.inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    return min(waited(lambda: work.model.get_image_features(**given), device) for _ in range(2))
+    return min(time_waiting(lambda: work.model.get_image_features(**given), device) for _ in range(2))
 
 
 def main(

@@ -45,7 +45,7 @@ def milliseconds(work: Work) -> float:
     return start.elapsed_time(end)
 
 
-def recorded(work: Work) -> Work:
+def record_graph(work: Work) -> Work:
     """The same work as a graph of its launches, which are then replayed without the host: `REPLAYS` in a row."""
     work()  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -100,7 +100,7 @@ def measure(console: Console, rounds: int = 20) -> dict[str, Any]:
         found[name] = _compared(work, rounds)
         console.print(f"{name}: reference / Triton {Spread(**found[name]['speedup'])}")
     source = torch.randn(8, 631, 3584, device="cuda", dtype=torch.bfloat16)
-    copy = recorded(source.clone)
+    copy = record_graph(source.clone)
     found["copy bound of compact, ms"] = vars(Spread.of([milliseconds(copy) / REPLAYS for _ in range(rounds)]))
     features = torch.randn(1, 2880, 3584, device="cuda", dtype=torch.bfloat16)
     choosing = [milliseconds(lambda: max_min(cosine_distance(features), 288)) for _ in range(rounds)]
@@ -112,7 +112,7 @@ def _compared(work: Work, rounds: int) -> dict[str, Any]:
     graphs = {}
     for side in dispatch.SIDES:
         with on(side):
-            graphs[side] = recorded(work)
+            graphs[side] = record_graph(work)
     alone: dict[str, list[float]] = {side: [] for side in dispatch.SIDES}
     called: dict[str, list[float]] = {side: [] for side in dispatch.SIDES}
     for turn in range(rounds + 3):

@@ -59,7 +59,7 @@ TURNS = {
 }
 
 
-def stored(shown: np.ndarray, turn: str | None) -> np.ndarray:
+def store(shown: np.ndarray, turn: str | None) -> np.ndarray:
     """Pixels [H, W, 3] that a display matrix turns into `shown`, pixel by pixel as the standard says it."""
     a, b, c, d = TURNS[turn or "upright"]
     size = shown.shape[:2] if b == c == 0 else shown.shape[1::-1]
@@ -87,7 +87,7 @@ def write(
     rate = rate_of(codec)
     with av.open(str(path), "w", **options) as out:
         stream = out.add_stream(codec, rate=rate, options=QUIET.get(codec, {}))
-        stream.height, stream.width = stored(frame(0, scale), turn).shape[:2]
+        stream.height, stream.width = store(frame(0, scale), turn).shape[:2]
         stream.pix_fmt = FORMATS.get(codec, "yuv420p")
         stream.gop_size = 12
         stream.codec_context.thread_count = 1  # two threads of libvpx wait for each other for ever, once in a while
@@ -98,7 +98,7 @@ def write(
             a, b, c, d = (x << 16 for x in TURNS[turn])
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for i in range(count):
-            drawn = av.VideoFrame.from_ndarray(stored(frame(i, scale), turn), format="rgb24")
+            drawn = av.VideoFrame.from_ndarray(store(frame(i, scale), turn), format="rgb24")
             drawn = drawn.reformat(format=stream.pix_fmt)
             drawn.pts, drawn.time_base = ticks(i), Fraction(1, rate)
             out.mux(stream.encode(drawn))

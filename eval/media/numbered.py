@@ -27,12 +27,12 @@ def read(pixels: np.ndarray) -> tuple[int | None, int | None]:
 
     None, None: neither can be read, as in a damaged picture.
     """
-    found = [(turn, _code(turned(pixels, turn))) for turn in range(8)]
+    found = [(turn, _code(turn_frame(pixels, turn))) for turn in range(8)]
     read_as = [(number, turn) for turn, number in found if number is not None]
     return read_as[0] if len(read_as) == 1 else (None, None)
 
 
-def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+def turn_frame(pixels: np.ndarray, turn: int) -> np.ndarray:
     """The picture after `turn % 4` quarter turns to the left, and from 4 on mirrored left to right as well."""
     quarter = np.rot90(pixels, turn % 4)
     return quarter[:, ::-1] if turn >= 4 else quarter

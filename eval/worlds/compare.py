@@ -16,7 +16,7 @@ from rich.console import Console
 
 from eval.results import RESULTS, write
 from eval.worlds.base import World
-from eval.worlds.judge import judge, summed
+from eval.worlds.judge import judge, sum_scores
 from eval.worlds.registry import Named
 from tokenprune import prune
 from tokenprune.chat import Chat
@@ -32,7 +32,7 @@ def cell(world: World, chat: Chat, setting: dict[str, Any], count: int) -> dict[
         scores = judge(world, chat, count, note=f"{label(setting)} {keep} {' '.join(policy.values())}")
         report = run.report()
     found = {
-        **summed(scores),
+        **sum_scores(scores),
         "average_tokens": report.average_tokens * world.tokens / report.tokens,
         "final_tokens": report.final_tokens * world.tokens / report.tokens,
         "flops": report.flops / report.dense_flops,
@@ -74,7 +74,7 @@ def main(
         old = json.loads(out.read_text())
         if old["questions_per_type"] == count:
             result["cells"] = old["cells"]
-    result["dense"] = summed(judge(world, chat, count))["types"]
+    result["dense"] = sum_scores(judge(world, chat, count))["types"]
     for setting in world.cells():
         if any(setting.items() <= one.items() for one in result["cells"]):
             continue

@@ -100,7 +100,7 @@ def judge(
     return found
 
 
-def summed(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+def sum_scores(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Shares of right answers by type, and their mean."""
     types = {kind: found["right"] for kind, found in scores.items()}
     return {"types": types, "all": sum(types.values()) / len(types)}

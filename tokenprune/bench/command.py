@@ -22,7 +22,7 @@ from tokenprune.plan import Plan
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def chosen(
+def choose(
     shape: str, tokens: int, model: str | None, image: Path | None, prompt: str | None, batch: int, dtype: str | None
 ) -> Workload:
     """The workload that the options describe: a random shape, or the user's model on a picture."""

@@ -95,14 +95,14 @@ def best_for(method: type[Method]) -> tuple[str, str]:
     return medium, "one question" if asks(method) else "any question"
 
 
-def joined(words: tuple[str, ...]) -> str:
+def join_words(words: tuple[str, ...]) -> str:
     """Those that say something, with commas."""
     return ", ".join(filter(None, words))
 
 
 def summary(method: type[Method], layers: int = 32) -> str:
     """What it is, on one line. layers: decoder layers of the model that it is to stand in."""
-    return f"{method.kind}; {method.paper}; {place(*places(method, layers))}; for {joined(best_for(method))}"
+    return f"{method.kind}; {method.paper}; {place(*places(method, layers))}; for {join_words(best_for(method))}"
 
 
 def own_options(method: type[Method]) -> list[Field]:
@@ -131,7 +131,7 @@ def recipe_stages(recipe: Recipe) -> str:
     return ", ".join(f"{s.method.name} keep {shown(s.method.keep)} {place(s.place)}" for s in recipe.to_stages())
 
 
-def published(recipe: Recipe) -> str:
+def cite(recipe: Recipe) -> str:
     """The figures that a recipe belongs to and their source; empty without any."""
     if recipe.published is None:
         return ""

@@ -41,7 +41,7 @@ class Column:
         return [row.ljust(longest) for row in rows]
 
 
-def arranged(columns: list[Column], room: int | None) -> list[str]:
+def arrange(columns: list[Column], room: int | None) -> list[str]:
     """The rows of a table, one line each: as many columns narrow, from the left on, as it takes to fit; what is still
     too long is cut."""
     narrow = 0
@@ -70,7 +70,7 @@ def method_columns() -> list[Column]:
         Column(
             "reads", [" ".join(own) for own in sources], [" ".join(SHORT.get(s, s) for s in own) for own in sources]
         ),
-        Column("best for", [facts.joined(pair) for pair in best], [pair[1] for pair in best]),
+        Column("best for", [facts.join_words(pair) for pair in best], [pair[1] for pair in best]),
     ]
 
 
@@ -83,11 +83,11 @@ def recipe_columns() -> list[Column]:
         Column("model", [recipe.model for recipe in known]),
         Column("positions", [recipe.positions for recipe in known]),
         Column("stages", [facts.recipe_stages(recipe) for recipe in known], names),
-        Column("published", [facts.published(r) or NONE for r in known], [facts.figures(r) or NONE for r in known]),
+        Column("published", [facts.cite(r) or NONE for r in known], [facts.figures(r) or NONE for r in known]),
     ]
 
 
-def described(one: type[Method] | Recipe | Policy) -> str:
+def describe(one: type[Method] | Recipe | Policy) -> str:
     """Everything about a method, a recipe or a policy of positions, as labelled paragraphs."""
     if isinstance(one, Policy):
         return paragraph(one.names[0], [f"({one.paper}) {one.text}"])
@@ -121,7 +121,7 @@ def recipe_rows(recipe: Recipe) -> list[tuple[str, list[str]]]:
     return [
         (recipe.name, [f"recipe for {recipe.model}, {recipe.positions} positions"]),
         ("stages", [facts.recipe_stages(recipe)]),
-        ("published", [facts.published(recipe) or "no figure"]),
+        ("published", [facts.cite(recipe) or "no figure"]),
         ("use", [f"tokenprune.prune(model, {recipe.name!r}), or --method {recipe.name}"]),
     ]
 
@@ -139,13 +139,13 @@ def method_rows(method: type[Method]) -> list[tuple[str, list[str]]]:
         ("kind", [method.kind]),
         ("place", [f"{facts.place(*places(method))} (of 32 layers)"]),
         ("reads", signals or ["nothing but the number of tokens and their grid"]),
-        ("best for", [facts.joined(facts.best_for(method))]),
+        ("best for", [facts.join_words(facts.best_for(method))]),
         ("waits", [f"for the device: {method.waits}"] if method.waits else []),
         ("options", [option(field) for field in options_of(method)]),
         ("families", reach(method)),
         (
             "recipes",
-            [f"{r.name}: {r.model}; {facts.published(r) or 'no figure'}" for r in facts.recipes_of(method)] or ["none"],
+            [f"{r.name}: {r.model}; {facts.cite(r) or 'no figure'}" for r in facts.recipes_of(method)] or ["none"],
         ),
         ("cost", measured.cost(method)),
         ("scores", measured.scores(method)),

@@ -106,8 +106,8 @@ def check(
     everything = [replace(stage, method=replace(stage.method, keep=1.0)) for stage in stages]
     trial = _Trial(model, inputs, new_tokens, plan.turns, plan.images, give or {})
     tolerance = TOLERANCES.get(model.dtype, max(TOLERANCES.values())) if tolerance is None else tolerance
-    run, pruned = trial.compared(stages, positions, tolerance, plain=False)
-    _, whole = trial.compared(everything, positions, tolerance, plain=True)
+    run, pruned = trial.run_beside(stages, positions, tolerance, plain=False)
+    _, whole = trial.run_beside(everything, positions, tolerance, plain=True)
     return Check(
         stages=_stages_of(run),
         positions=positions,
@@ -141,7 +141,7 @@ class _Trial:
     give: Mapping[str, Sequence[Tensor]]
     words: Tensor | None = None  # int64 [B, new tokens + 1]
 
-    def compared(
+    def run_beside(
         self, stages: Sequence[Stage], positions: str, tolerance: float, plain: bool
     ) -> tuple[Run, Comparison]:
         """A pruned answer beside that of its reference; plain: beside that of the model as it is."""

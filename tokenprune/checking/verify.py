@@ -28,7 +28,7 @@ def asks_to_verify(verify: str, stages: Sequence[Stage]) -> bool:
     for stages that no reference can be made for."""
     if verify not in VERIFY:
         raise unknown("verify", verify, VERIFY)
-    asked = verify == "always" or (verify == "auto" and not tested())
+    asked = verify == "always" or (verify == "auto" and not is_tested())
     if asked and any(stage.method.merges_in == "encoder" for stage in stages):
         raise Unsupported(
             "Features merged before the projector have no masked reference, so they cannot be verified with "
@@ -37,7 +37,7 @@ def asks_to_verify(verify: str, stages: Sequence[Stage]) -> bool:
     return asked
 
 
-def tested() -> bool:
+def is_tested() -> bool:
     """Whether the installed transformers is of a minor version that the laws were run on."""
     return ".".join(version("transformers").split(".")[:2]) in TESTED_TRANSFORMERS
 
@@ -112,7 +112,7 @@ class _FirstPrompt:
                 "report this with the output of `tokenprune check`."
             )
         self.done = True
-        if not tested():
+        if not is_tested():
             warnings.warn(
                 f"tokenprune {VERSION} was not tested with {installed}. The first prompt was compared with its "
                 "reference and holds; `tokenprune check` compares decoding steps too.",

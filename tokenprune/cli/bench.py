@@ -51,5 +51,5 @@ def bench(
 
     from tokenprune.bench import command
 
-    work = command.chosen(shape, tokens, model, image, prompt, batch, None if dtype is None else dtype.value)
+    work = command.choose(shape, tokens, model, image, prompt, batch, None if dtype is None else dtype.value)
     command.report(out, work, plans, rounds, new_tokens, save, as_json)

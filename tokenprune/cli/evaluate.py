@@ -72,13 +72,13 @@ def evaluate(
 
     first = int(os.environ.get("RANK", 0)) == 0
 
-    def told(done: int, cell: Any) -> None:
+    def tell(done: int, cell: Any) -> None:
         if first:
             out.print(
                 f"[bold]{done + 1}/{len(cells)}[/bold] {escape(cell.task)}: {escape(cell.label)}", highlight=False
             )
 
-    run_all(cells, folder, include_path or [], device, told)
+    run_all(cells, folder, include_path or [], device, tell)
     if first:
         names = {cell.name for cell in cells}
         found = [result for result in read_all(folder) if result.cell.name in names]

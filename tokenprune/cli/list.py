@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tokenprune.catalogue.find import find
-from tokenprune.catalogue.shown import arranged, described, method_columns, recipe_columns, width
+from tokenprune.catalogue.shown import arrange, describe, method_columns, recipe_columns, width
 
 LEGEND = (
     "layers: of 32, before which it chooses; 0 is before the LLM. reads: projected features, the vision encoder, "
@@ -30,9 +30,9 @@ def list_methods(
     Into a pipe each line is whole, whatever its length.
     """
     if name is not None:
-        typer.echo("\n\n".join(described(one) for one in find(name)))
+        typer.echo("\n\n".join(describe(one) for one in find(name)))
         return
-    for row in arranged(recipe_columns() if recipes else method_columns(), width()):
+    for row in arrange(recipe_columns() if recipes else method_columns(), width()):
         typer.echo(row)
     if sys.stdout.isatty() and not recipes:
         typer.echo("\n" + "\n".join(textwrap.fill(part, width() or 80) for part in LEGEND))

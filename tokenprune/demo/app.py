@@ -84,42 +84,42 @@ def build(session: Session) -> gr.Blocks:
         controls: list[Any] = [method, keep, at, positions, extra, second, second_keep, second_at]
         gr.Examples(EXAMPLES, inputs=[file, question], label="examples")
 
-        def previewed(path: str | None, by: str) -> tuple[Any, str]:
-            return (None, "") if path is None else told(lambda: session.preview(path, reader_of(by)))
+        def show_preview(path: str | None, by: str) -> tuple[Any, str]:
+            return (None, "") if path is None else tell(lambda: session.preview(path, reader_of(by)))
 
-        def described(name: str) -> tuple[str, str]:
+        def describe(name: str) -> tuple[str, str]:
             return describe_method(name, layers)
 
-        def written(*values: Any) -> str:
+        def write_call(*values: Any) -> str:
             try:
                 return plan(*values).python()
             except BadInput as error:
                 return f"# {error}"
 
-        def asked(path: str | None, text: str, *values: Any) -> Iterator[tuple]:
+        def answer_question(path: str | None, text: str, *values: Any) -> Iterator[tuple]:
             *wanted, by = values
-            steps = told(lambda: session.ask(path, text, plan(*wanted), reader_of(by)))
-            while (found := told(lambda: next(steps, None))) is not None:
+            steps = tell(lambda: session.ask(path, text, plan(*wanted), reader_of(by)))
+            while (found := tell(lambda: next(steps, None))) is not None:
                 seen = gr.skip() if found.seen is None else found.seen
                 pictures = seen, last(found.stages), last(found.scores)
                 yield found.dense, found.pruned, *pictures, figures_of(found.rows), found.opened
 
         for shown in (file, reader):
-            shown.change(previewed, [file, reader], [picture, opened], api_visibility="private")
-        method.change(described, method, [about, known], api_visibility="private", show_progress="hidden")
+            shown.change(show_preview, [file, reader], [picture, opened], api_visibility="private")
+        method.change(describe, method, [about, known], api_visibility="private", show_progress="hidden")
         for control in controls:
-            control.change(written, controls, line, api_visibility="private", show_progress="hidden")
-        app.load(written, controls, line, api_visibility="private")
+            control.change(write_call, controls, line, api_visibility="private", show_progress="hidden")
+        app.load(write_call, controls, line, api_visibility="private")
         results = [dense, pruned, picture, stages, scores, figures, opened]
         pressed = gr.on(
             [ask.click, question.submit],
-            asked,
+            answer_question,
             [file, question, *controls, reader],
             results,
             api_name="ask",
             show_progress_on=[dense, pruned],
         )
-        pressed.then(written, controls, line, api_visibility="private")
+        pressed.then(write_call, controls, line, api_visibility="private")
     return app.queue(max_size=QUEUE, default_concurrency_limit=1)
 
 
@@ -128,7 +128,7 @@ def reader_of(choice: str) -> str | None:
     return None if choice == AUTOMATIC else choice
 
 
-def told(work: Any) -> Any:
+def tell(work: Any) -> Any:
     """Do it; what tokenprune refuses becomes a message on the page, and any other failure one without its words: those
     may name what is on the server. They go to its log."""
     try:

@@ -15,7 +15,7 @@ from tokenprune import scenes
 from tokenprune.api import prune
 from tokenprune.chat import Chat
 from tokenprune.errors import BadInput
-from tokenprune.explain.answers import Explained, looked_at
+from tokenprune.explain.answers import Explained, draw_steps
 from tokenprune.explain.overlay import FRAME_SIDE, SHORT_SIDE, dim, fit, frames_of, heat_map, strip
 from tokenprune.media.clip import Clip
 from tokenprune.media.pictures import load_image
@@ -76,8 +76,8 @@ class Session:
         """What was opened, as one picture, and in words."""
         opened = self.open(path, reader)
         if isinstance(opened, Clip):
-            return strip([fit(f, 96) for f in frames_of(opened.frames, 16)]), described(opened)
-        return fit(opened), described(opened)
+            return strip([fit(f, 96) for f in frames_of(opened.frames, 16)]), describe(opened)
+        return fit(opened), describe(opened)
 
     def ask(self, path: str | Path | None, question: str, asked: Plan, reader: str | None = None) -> Iterator[Shown]:
         """Both answers as they grow, then everything about the pruned one."""
@@ -87,7 +87,7 @@ class Session:
         with self._lock:
             chat = self.chat("video" if isinstance(opened, Clip) else "image")
             inputs = chat.inputs(opened, question)
-            shown = Shown(opened=described(opened))
+            shown = Shown(opened=describe(opened))
             asked.check(chat.model)  # a plan that this model refuses should not wait for an answer
             began = time.perf_counter()
             for shown.dense in chat.stream(inputs, self.max_new_tokens):
@@ -100,18 +100,18 @@ class Session:
                     yield shown
                 pruned = time.perf_counter() - began
             answers = ((shown.dense, dense), (shown.pruned, pruned))
-            found = looked_at(chat, opened, inputs, question, answers, run, rankings)
-        shown.seen, shown.stages, shown.scores = seen(found), stage_pictures(found), score_pictures(found)
+            found = draw_steps(chat, opened, inputs, question, answers, run, rankings)
+        shown.seen, shown.stages, shown.scores = show_seen(found), stage_pictures(found), score_pictures(found)
         shown.rows = table(found)
         yield shown
 
 
-def described(opened: Image.Image | Clip) -> str:
+def describe(opened: Image.Image | Clip) -> str:
     """What was opened: a picture's size; of a clip the frames that were taken, and what read them."""
     return str(opened) if isinstance(opened, Clip) else f"a picture of {opened.width} x {opened.height} pixels"
 
 
-def seen(found: Explained) -> Image.Image:
+def show_seen(found: Explained) -> Image.Image:
     """The picture (of a video: its frames) with all tokens, in the size of those with fewer."""
     side = _side(found)
     return strip([dim(picture, np.ones(found.span.grid[1:], bool), side) for picture in found.pictures], 4)

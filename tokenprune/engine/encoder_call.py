@@ -59,16 +59,18 @@ class EncoderWork:
 class EncoderCall:
     """One call of a feature getter, while its encoder runs.
 
-    laid: what is left of its rows; None until it is known how they lie. history: what each stage left. ahead: the
-    choice of the next stage, where it was made before there was anything to mix. returning: how what a stage left out
-    comes back. attending: the rows that attention sees in the block that runs; None: those that are left. noted: what
-    the stage behind a block reads of it, of all rows [B, W, ...], by name. heard: what its attention paid, by need.
-    touched: attention modules that weigh means, or attend to several sequences at once.
+    flash: whether its attention kernel takes boundaries itself. laid: what is left of its rows; None until it is known
+    how they lie. history: what each stage left. ahead: the choice of the next stage, where it was made before there was
+    anything to mix. returning: how what a stage left out comes back. attending: the rows that attention sees in the
+    block that runs; None: those that are left. noted: what the stage behind a block reads of it, of all rows
+    [B, W, ...], by name. heard: what its attention paid, by need. touched: attention modules that weigh means, or
+    attend to several sequences at once.
     """
 
     encoded: Encoded
     blocks: EncoderBlocks
     work: EncoderWork
+    flash: bool = False
     laid: EncoderRows | None = None
     history: list[EncoderRows] = field(default_factory=list)
     ahead: tuple[Choice, Stopwatch] | None = None

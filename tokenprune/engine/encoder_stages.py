@@ -102,7 +102,7 @@ class EncoderStages:
                 f"{encoded.media}: {self.family.whole_encoder(self.model, encoded.media)}"
             )
         work = EncoderWork(Stopwatch(self.model.device))
-        call = self._local.call = EncoderCall(encoded, self.media[encoded.media], work)
+        call = self._local.call = EncoderCall(encoded, self.media[encoded.media], work, self._flash)
         try:
             yield call
         finally:
@@ -152,7 +152,7 @@ class EncoderStages:
             args, kwargs = self._with_hidden(x, args, kwargs, hidden)
             args = (*args[:1], *(seen.follow(value) for value in args[1:]))
             kwargs = {name: value if name == "hidden_states" else seen.follow(value) for name, value in kwargs.items()}
-            if own is not None and not self._flash:
+            if own is not None and not call.flash:
                 kwargs |= self._attend_at_once(call, attention, own)
             return args, kwargs
 
@@ -269,7 +269,7 @@ class EncoderStages:
         if call is None or call.laid is None or call.seen.padding is None or hidden.shape[1] == call.seen.shape[1]:
             return None
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        if self._flash or not (mask is None or isinstance(mask, Tensor)):
+        if call.flash or not (mask is None or isinstance(mask, Tensor)):
             raise Unsupported(
                 f"Pictures or tiles of one call keep different numbers of tokens ({call.seen.lengths} rows), which "
                 "this attention kernel cannot take together. Give keep= (a share of each), one picture at a time, or "

@@ -114,7 +114,8 @@ class Passes:
         return not self.is_lifted or self._lifted.encodes
 
     def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        return Hook(lambda *arguments: None if self.is_lifted else hook(*arguments))
+        lifted = self._lifted
+        return Hook(lambda *arguments: None if getattr(lifted, "now", False) else hook(*arguments))
 
     def last(self) -> Prefill:
         """The last prompt of this thread; of any, where this one has run none."""
@@ -158,8 +159,9 @@ class Passes:
         """Runs after an exception too."""
         self._now.__dict__.clear()
         self.encoder.forget()
-        for layer in self.setup.text_model.layers:
-            taps.listeners().pop(layer.self_attn, None)
+        listeners = taps.listeners()
+        for layer in self.setup.text_model.layers if listeners else ():
+            listeners.pop(layer.self_attn, None)
 
     def _before_text(self, module: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         refuse_compiled()
@@ -327,7 +329,8 @@ class Passes:
                     raise Unsupported("A pruned cache needs the whole model. Call the model, not its text model.")
                 return None
             hidden, given = args[0], kwargs["position_embeddings"]
-            hidden = forward.add_plane(i - 1, hidden)
+            if forward.deepstack is not None:
+                hidden = forward.add_plane(i - 1, hidden)
             if now.step is not None and now.step.prepare(i, module.self_attn):
                 forward.enter_group(layer)
             if stage is not None and i > 0:

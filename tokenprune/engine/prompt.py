@@ -15,7 +15,7 @@ from tokenprune.engine.encoder_reader import Laid
 from tokenprune.engine.refuse import read_mask
 from tokenprune.errors import BadInput, Unsupported
 from tokenprune.families.base import Family, Span
-from tokenprune.families.layout import as_frames, joined, lay_out, placeholder_columns
+from tokenprune.families.layout import as_frames, join_spans, lay_out, placeholder_columns
 from tokenprune.signals.need import Need
 
 IGNORED = -100  # labels that do not count, by convention of the host library
@@ -180,7 +180,7 @@ class Prompt:
             return spans, signals
         groups = as_frames(spans)
         whole = {need: [torch.cat([values[i] for i in own]) for own in groups] for need, values in signals.items()}
-        return [joined([spans[i] for i in own]) if len(own) > 1 else spans[own[0]] for own in groups], whole
+        return [join_spans([spans[i] for i in own]) if len(own) > 1 else spans[own[0]] for own in groups], whole
 
 
 def media_in(arguments: Mapping[str, Any]) -> list[str]:

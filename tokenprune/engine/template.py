@@ -34,11 +34,11 @@ class Template:
             raise BadInput("A stream needs a processor with a chat template and an image token.")
         answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
 
-        def shown(*turns: dict) -> str:
+        def render(*turns: dict) -> str:
             return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
 
-        whole = shown(_user("image", "image", QUESTION), answer, _user("image", QUESTION))
-        plain = shown(_user("image", QUESTION), answer, _user(QUESTION))
+        whole = render(_user("image", "image", QUESTION), answer, _user("image", QUESTION))
+        plain = render(_user("image", QUESTION), answer, _user(QUESTION))
         pieces = whole.split(image)
         if len(pieces) != 4 or whole.count(QUESTION) != 2 or whole.count(ANSWER) != 1:
             raise Unsupported(

@@ -56,10 +56,10 @@ def explain(
     with prune(chat.model, plan) as run:
         rankings = run.trace()
         pruned = chat.answer(inputs, max_new_tokens)
-    return looked_at(chat, shown, inputs, question, (dense, pruned), run, rankings)
+    return draw_steps(chat, shown, inputs, question, (dense, pruned), run, rankings)
 
 
-def looked_at(
+def draw_steps(
     chat: Chat,
     shown: Image.Image | Clip,
     inputs: Any,

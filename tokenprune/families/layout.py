@@ -77,7 +77,7 @@ def as_frames(spans: list[Span]) -> list[list[int]]:
     return list(groups.values())
 
 
-def joined(spans: list[Span]) -> Span:
+def join_spans(spans: list[Span]) -> Span:
     """One video of frames that are spans of their own."""
     first = spans[0]
     columns: list[int] = []

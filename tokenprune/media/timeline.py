@@ -87,7 +87,7 @@ class Opened:
         self.stream = self.container.streams[self.number]
         return self.stream
 
-    def indexed(self) -> Timeline | None:
+    def by_index(self) -> Timeline | None:
         """By the container's index alone; None where it has no time of showing for each frame."""
         with self.damage_is_said():
             self.packets = [p for p in map(Packet.of, self.container.demux(self.stream)) if p is not None]
@@ -99,7 +99,7 @@ class Opened:
         keys = sorted(p.pts for p in self.packets if jumps and p.is_key and p.pts is not None)
         return Timeline(self._seconds(stamps), stamps, np.searchsorted(stamps, keys).tolist())
 
-    def decoded(self) -> Timeline:
+    def by_decoding(self) -> Timeline:
         """By decoding every frame; after `indexed`."""
         stream = self.again()
         with self.damage_is_said():

@@ -48,13 +48,13 @@ def load_video(
     check_reader(reader)
     opened = Opened(path)
     _check_size(path, (opened.width, opened.height), max_pixels)
-    timeline = opened.indexed()
+    timeline = opened.by_index()
     try:
-        return _clip(opened, timeline or opened.decoded(), frames, fps, reader, progress, max_pixels, target)
+        return _clip(opened, timeline or opened.by_decoding(), frames, fps, reader, progress, max_pixels, target)
     except Misplaced:
         pass  # the index names frames that do not come out
     try:
-        return _clip(opened, opened.decoded(), frames, fps, reader, progress, max_pixels, target)
+        return _clip(opened, opened.by_decoding(), frames, fps, reader, progress, max_pixels, target)
     except Misplaced as error:
         raise BadInput(f"{path} is damaged: its frames come out in another order each time.") from error
 

@@ -23,6 +23,7 @@ from tokenprune.signals.reading import Listener
 
 Adjuster = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
 MARK = "_tokenprune_listens"  # on the attention modules of pruned models; other models may be compiled
+UNTOUCHED = (None, None, None)
 
 _lock = threading.Lock()
 _users = 0
@@ -120,8 +121,10 @@ def _attention(
         if hasattr(module, MARK):
             raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
         return original(module, query, key, value, attention_mask, **kwargs)
-    began = time.perf_counter()
     listener, adjuster, batch = listeners().get(module), adjusters().get(module), batches().get(module)
+    if (listener, adjuster, batch) == UNTOUCHED and getattr(_local, "seconds", None) is None:
+        return original(module, query, key, value, attention_mask, **kwargs)
+    began = time.perf_counter()
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if listener is not None:

@@ -27,7 +27,7 @@ SELECTORS = ("random", "uniform", "divprune", "fopru", "fastervlm")
 KEEPS = (0.5, 0.25, 0.1)
 
 
-def judged(chat: Chat, stages: list[Stage], types: tuple[str, ...], count: int, positions: str) -> dict[str, Any]:
+def judge_stages(chat: Chat, stages: list[Stage], types: tuple[str, ...], count: int, positions: str) -> dict[str, Any]:
     """Right answers per type, and what the last prompts cost."""
     with prune(chat.model, stages, positions=positions) as run:
         scores = judge(SCENES, chat, count, types=types, note=f"{stages[0].method.name} {positions}")
@@ -41,7 +41,7 @@ def nearest_fastv(chat: Chat, at: int, flops: float) -> int:
     low, high = 1, SCENES.tokens
     while low < high:
         middle = (low + high) // 2
-        cost = judged(chat, [Stage(at, FastV(keep=middle))], ("position",), 1, "original")["flops"]
+        cost = judge_stages(chat, [Stage(at, FastV(keep=middle))], ("position",), 1, "original")["flops"]
         low, high = (middle + 1, high) if cost < flops else (low, middle)
     return low
 
@@ -55,12 +55,12 @@ def main(
     chat, console = Chat.load(model), Console()
     layers = len(chat.model.base_model.language_model.layers)
     stages = [Stage(at, m) for at, m in FEATHER(budget_of="published").schedule(layers)]
-    feather = judged(chat, stages, GROUNDING, count, "original")
-    alone = judged(chat, stages, ("position",), 1, "original")["flops"]
+    feather = judge_stages(chat, stages, GROUNDING, count, "original")
+    alone = judge_stages(chat, stages, ("position",), 1, "original")["flops"]
     rows = [{"name": "feather", "at": [s.at for s in stages]} | feather]
     for at in (1, 2):
         keep = nearest_fastv(chat, at, alone)
-        fastv = judged(chat, [Stage(at, FastV(keep=keep))], GROUNDING, count, "original")
+        fastv = judge_stages(chat, [Stage(at, FastV(keep=keep))], GROUNDING, count, "original")
         rows.append({"name": "fastv", "at": [at], "keep": keep} | fastv)
         console.print(rows[-1])
     dense = judge(SCENES, chat, count, types=GROUNDING + OTHERS)

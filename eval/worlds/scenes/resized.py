@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from eval.worlds.base import World
-from eval.worlds.judge import judge, summed
+from eval.worlds.judge import judge, sum_scores
 from tokenprune import prune
 from tokenprune.chat import Chat
 
@@ -43,7 +43,7 @@ def any_size(chat: Chat) -> Iterator[None]:
         handle.remove()
 
 
-def resized(world: World, chat: Chat, keep: float, count: int) -> dict[str, Any]:
+def judge_resized(world: World, chat: Chat, keep: float, count: int) -> dict[str, Any]:
     """A cell of the comparison for pictures of the largest square of patches that the budget allows."""
     side = int((world.tokens * keep) ** 0.5)
     with any_size(chat):
@@ -52,7 +52,7 @@ def resized(world: World, chat: Chat, keep: float, count: int) -> dict[str, Any]
         judge(world, chat, count, types=world.types[-1:])
         report = run.report()
     return {
-        **summed(scores),
+        **sum_scores(scores),
         "average_tokens": side * side,
         "final_tokens": side * side,
         "flops": report.flops / report.dense_flops,

@@ -17,7 +17,7 @@ from eval.worlds.base import Field, Lesson, Question, Settings, World, normalize
 from eval.worlds.scenes.draw import COLOURS, GRID, KINDS, SIZE, make_scene
 from eval.worlds.scenes.model import WIDTH, make_model, make_processor, make_tokenizer
 from eval.worlds.scenes.questions import ASK, box_iou, distance
-from eval.worlds.scenes.resized import RESIZED, resized
+from eval.worlds.scenes.resized import RESIZED, judge_resized
 from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
 
@@ -42,7 +42,7 @@ class Scenes(World):
     shape, tokens = (SIZE, SIZE, 3), GRID * GRID
     ask, judged_at_once = ASK, 100
     heldout_count, compare_count = 1000, 60
-    baselines = {RESIZED: resized}
+    baselines = {RESIZED: judge_resized}
     draw = staticmethod(make_scene)
     make_tokenizer, make_model = staticmethod(make_tokenizer), staticmethod(make_model)
     settings = Settings(tower_batch=32, decoder_batch=20, tower_steps=1600, decoder_steps=2900, align_until=0.7)
