@@ -7,7 +7,7 @@ import torch
 
 from tests.vectors import close, load
 from tokenprune import select
-from tokenprune.core.frames import same_place_cosine
+from tokenprune.core.frames import same_patch_cosine
 from tokenprune.methods.base import View
 from tokenprune.methods.evs import EVS
 from tokenprune.methods.holitom import best_windows
@@ -137,7 +137,7 @@ def test_holitom():
     signals = {"features": video.flatten(0, 1), "saliency": attention.flatten()}
     keep = round(data["cfg_ratio"].item(), 6)
     chosen = select("holitom", keep=keep, fill="none", grid=(12, 8, 8), **options, **signals)
-    windows, saved = best_windows(same_place_cosine(video[None])[0] > options["threshold"])
+    windows, saved = best_windows(same_patch_cosine(video[None])[0] > options["threshold"])
     assert [[first, last - 1] for first, last in windows] == data["segments"].tolist()
     assert saved == int(data["total_reduced"])
     merged = chosen.apply(signals["features"])

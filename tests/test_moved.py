@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import tokenprune
+from tokenprune.methods.base import make_method
 from tokenprune.methods.registry import all_methods
 from tokenprune.methods.renamed import OWN
 from tokenprune.moved import MOVED
@@ -42,3 +43,10 @@ def test_old_phases_are_stages_now(method):
         cls(phase="no")
     with pytest.raises(tokenprune.BadInput, match="phase"):
         tokenprune.Plan.of("divprune", phase="inner")
+
+
+def test_an_option_with_a_new_name():
+    cls = all_methods()["framefusion"]
+    for make in (cls, lambda **options: make_method(cls, options)):
+        with pytest.warns(DeprecationWarning, match=r"places= of framefusion goes in the next release\. Write within="):
+            assert make(places=3, keep=0.5) == cls(within=3, keep=0.5)

@@ -17,7 +17,9 @@ MOVED = {
     "tokenprune.html": "tokenprune.explain.html",
     "tokenprune.images": "tokenprune.media.pictures",
     "tokenprune.overlay": "tokenprune.explain.overlay",
+    "tokenprune.shelf": "tokenprune.recipes.shelf",
     "tokenprune.video": "tokenprune.media.video",
+    "tokenprune.yaml_text": "tokenprune.recipes.yaml_text",
 }
 
 

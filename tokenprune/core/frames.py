@@ -1,4 +1,4 @@
-"""A video as frames x places, and where one scene ends and the next begins."""
+"""A video as frames x patches, and where one scene ends and the next begins."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tokenprune.core.selection import ranks
 
 @dataclass(frozen=True)
 class Frames:
-    """Tokens of S spans as T frames of N places each; a place whose token an earlier stage removed is empty.
+    """Tokens of S spans as T frames of N patches each; where an earlier stage removed a token it is empty.
 
-    cell: int64 [S, n], frame * N + place of every token that is left. present: bool [S, T, N].
+    cell: int64 [S, n], frame * N + patch of every token that is left. present: bool [S, T, N].
     """
 
     count: int
@@ -24,9 +24,9 @@ class Frames:
     present: Tensor
 
     @classmethod
-    def of(cls, frame: Tensor, place: Tensor, count: int, size: int) -> Frames:
-        """From the frame and the place of every token, int64 [S, n] each."""
-        cell = frame * size + place
+    def of(cls, frame: Tensor, patch: Tensor, count: int, size: int) -> Frames:
+        """From the frame of every token and its patch there, int64 [S, n] each."""
+        cell = frame * size + patch
         present = torch.zeros(len(cell), count * size, dtype=torch.bool, device=cell.device)
         return cls(count, size, cell, present.scatter(1, cell, True).unflatten(1, (count, size)))
 
@@ -36,7 +36,7 @@ class Frames:
         return self.cell // self.size
 
     def spread(self, x: Tensor) -> Tensor:
-        """Values [S, n, ...] of tokens as [S, T, N, ...], zero in empty places."""
+        """Values [S, n, ...] of tokens as [S, T, N, ...], zero where it is empty."""
         whole = x.new_zeros(len(x), self.count * self.size, *x.shape[2:])
         at = self.cell.reshape(*self.cell.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
         return whole.scatter(1, at, x).unflatten(1, (self.count, self.size))
@@ -52,8 +52,8 @@ class Frames:
         return whole.flatten(1).gather(1, self.cell)
 
 
-def same_place_cosine(x: Tensor) -> Tensor:
-    """Cosine of every token with that at the same place of the frame before; [S, T - 1, N] of x [S, T, N, d]."""
+def same_patch_cosine(x: Tensor) -> Tensor:
+    """Cosine of every token with that at the same patch of the frame before; [S, T - 1, N] of x [S, T, N, d]."""
     unit = unit_rows(x)
     return (unit[:, 1:] * unit[:, :-1]).sum(-1)
 

@@ -41,9 +41,9 @@ class Survivors:
         chosen = top_k(kept * self.count - ranks(scores[None])[0], k)
         whole = one_hot(chosen, self.count)
         old = kept[chosen]
-        place = torch.zeros(self.count, dtype=torch.long, device=index.device)
-        place[index] = torch.arange(len(index), device=index.device)
-        whole[old] = weights[place[chosen[old]]]
+        rank = torch.zeros(self.count, dtype=torch.long, device=index.device)
+        rank[index] = torch.arange(len(index), device=index.device)
+        whole[old] = weights[rank[chosen[old]]]
         return chosen, whole
 
     def all(self) -> tuple[Tensor, Tensor]:
@@ -139,8 +139,8 @@ def bipartite(metric: Tensor, merged: int, sizes: Tensor) -> tuple[Tensor, Tenso
     belongs = belongs.scatter(1, 2 * gone, 2 * target + 1)
     stays = torch.ones(len(metric), n, dtype=torch.long, device=metric.device).scatter(1, 2 * gone, 0)
     index = order_of(stays)[:, : n - merged].sort(dim=-1).values
-    place = stays.cumsum(1) - 1
-    return index, mean_weights(index, place.gather(1, belongs), sizes)
+    rank = stays.cumsum(1) - 1
+    return index, mean_weights(index, rank.gather(1, belongs), sizes)
 
 
 def assign(x: Tensor, targets: Tensor) -> Tensor:

@@ -161,8 +161,8 @@ class RetainedLayer(PrunedLayer):
         if self._visual_rows is None:
             visual = self.visual
             counts = visual.sum(1).tolist()
-            place = order_of(visual.long())[:, : max(counts)]
-            self._visual_rows = counts, place, visual.gather(1, place)
+            rows = order_of(visual.long())[:, : max(counts)]
+            self._visual_rows = counts, rows, visual.gather(1, rows)
         return self._visual_rows
 
     def widen(self) -> None:

@@ -135,9 +135,9 @@ class DecodeStep:
     def _choose(method: DecodingMethod, layer: RetainedLayer, visible: VisibleTokens, paid: Tensor) -> bool:
         """Look anew where the method says so; whether any row of the batch did. paid: float32 [B, rows], mean over the
         heads."""
-        counts, place, there = layer.visual_rows()
-        slots = layer.filled.slots.gather(1, place)
-        row = paid.gather(1, place).masked_fill(~there, 0)
+        counts, visual, there = layer.visual_rows()
+        slots = layer.filled.slots.gather(1, visual)
+        row = paid.gather(1, visual).masked_fill(~there, 0)
         last = visible.last if visible.last is None or visible.last.shape == row.shape else None
         moves = method.moves(row, last)
         visible.last = row

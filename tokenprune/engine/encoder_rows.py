@@ -121,12 +121,12 @@ class EncoderRows:
     @cached_property
     def spread(self) -> Tensor:
         """int64 [B, W]: for every row, which of those that are left stands for it."""
-        place = (self.left.long().cumsum(1) - 1).flatten()
+        rank = (self.left.long().cumsum(1) - 1).flatten()
         members = self.members
-        found = place.clone()
+        found = rank.clone()
         stands = members[self.stands]
         # Of a sequence of which nothing is left any row will do: its groups are gone from the prompt too.
-        found[members] = torch.where(stands // self.shape[1] == members // self.shape[1], place[stands], 0)
+        found[members] = torch.where(stands // self.shape[1] == members // self.shape[1], rank[stands], 0)
         return found.view(self.shape)
 
     def shorten(self, x: Tensor) -> Tensor:

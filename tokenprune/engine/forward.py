@@ -228,11 +228,11 @@ class Forward:
         for one in merges:
             weights = one.weights.to(hidden.device)
             if one.features is None:
-                mixed, place = weighted_sums(weights, hidden[one.row, one.sources]), one.kept
+                mixed, kept = weighted_sums(weights, hidden[one.row, one.sources]), one.kept
             else:
                 mixtures = ((weights != 0).sum(-1) != 1) | (weights.sum(-1) != 1)
-                mixed, place = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
-            hidden[one.row, place] = mixed.to(hidden.dtype)
+                mixed, kept = self.project(weights[mixtures] @ one.features), one.kept[mixtures]
+            hidden[one.row, kept] = mixed.to(hidden.dtype)
             for plane in planes.values():
                 assert stack is not None, "planes are its"
                 order = stack.order[one.row, self.state.column[one.row]].to(plane.device)

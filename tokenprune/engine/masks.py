@@ -14,6 +14,8 @@ from transformers.masking_utils import create_causal_mask, or_masks
 
 from tokenprune.errors import Unsupported
 
+PLAIN = ("sdpa", "eager")  # kernels whose masks are tensors of what each query sees
+
 
 class Kind(NamedTuple):
     """What sets a decoder layer apart: its layer type (which may have rotary embeddings of its own) and its window."""
@@ -103,7 +105,11 @@ def attention_mask(
         )
     slots = pad(slots, spare)
     blocks = None if blocks is None else pad(blocks, spare, value=-1)
-
+    if config._attn_implementation in PLAIN:  # the library would map its functions over every pair of indices
+        seen = _visible(slots, past, hidden.shape[1], valid, window, blocks, blocks_ignore_window)
+        if config._attn_implementation == "sdpa":
+            return seen
+        return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
     in_window = None if window is None else _in_window(slots, window)
     in_block = None if blocks is None else _in_block(blocks)
     near = in_window
@@ -112,6 +118,32 @@ def attention_mask(
     return create_causal_mask(
         config, hidden, valid, clock, layer_idx=0, or_mask_function=in_block, and_mask_function=near
     )
+
+
+def _visible(
+    slots: Tensor,
+    past: int,
+    length: int,
+    valid: Tensor | None,
+    window: int | None,
+    blocks: Tensor | None,
+    blocks_ignore_window: bool,
+) -> Tensor:
+    """bool [B, 1, K, keys]: which keys the last `length` rows of those behind `past` see; arguments as above."""
+    keys = torch.arange(slots.shape[1], device=slots.device)
+    seen = (keys <= keys[past : past + length, None])[None]
+    own = slice(past, past + length)
+    same = None
+    if blocks is not None:
+        numbers = blocks[:, own, None]
+        same = (numbers == blocks[:, None]) & (numbers >= 0)
+        seen = seen | same
+    if window is not None:
+        near = slots[:, None] > slots[:, own, None] - window
+        seen = seen & (near if same is None or not blocks_ignore_window else near | same)
+    if valid is not None:
+        seen = seen & valid[:, None]
+    return seen.expand(len(slots), -1, -1)[:, None]
 
 
 def _in_window(slots: Tensor, window: int) -> Callable[..., Any]:

@@ -183,15 +183,15 @@ class TokenState:
             positions, moved = self._renumber(keep)
             rows = rows.updated(positions=positions.movedim(0, -1))
         rows, carried = rows.take(keep, max(counts), carried)
-        place = keep.long().cumsum(1)
-        place = place - place[:, -1:] + max(counts) - 1
+        moved_to = keep.long().cumsum(1)
+        moved_to = moved_to - moved_to[:, -1:] + max(counts) - 1
         state = replace(
             self,
             rows=rows,
             counts=counts,
-            token_rows=[place[span.row, after] for span, after in zip(self.spans, token_rows, strict=True)],
+            token_rows=[moved_to[span.row, after] for span, after in zip(self.spans, token_rows, strict=True)],
             token_ids=token_ids,
-            separator_rows=[place[span.row, after] for span, after in zip(self.spans, separator_rows, strict=True)],
+            separator_rows=[moved_to[span.row, after] for span, after in zip(self.spans, separator_rows, strict=True)],
             separator_ids=separator_ids,
             shortened=True,
             computed=False,
@@ -238,10 +238,10 @@ class TokenState:
         """Bring back the rows of an earlier state, of which this one is a part: the state, and hidden states in which
         rows that never left are as they are now (`hidden` [B, K, d]) and the others as they waited ([B, K', d]).
         length: columns of the whole prompt."""
-        place = torch.full((self.batch, length), -1, device=hidden.device)
+        moved_to = torch.full((self.batch, length), -1, device=hidden.device)
         own = torch.arange(then.width, device=hidden.device).expand(self.batch, -1)
-        place = place.scatter(1, then.column, own)
-        target = place.gather(1, self.column)
+        moved_to = moved_to.scatter(1, then.column, own)
+        target = moved_to.gather(1, self.column)
         batch, rows = (self.valid & (target >= 0)).nonzero(as_tuple=True)
         waiting = waiting.clone()
         waiting[batch, target[batch, rows]] = hidden[batch, rows]

@@ -16,7 +16,7 @@ from tokenprune.core.selection import Selection, to_device, top_k
 from tokenprune.errors import BadInput, MissingSignal, Unsupported, unknown
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.methods.place import Layer, Pixels, Place, Vision, place_of
-from tokenprune.methods.renamed import without_phase
+from tokenprune.methods.renamed import as_now
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import BEFORE, SIGNALS, UNROTATED, taps_for
 
@@ -94,7 +94,7 @@ class View:
         return tuple(table[:, tokens].expand(4, self.spans, -1))
 
     def frames(self, who: str) -> Frames:
-        """The tokens as frames x places. Parts of a picture, and pictures, are frames of their own."""
+        """The tokens as frames x patches. Parts of a picture, and pictures, are frames of their own."""
         part, frame, row, column = self.cells(who)
         times, _, widths = (to_device(sizes, part.device) for sizes in zip(*self.grids, strict=True))
         first = times.cumsum(0) - times
@@ -150,7 +150,7 @@ class MethodType(ABCMeta):
     """Methods are made with options of earlier releases, too."""
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
-        meant, options = without_phase(cls, options)
+        meant, options = as_now(cls, options)
         return super(MethodType, meant).__call__(*args, **options)
 
 
@@ -356,7 +356,7 @@ def signals_of(method: type[Method]) -> list[str]:
 
 def make_method(cls: type[Method], options: dict[str, Any]) -> Method:
     """Build a method from keyword options; an unknown option is an error that shows the nearest name."""
-    cls, options = without_phase(cls, options)
+    cls, options = as_now(cls, options)
     known = {f.name: f for f in options_of(cls)}
     hints = get_type_hints(cls)
     for name, value in options.items():

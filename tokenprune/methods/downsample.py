@@ -46,7 +46,7 @@ class Downsample(BudgetMethod):
             else:
                 group[own] = -1
             start, used = start + size, used + share
-        place = torch.arange(n, device=group.device)
+        number = torch.arange(n, device=group.device)
         cells = torch.arange(k, device=group.device)
         middle = (group[None] == cells[:, None]).float()
         middle = (middle @ torch.stack([row, column], 1).float()) / middle.sum(-1, keepdim=True)
@@ -55,7 +55,7 @@ class Downsample(BudgetMethod):
         best = torch.full((k,), float("inf"), device=group.device)
         real = group >= 0
         best = best.scatter_reduce(0, group[real], far[real], "amin")
-        nearest = torch.where(real & (far <= best[group.clamp(min=0)]), place, n)
+        nearest = torch.where(real & (far <= best[group.clamp(min=0)]), number, n)
         anchor = torch.full((k,), n, device=group.device).scatter_reduce(0, group.clamp(min=0), nearest, "amin")
         index, order = anchor.sort()
         group = torch.where(real, order.argsort()[group.clamp(min=0)], -1)

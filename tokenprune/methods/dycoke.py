@@ -72,11 +72,11 @@ class DyCoke(Method):
     def select(self, view: View) -> Selection:
         frames = view.frames(self.name)
         number = torch.arange(frames.count, device=frames.cell.device)
-        place = number % GROUP
-        whole = place == 0
+        step = number % GROUP
+        whole = step == 0
         if self.last == "whole":
-            whole = whole | ((place == 2) & (number + 2 >= frames.count))
-        against = torch.where(place == 0, number - GROUP, torch.where(place == 2, number - 2, number - 1))
+            whole = whole | ((step == 2) & (number + 2 >= frames.count))
+        against = torch.where(step == 0, number - GROUP, torch.where(step == 2, number - 2, number - 1))
         similarity = _similarity(frames.spread(view["features"]), frames, against)
         rank = ranks(-similarity.masked_fill(~frames.present, float("inf")))
         if self.keep is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenprune.core.budget import Keep
-from tokenprune.core.frames import same_place_cosine
+from tokenprune.core.frames import same_patch_cosine
 from tokenprune.methods.base import ScoreMethod, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
 from tokenprune.signals.need import Need
@@ -55,7 +55,7 @@ class EVS(ScoreMethod):
 
     def score(self, view: View) -> Tensor:
         frames = view.frames(self.name)
-        change = 1 - same_place_cosine(frames.spread(view["features"].float()))
+        change = 1 - same_patch_cosine(frames.spread(view["features"].float()))
         before = frames.present[:, :-1]
         change = torch.where(before, change.to(torch.float64), FIRST)
         return frames.taken(pad(change, (0, 0, 1, 0), value=FIRST))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.frames import same_place_cosine, scenes, stretches
+from tokenprune.core.frames import same_patch_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, assign, distances, mixtures, stack_spans
 from tokenprune.core.selection import Selection, order_of, ranks, to_device
 from tokenprune.methods.base import BudgetMethod, View, fill_option, keep_option, option, source_option
@@ -92,7 +92,7 @@ class FastVID(BudgetMethod):
         k, frames = self.budget(view), view.frames(self.name)
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
-        similarity = same_place_cosine(view["frame_features"][:, :, None]).squeeze(-1)
+        similarity = same_patch_cosine(view["frame_features"][:, :, None]).squeeze(-1)
         scene = scenes(similarity, self.scenes, self.threshold)
         found = []
         for i, present in enumerate(frames.present):

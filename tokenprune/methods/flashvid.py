@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import cosine_distance, max_min, unit_rows
-from tokenprune.core.frames import frame_means, same_place_cosine, scenes, stretches
+from tokenprune.core.frames import frame_means, same_patch_cosine, scenes, stretches
 from tokenprune.core.merging import Survivors, density_peaks, stack_spans
 from tokenprune.core.selection import Selection
 from tokenprune.methods.base import (
@@ -102,7 +102,7 @@ class FlashVID(BudgetMethod):
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].double())
         means = frame_means(x, frames.present)
-        scene = scenes(same_place_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
+        scene = scenes(same_patch_cosine(means[:, :, None]).squeeze(-1), self.scenes, self.threshold)
         if self.weighting == "event":
             attention = attention * self._relevance(x, means, scene)
         share = self.fraction(view)

@@ -84,7 +84,7 @@ class FrameFusion(Fusion):
     merging tokens become the plain mean of the run at the place of its first token.
 
     It begins before the LLM; `framefusion_later` goes on before the layers that follow, and `framefusion_last` prunes
-    what still must go, in `places` layers. The published code goes on through all layers, counts 28 of them whatever
+    what still must go, in `within` layers. The published code goes on through all layers, counts 28 of them whatever
     the model, and does so between attention and MLP of a layer; here a stage stands between layers, after the MLP.
     Without a model (`select`) it is done in one step: the most similar pairs merge, whatever their cosine, and k is k.
     """
@@ -99,18 +99,18 @@ class FrameFusion(Fusion):
             "a stage stands between layers, after the MLP", "the code merges between attention and MLP, inside a layer"
         ),
         Difference(
-            "it ends after `places` layers",
+            "it ends after `within` layers",
             "the code goes on through all layers and counts 28 of them whatever the model",
         ),
     )
     waits: ClassVar[str] = "how many tokens are like the one before follows from the hidden states"
 
-    places: int = option(8, "layers in which it must be done", low=1)
+    within: int = option(8, "layers in which it must be done", low=1)
 
     needs: ClassVar[tuple[Need, ...]] = (Need("hidden"),)
 
     def schedule(self, layers: int) -> Schedule:
-        last = min(self.places, layers) - 1
+        last = min(self.within, layers) - 1
         later = [(at, self.derive(FrameFusionLater if at < last else FrameFusionLast)) for at in range(1, last + 1)]
         return [(0, self), *later]
 
@@ -147,11 +147,11 @@ class FrameFusionLast(FrameFusionLater, stage_of=FrameFusion):
 def predecessors(x: Tensor, frames: Frames) -> tuple[Tensor, Tensor]:
     """For every token of x [S, n, d] the token before it in time at its place, int64 [S, n], -1 for the first one, and
     their cosine float64 [S, n], -2 for the first one."""
-    place = frames.cell % frames.size
-    order = (place * frames.count + frames.frame).argsort(dim=-1, stable=True)
-    sorted_place = place.gather(1, order)
-    same = torch.zeros_like(sorted_place, dtype=torch.bool)
-    same[:, 1:] = sorted_place[:, 1:] == sorted_place[:, :-1]
+    patch = frames.cell % frames.size
+    order = (patch * frames.count + frames.frame).argsort(dim=-1, stable=True)
+    sorted_patch = patch.gather(1, order)
+    same = torch.zeros_like(sorted_patch, dtype=torch.bool)
+    same[:, 1:] = sorted_patch[:, 1:] == sorted_patch[:, :-1]
     previous = torch.where(same, order.roll(1, 1), -1)
     before = torch.empty_like(previous).scatter(1, order, previous)
     unit = unit_rows(x)

@@ -55,8 +55,8 @@ class HiPrune(Method):
         part = view.cells(self.name)[0].gather(1, anchors)
         widths = to_device([w for _, _, w in view.grids], anchors.device)[part]
         total = sum(t * h * w for t, h, w in view.grids)
-        place = anchors if view.tokens is None else view.tokens.gather(1, anchors)
+        own = anchors if view.tokens is None else view.tokens.gather(1, anchors)
         steps = torch.stack([-torch.ones_like(widths), torch.ones_like(widths), -widths, widths], dim=-1)
-        beside = (place[..., None] + steps).clamp(0, total - 1).flatten(1)
+        beside = (own[..., None] + steps).clamp(0, total - 1).flatten(1)
         found = mask_of(beside, total)
         return found if view.tokens is None else found.gather(1, view.tokens)

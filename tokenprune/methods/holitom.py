@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.frames import same_place_cosine
+from tokenprune.core.frames import same_patch_cosine
 from tokenprune.core.merging import Survivors, density_peaks, stack_spans
 from tokenprune.core.selection import Selection, mask_of, one_hot, order_of, top_k
 from tokenprune.methods.base import (
@@ -62,10 +62,10 @@ class HoliTom(BudgetMethod):
         ),
         RENUMBERED,
     )
-    waits: ClassVar[str] = "which places stand still, and how long, follows from the features"
+    waits: ClassVar[str] = "which patches stand still, and how long, follows from the features"
 
     keep: Keep = keep_option(0.15)
-    threshold: float = option(0.8, "cosine above which a place stands still")
+    threshold: float = option(0.8, "cosine above which a patch stands still")
     beta: float = option(0.6, "weight of a density peak in its mixture", low=0.0, high=1.0)
     clustered: float = option(0.0, "share of a frame's dynamic budget that is density peaks", low=0.0, high=1.0)
     inner: float = option(0.5, "what the inner stage keeps of that", low=0.0, high=1.0)
@@ -88,7 +88,7 @@ class HoliTom(BudgetMethod):
         x = frames.spread(view["features"])
         attention = frames.spread(view["saliency"].float()).masked_fill(~frames.present, float("-inf"))
         together = frames.present[:, 1:] & frames.present[:, :-1]
-        still = (same_place_cosine(x) > self.threshold) & together
+        still = (same_patch_cosine(x) > self.threshold) & together
         found = []
         for i, present in enumerate(frames.present):
             stays = self._span(x[i], attention[i], present, still[i], self.fraction(view))
@@ -106,9 +106,9 @@ class HoliTom(BudgetMethod):
             static = still[first : last - 1].all(0) if last - first > 1 else torch.zeros_like(present[0])
             count = round(int(static.sum()) * ratio)
             if count:
-                places = static.nonzero().flatten()
-                mean = x[first:last, places].double().mean(0)
-                self._peaks(stays, mean, places, range(first * size, last * size, size), count)
+                patches = static.nonzero().flatten()
+                mean = x[first:last, patches].double().mean(0)
+                self._peaks(stays, mean, patches, range(first * size, last * size, size), count)
             for frame in range(first, last):
                 own = (present[frame] & ~static).nonzero().flatten()
                 count = min(math.ceil(len(own) * ratio - self.slack), len(own))
@@ -120,7 +120,7 @@ class HoliTom(BudgetMethod):
                     self._peaks(stays, x[frame, rest], rest, range(frame * size, frame * size + 1), count - attended)
         return stays
 
-    def _peaks(self, stays: Survivors, x: Tensor, places: Tensor, starts: range, count: int) -> None:
+    def _peaks(self, stays: Survivors, x: Tensor, patches: Tensor, starts: range, count: int) -> None:
         """Add `count` density peaks of x [m, d], the means over the frames that begin at the cells `starts`."""
         centres, group = (part[0] for part in density_peaks(x[None], count, min(NEIGHBOURS, count)))
         others = torch.ones_like(group, dtype=torch.bool)
@@ -132,14 +132,14 @@ class HoliTom(BudgetMethod):
         mixed[torch.arange(count, device=x.device), centres] = share
         weights = torch.zeros(count, stays.count, device=x.device)
         for start in starts:
-            weights[:, start + places] = mixed / len(starts)
-        stays.mix(starts[0] + places[centres], weights)
+            weights[:, start + patches] = mixed / len(starts)
+        stays.mix(starts[0] + patches[centres], weights)
 
 
 def best_windows(still: Tensor) -> tuple[list[tuple[int, int]], int]:
     """Windows of frames (first, last + 1) that save most tokens if static places become one each, and how many.
 
-    still: bool [T - 1, N], whether a place stands still from one frame to the next. O(T^2 N).
+    still: bool [T - 1, N], whether a patch stands still from one frame to the next. O(T^2 N).
     """
     count = len(still) + 1
     best, start = [0] * (count + 1), list(range(-1, count))
@@ -147,8 +147,8 @@ def best_windows(still: Tensor) -> tuple[list[tuple[int, int]], int]:
         best[last + 1], start[last + 1] = best[last], last
         if last:
             alive = still[:last].flip(0).long().cumprod(0).sum(1).tolist()  # static from frame last - 1 - i on
-            for i, places in enumerate(alive):
-                saved = best[last - 1 - i] + places * (i + 1)
+            for i, patches in enumerate(alive):
+                saved = best[last - 1 - i] + patches * (i + 1)
                 if saved > best[last + 1]:
                     best[last + 1], start[last + 1] = saved, last - 1 - i
     windows, end = [], count

@@ -57,26 +57,26 @@ class HoloV(Method):
         sizes = [n // crops + (i < n % crops) for i in range(crops)]
         longest = max(sizes)
         starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-        place = (starts[:, None] + torch.arange(longest)).to(view.device, non_blocking=True)
+        crop_token = (starts[:, None] + torch.arange(longest)).to(view.device, non_blocking=True)
         real = (torch.arange(longest) < torch.tensor(sizes)[:, None]).to(view.device, non_blocking=True)
-        place = place.clamp(max=n - 1)
+        crop_token = crop_token.clamp(max=n - 1)
         attention = view["saliency"].float()
-        unit = functional.normalize(view["features"].float(), dim=-1)[:, place]
+        unit = functional.normalize(view["features"].float(), dim=-1)[:, crop_token]
         cosine = (unit @ unit.mT).masked_fill(torch.eye(longest, dtype=torch.bool, device=unit.device), 0.0)
         pair = real[:, :, None] & real[:, None]
         size = real.sum(-1)[:, None]
         mean = (cosine * pair).sum(-1) / size
         spread = ((cosine - mean[..., None]).square() * pair).sum(-1) / (size - 1).clamp(min=1)
-        scaled = 1000 * attention[:, place]
+        scaled = 1000 * attention[:, crop_token]
         own = (scaled.abs() * real).sum(-1, keepdim=True) / size
         ratio = own / ((spread.abs() * real).sum(-1, keepdim=True) / size).clamp(min=1e-12)
         score = ((scaled + 0.09 * spread * ratio) * real).sum(-1) / size.squeeze(-1)
         share = score / score.sum(-1, keepdim=True).clamp(min=1e-12)
         budget = (share * k).floor().long()
         budget = budget + (ranks(budget) < k - budget.sum(-1, keepdim=True)).long()
-        rank = ranks(attention[:, place].masked_fill(~real, float("-inf")))
+        rank = ranks(attention[:, crop_token].masked_fill(~real, float("-inf")))
         kept = (rank < budget[..., None]) & real
         # Slots behind a stretch's end are False and add nothing, wherever they point.
         flat = torch.zeros(view.spans, n, dtype=torch.long, device=unit.device)
-        flat.index_add_(1, place.flatten(), kept.flatten(1).long())
+        flat.index_add_(1, crop_token.flatten(), kept.flatten(1).long())
         return Selection(top_k(flat * n - ranks(attention), k))

@@ -50,9 +50,9 @@ class LightColPali(BudgetMethod):
         unit, k = unit_rows(view["features"]), self.budget(view)
         groups = [_clusters(page, k) for page in unit.double().cpu().numpy()]
         group = torch.from_numpy(np.stack(groups)).to(unit.device)
-        place = torch.arange(view.count, device=unit.device).expand_as(group)
+        number = torch.arange(view.count, device=unit.device).expand_as(group)
         first = torch.full((view.spans, k), view.count, device=unit.device)
-        first = first.scatter_reduce(1, group, place, "amin")
+        first = first.scatter_reduce(1, group, number, "amin")
         return Selection(first, mean_weights(first, group))
 
 

@@ -93,14 +93,14 @@ def _representatives(x: Tensor, frame: Tensor, threshold: float) -> tuple[Tensor
     found = 0
     for number in frame.unique():
         own = (frame == number).nonzero().flatten()
-        places, label = _components(x[own], threshold)
-        index.append(own[places])
+        firsts, label = _components(x[own], threshold)
+        index.append(own[firsts])
         group[own], share[own] = found + label, 1 / label.bincount()[label].to(x.dtype)
-        found += len(places)
+        found += len(firsts)
     chosen = torch.cat(index)
     means = torch.zeros(found, x.shape[1], dtype=x.dtype, device=x.device).index_add(0, group, x * share[:, None])
-    places, label = _components(means, threshold)
-    return chosen[places], label[group], share / label.bincount()[label][group]
+    firsts, label = _components(means, threshold)
+    return chosen[firsts], label[group], share / label.bincount()[label][group]
 
 
 def _components(x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def _components(x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     most = degree.new_full((count,), -1).scatter_reduce(0, label, degree, "amax")
     n = len(x)
     token = torch.arange(n, device=x.device)
-    place = torch.full((count,), n, device=x.device)
-    place = place.scatter_reduce(0, label, torch.where(degree == most[label], token, n), "amin")
-    place, order = place.sort()
-    return place, order.argsort()[label]
+    first_of = torch.full((count,), n, device=x.device)
+    first_of = first_of.scatter_reduce(0, label, torch.where(degree == most[label], token, n), "amin")
+    first_of, order = first_of.sort()
+    return first_of, order.argsort()[label]

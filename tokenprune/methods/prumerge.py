@@ -97,7 +97,7 @@ class PruMerge(BudgetMethod):
     def _keep(self, view: View, attention: Tensor) -> Tensor:
         """bool [S, n]: the tokens that stay, without the one for all that are dropped."""
         n, rank = view.count, ranks(attention)
-        place = torch.arange(n, device=attention.device)
+        number = torch.arange(n, device=attention.device)
         if self.keep is not None:
             k = self.budget(view) - 1
             top = rank < (k // 4 if self.plus else k)
@@ -114,4 +114,4 @@ class PruMerge(BudgetMethod):
         if not self.plus:
             return top
         step = (n // outliers // 3).clamp(min=1)
-        return top | (place % step == 0)
+        return top | (number % step == 0)

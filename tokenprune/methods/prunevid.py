@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from tokenprune.core.budget import Keep
 from tokenprune.core.diversity import unit_rows
-from tokenprune.core.frames import Frames, same_place_cosine, stretches
+from tokenprune.core.frames import Frames, same_patch_cosine, stretches
 from tokenprune.core.merging import Survivors, density_peaks, mean_weights, stack_spans
 from tokenprune.core.selection import Selection, ranks, top_k
 from tokenprune.methods.base import BudgetMethod, Method, Schedule, View, fill_option, keep_option, option
@@ -58,7 +58,7 @@ class PruneVid(BudgetMethod):
         RENUMBERED,
     )
     adaptive: ClassVar[bool] = True
-    waits: ClassVar[str] = "how many scenes and still places there are follows from the features"
+    waits: ClassVar[str] = "how many scenes and still patches there are follows from the features"
 
     keep: Keep | None = keep_option(None, "what survives the merging; none: what `ratio` and `threshold` leave")
     threshold: float = option(0.8, "mean cosine above which a place is static")
@@ -80,7 +80,7 @@ class PruneVid(BudgetMethod):
         frames = view.frames(self.name)
         x = frames.spread(view["features"])
         together = frames.present[:, 1:] & frames.present[:, :-1]
-        new = 1 - torch.where(together, same_place_cosine(x), -1.0)
+        new = 1 - torch.where(together, same_patch_cosine(x), -1.0)
         new = pad(new, (0, 0, 1, 0), value=2.0).masked_fill(~frames.present, float("-inf"))
         found = []
         for i, present in enumerate(frames.present):
@@ -114,10 +114,10 @@ class PruneVid(BudgetMethod):
         saved = sum(int(s.sum()) * (last - first - 1) for s, (first, last) in zip(static, windows, strict=True))
         ratio = self.ratio if k is None else min(1.0, k / max(int(present.sum()) - saved, 1))
         for fixed, (first, last) in zip(static, windows, strict=True):
-            places = fixed.nonzero().flatten()
-            if len(places):
-                mean = x[first:last, places].double().mean(0)
-                self._merge(stays, mean, places, range(first * size, last * size, size), ratio, k is None)
+            patches = fixed.nonzero().flatten()
+            if len(patches):
+                mean = x[first:last, patches].double().mean(0)
+                self._merge(stays, mean, patches, range(first * size, last * size, size), ratio, k is None)
             for frame in range(first, last):
                 own = (present[frame] & ~fixed).nonzero().flatten()
                 if len(own):
@@ -133,7 +133,9 @@ class PruneVid(BudgetMethod):
         pairs = unit.sum(0).square().sum(-1) - frames
         return (pairs / (frames * (frames - 1)) > self.threshold) & present.all(0)
 
-    def _merge(self, stays: Survivors, x: Tensor, places: Tensor, starts: range, ratio: float, published: bool) -> None:
+    def _merge(
+        self, stays: Survivors, x: Tensor, patches: Tensor, starts: range, ratio: float, published: bool
+    ) -> None:
         """Add the cluster means of x [m, d], the means over the frames that begin at the cells `starts`."""
         few = published and len(x) <= FEW
         count = len(x) if few else int(len(x) * ratio + 1e-9)
@@ -143,8 +145,8 @@ class PruneVid(BudgetMethod):
         mixed = mean_weights(centres, group)[0]
         weights = torch.zeros(count, stays.count, device=x.device)
         for start in starts:
-            weights[:, start + places] = mixed / len(starts)
-        stays.mix(starts[0] + places[centres[0]], weights)
+            weights[:, start + patches] = mixed / len(starts)
+        stays.mix(starts[0] + patches[centres[0]], weights)
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ class QuoTA(BudgetMethod):
             if rows * columns:
                 mixed = self._resize(h, w, rows, columns).to(x.device)
                 centre = (torch.arange(rows) * 2 + 1) * h // (2 * rows) * w
-                places = (centre[:, None] + (torch.arange(columns) * 2 + 1) * w // (2 * columns)).flatten()
-                weights = torch.zeros(len(places), stays.count, device=x.device)
+                picked = (centre[:, None] + (torch.arange(columns) * 2 + 1) * w // (2 * columns)).flatten()
+                weights = torch.zeros(len(picked), stays.count, device=x.device)
                 weights[:, frame * size + own] = mixed
-                stays.mix(frame * size + places.to(x.device), weights)
+                stays.mix(frame * size + picked.to(x.device), weights)
                 small = unit_rows(mixed.to(x) @ x[frame, : h * w])
                 far[frame, : h * w] += 1 - (unit[frame, : h * w] @ small.mT).amax(-1)
         return stays.all() if self.fill == "none" else stays.exactly(k, far.flatten())

@@ -99,9 +99,9 @@ class VFlowOpt(Method):
         taken = mask_of(index, n) if there is None else stay
         stand = stands.gather(1, index) if there is None else stands.gather(1, index) & there
         own = torch.where(stand, cell.gather(1, index), cells)
-        place = torch.arange(index.shape[1], device=rank.device).expand(view.spans, -1)
-        place = torch.full((view.spans, cells + 1), -1, device=rank.device).scatter(1, own, place)
-        group = torch.where(taken & ~stands, -1, place.gather(1, cell))
+        survivor = torch.arange(index.shape[1], device=rank.device).expand(view.spans, -1)
+        survivor = torch.full((view.spans, cells + 1), -1, device=rank.device).scatter(1, own, survivor)
+        group = torch.where(taken & ~stands, -1, survivor.gather(1, cell))
         return replace(chosen, weights=mean_weights(index, group, importance.clamp(min=1e-12)))
 
     def _cells(self, view: View) -> Tensor:

@@ -95,8 +95,8 @@ class VScan(BudgetMethod):
         first = to_device([sum(sizes[:i]) for i in range(len(sizes))], part.device)[part]
         high, wide = (to_device([grid[axis] for grid in grids], part.device)[part] for axis in (1, 2))
         number = first + (frame * high + row // self.window) * wide + column // self.window
-        place = row % self.window * self.window + column % self.window
-        return Frames.of(number, place, sum(sizes), self.window**2)
+        patch = row % self.window * self.window + column % self.window
+        return Frames.of(number, patch, sum(sizes), self.window**2)
 
 
 @dataclass(frozen=True)
