@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 VENVS = Path(".venvs")
 RESULT = RESULTS / "versions.json"
 VERSIONS = "5.17.0,5.20.2,5.23.0,5.24.0"
-SAMPLE = ["tests/test_versions.py", "tests/test_encoder_stages.py", "tests/test_spared.py"]
+SAMPLE = [f"tests/test_{name}.py" for name in ("versions", "encoder_stages", "published_inside", "segments", "spared")]
 KEY = ("python", "torch", "transformers")
 ASK = "import platform as p, torch, transformers as t; print(p.python_version(), torch.__version__, t.__version__)"
 

@@ -204,3 +204,22 @@ A().of()
     found = []
     exec(source, {"note": lambda: found.append(function(sys._getframe(1).f_code))})
     assert found == ["A.of"] * 6 + ["A.of.<locals>.inner"]
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "mistral3"])
+def test_a_decoding_step_waits_for_nothing(monkeypatch, name, positions):
+    """Without a mask; with one, once, to see whether anything is padding; and for what a window lets go."""
+    tiny = FAMILIES[name]
+    model, inputs = tiny.build(), tiny.inputs([[3, Picture(4, 6), 4]])
+    windows = {"engine/layer_inputs.py LayerInputs.keys"} if name == "mistral3" else set()
+    mask = inputs.pop("attention_mask")
+    step = {"input_ids": torch.tensor([[5]]), "use_cache": True}
+    with tokenprune.prune(model, "uniform", keep=0.3, positions=positions), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for more in range(1, 5):
+            plain = more < 3 or name.startswith("qwen")  # which counts positions from the mask
+            given = {} if plain else {"attention_mask": torch.nn.functional.pad(mask, (0, more), value=1)}
+            with waits(monkeypatch) as found:
+                model(**step, past_key_values=cache, **given)
+            assert found.keys() <= ({"engine/padding.py Padding.of"} if given else set()) | windows, found

@@ -48,23 +48,25 @@ class HeldRows:
 
     valid: bool [B, R], False for padding. slots: int64 [B, R], place in the whole unpruned sequence.
     shift: int64 [B], by how much the position ids after these rows are lowered (`compact`), or None.
-    visual: bool [B, R], which of them are visual tokens; None where nobody asks.
+    visual: bool [B, R], which of them are visual tokens; None where nobody asks. padded: whether one of `valid` may be
+    False, which the host knows.
     """
 
     valid: Tensor
     slots: Tensor
     shift: Tensor | None = None
     visual: Tensor | None = None
+    padded: bool = True
 
     def each(self, change: Callable[[Tensor], Tensor]) -> HeldRows:
         """The same after an operation on the batch."""
         shift, visual = (None if x is None else change(x) for x in (self.shift, self.visual))
-        return HeldRows(change(self.valid), change(self.slots), shift, visual)
+        return HeldRows(change(self.valid), change(self.slots), shift, visual, self.padded)
 
     def part(self, rows: slice) -> HeldRows:
         """Some of the rows."""
         visual = None if self.visual is None else self.visual[:, rows]
-        return HeldRows(self.valid[:, rows], self.slots[:, rows], self.shift, visual)
+        return HeldRows(self.valid[:, rows], self.slots[:, rows], self.shift, visual, self.padded)
 
 
 @dataclass
@@ -75,7 +77,8 @@ class Incoming:
     valid: bool [B, rows], False for padding, and slots: int64 [B, rows], place in the whole unpruned sequence; both of
     all rows of the layer, the new ones last. shift: int64 [B], by how much the position ids after these rows are
     lowered (`compact`), or None. forget: rows at the start that no later token can see. asked: whether these rows were
-    chosen with the question in view. visual: bool [B, new rows], which of them are visual tokens; None: none.
+    chosen with the question in view. visual: bool [B, new rows], which of them are visual tokens; None: none. padded:
+    as in `HeldRows`.
     """
 
     length: int
@@ -86,6 +89,7 @@ class Incoming:
     forget: int = 0
     asked: bool = False
     visual: Tensor | None = None
+    padded: bool = True
 
 
 class PrunedLayer(CacheLayerMixin):
@@ -179,7 +183,7 @@ class PrunedLayer(CacheLayerMixin):
 
     def _note(self, news: Incoming, new: int) -> None:
         """Take over what is known of the rows, of which `new` are to come."""
-        self.held = HeldRows(news.valid, news.slots, news.shift)
+        self.held = HeldRows(news.valid, news.slots, news.shift, padded=news.padded)
 
     def seen(self) -> HeldRows:
         """What is known of the rows that attention sees."""
@@ -348,5 +352,5 @@ def _convert(
         slots = torch.arange(past - rows, past, device=device).expand(batch, -1)
         whole = torch.ones(batch, rows, dtype=torch.bool, device=device)
         valid = whole if past_valid is None else past_valid[:, past - rows : past].to(device)
-        pruned.held = HeldRows(valid, slots)
+        pruned.held = HeldRows(valid, slots, padded=past_valid is not None)
     return pruned

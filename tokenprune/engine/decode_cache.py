@@ -184,7 +184,7 @@ class RetainedLayer(PrunedLayer):
         if news.visual is not None:
             self._visual_rows = None
         if self.shown is None:
-            self.held = HeldRows(news.valid, news.slots, news.shift, visual)
+            self.held = HeldRows(news.valid, news.slots, news.shift, visual, news.padded)
             return
         rows = self.filled
         self.shown.rows = HeldRows(news.valid, news.slots, news.shift)

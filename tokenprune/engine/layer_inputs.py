@@ -142,11 +142,10 @@ class LayerInputs:
             width = valid.shape[1] if layer is None else layer.width(state.width)
             blocks = None if piece.blocks is None else self._block_numbers(piece.blocks, valid.shape[1])
             reached = window is not None and piece.past + piece.length > window
-            padded = min(state.counts) < state.width or (layer is not None and layer.rows)
             self._masks[window] = attention_mask(
                 piece.model,
                 hidden,
-                valid if padded else None,
+                valid if self._padded(layer) or width > valid.shape[1] else None,
                 slots,
                 width,
                 window if reached else None,
@@ -154,6 +153,11 @@ class LayerInputs:
                 piece.blocks_ignore_window,
             )
         return self._masks[window]
+
+    def _padded(self, layer: PrunedLayer | None) -> bool:
+        """Whether a key of a layer may be padding, which the host knows."""
+        held = layer is not None and layer.rows > 0 and layer.seen().padded
+        return held or min(self.state.counts) < self.state.width
 
     def _block_numbers(self, blocks: Tensor, keys: int) -> Tensor:
         """int64 [B, keys]: the block of each key, the current rows last; cached ones are in none. blocks: [B, L]."""
@@ -174,6 +178,7 @@ class LayerInputs:
             shift=shift,
             forget=forget,
             asked=asked,
+            padded=self._padded(layer),
             visual=self.state.visual_rows() if self.state.spans and layer.retains else None,
         )
         layer.expect(news, self.state.width)

@@ -86,7 +86,7 @@ def attention_mask(
     """Mask of the rows `hidden` [B, K, d] over all keys of a layer.
 
     valid: bool [B, P + K], slots: int64 [B, P + K]: the keys, cached ones first; width: keys that the kernel will see
-    (more than P + K in a static cache). valid=None: nothing is padding, which spares a look at it. window: a query
+    (more than P + K in a static cache). valid=None: nothing is padding, nor any key more than P + K. window: a query
     sees slots above its own - window; None: all earlier ones.
     blocks: int64 [B, P + K], tokens of equal number (0 or more) see each other in both directions.
     """
@@ -96,7 +96,8 @@ def attention_mask(
     spare = (0, width - keys)
     clock = _Clock(past, width)
     valid = None if valid is None else pad(valid, spare)
-    if window is None and blocks is None:
+    plain = config._attn_implementation in PLAIN
+    if window is None and blocks is None and (valid is None or not plain):
         return create_causal_mask(config, hidden, valid, clock, layer_idx=0)
     if window is not None and "flash" in config._attn_implementation:
         raise Unsupported(
@@ -105,7 +106,7 @@ def attention_mask(
         )
     slots = pad(slots, spare)
     blocks = None if blocks is None else pad(blocks, spare, value=-1)
-    if config._attn_implementation in PLAIN:  # the library would map its functions over every pair of indices
+    if plain:  # the library would look for padding, and map its functions over every pair of indices
         seen = _visible(slots, past, hidden.shape[1], valid, window, blocks, blocks_ignore_window)
         if config._attn_implementation == "sdpa":
             return seen
