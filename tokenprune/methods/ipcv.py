@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tokenprune.core.budget import Keep
 from tokenprune.core.selection import Selection, gather_rows, top_k
 from tokenprune.methods.base import BudgetMethod, Schedule, View, keep_option, option, rounding_option
 from tokenprune.methods.origin import Difference, Origin
@@ -43,7 +44,7 @@ class IPCV(BudgetMethod):
     needs: ClassVar[tuple[Need, ...]] = (Need("vision_changes"), Need("vision_rows"))
     returns: ClassVar[bool] = True
 
-    keep: float | int = keep_option(0.35)
+    keep: Keep = keep_option(0.35)
     rounding: str = rounding_option("down")
     block: int = option(3, "the encoder block before which it stands", low=1)
     whole: int = option(7, "blocks from there on whose attention still sees everything", low=0)

@@ -173,7 +173,7 @@ SIGNALS = {
     ),
     "vision_rows": Signal(
         "[n, r]",
-        "the same, patch by patch, one after the other",
+        "states of the vision encoder at the stage's input, of all patches of a group one after the other",
         before_encoder_only,
         token_axis=-2,
         inside=group_rows,
