@@ -62,26 +62,26 @@ FAULTS = [
     Fault(
         "renumbering forgotten by decoding",
         f"{ENGINE}/layer_inputs.py",
-        "shift=sum(shifts) if shifts else None,",
+        "shift=shift,",
         "shift=None,",
     ),
     Fault(
         "padding seen by its row",
         f"{ENGINE}/layer_inputs.py",
-        "valid if padded else None,",
+        "valid if self._padded(layer) or width > valid.shape[1] else None,",
         "None,",
     ),
     Fault(
         "sliding window one too wide",
         f"{ENGINE}/masks.py",
-        "return slots[batch, k] > slots[batch, q] - window",
-        "return slots[batch, k] >= slots[batch, q] - window",
+        "near = slots[:, None] > slots[:, own, None] - window",
+        "near = slots[:, None] >= slots[:, own, None] - window",
     ),
     Fault(
         "two-way blocks seen causally",
         f"{ENGINE}/masks.py",
-        "both_ways = None if blocks is None else in_block",
-        "both_ways = None",
+        "seen = seen | same",
+        "seen = seen[:]",
     ),
     Fault(
         "a window's cache one too short",
@@ -122,8 +122,8 @@ FAULTS = [
     Fault(
         "DeepStack planes stay where they were",
         f"{ENGINE}/forward.py",
-        "order = self.deepstack.order.gather(1, self.state.column)",
-        "order = self.deepstack.order[:, : hidden.shape[1]]",
+        "order = stack.order.gather(1, self.state.column)",
+        "order = stack.order[:, : hidden.shape[1]]",
     ),
     Fault(
         "DeepStack planes not mixed",
@@ -158,14 +158,14 @@ FAULTS = [
     Fault(
         "a decoding stage looks at everything",
         f"{ENGINE}/decode_cache.py",
-        "mask = ~self.visual | visible_tokens.chosen.to(self.slots.device).gather(1, self.slots.clamp(max=last))",
+        "mask = ~self.visual | visible_tokens.chosen.to(rows.slots.device).gather(1, rows.slots.clamp(max=last))",
         "mask = torch.ones_like(self.visual)",
     ),
     Fault(
         "the encoder's signal of another image",
         f"{ENGINE}/prompt.py",
-        "found.append((span, {need: signal[span.item][part] for need, signal in signals.items()}))",
-        "found.append((span, {need: signal[0][part] for need, signal in signals.items()}))",
+        "found.append((span, {need: signal[span.item][part] for need, signal in by_item.items()}))",
+        "found.append((span, {need: signal[0][part] for need, signal in by_item.items()}))",
     ),
     Fault(
         "taps stay after removal",

@@ -74,9 +74,9 @@ def wrong_rows(monkeypatch):
 
 def wrong_mask(monkeypatch):
     """Padding is visible."""
-    right = masks.create_causal_mask
+    right = masks._visible
     monkeypatch.setattr(
-        masks, "create_causal_mask", lambda config, hidden, valid, *a, **k: right(config, hidden, None, *a, **k)
+        masks, "_visible", lambda slots, past, length, valid, *others: right(slots, past, length, None, *others)
     )
 
 
