@@ -12,7 +12,7 @@ from tokenprune.engine.encoder_choice import Choice
 from tokenprune.engine.encoder_rows import EncoderRows, gather_each
 from tokenprune.engine.returning import Returning
 from tokenprune.engine.stopwatch import Stopwatch
-from tokenprune.families.base import Encoded, EncoderBlocks
+from tokenprune.families.base import Encoded
 from tokenprune.signals import taps
 from tokenprune.signals.need import Need
 
@@ -68,7 +68,6 @@ class EncoderCall:
     """
 
     encoded: Encoded
-    blocks: EncoderBlocks
     work: EncoderWork
     flash: bool = False
     laid: EncoderRows | None = None

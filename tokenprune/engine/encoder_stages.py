@@ -102,7 +102,7 @@ class EncoderStages:
                 f"{encoded.media}: {self.family.whole_encoder(self.model, encoded.media)}"
             )
         work = EncoderWork(Stopwatch(self.model.device))
-        call = self._local.call = EncoderCall(encoded, self.media[encoded.media], work, self._flash)
+        call = self._local.call = EncoderCall(encoded, work, self._flash)
         try:
             yield call
         finally:
@@ -140,7 +140,7 @@ class EncoderStages:
             x = self._rows_to_attend(call, i, x)
             seen = call.seen
             back = x.shape[1] == seen.shape[1]
-            cuts = next((value for name, value in kwargs.items() if name == "cu_seqlens"), None)
+            cuts = kwargs.get("cu_seqlens")
             own = cuts if cuts is None or back else seen.follow(cuts)
             dense = seen.shape if cuts is None else cuts
             ran = (x.shape[0], x.shape[1]) if own is None else own

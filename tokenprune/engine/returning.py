@@ -43,14 +43,3 @@ class Returning:
         if before.shortened:  # what went before this stage stays what stands for it
             flat = flat.index_put((members,), flat[members[before.stands]])
         return flat.view_as(whole)
-
-    @staticmethod
-    def only(rows: EncoderRows, before: EncoderRows, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of x [B, K', d], the rows of `before`, those that are left [B, K, d], and which they are, int64 [B, K]."""
-        index = rows.index_in(before)
-        return x.gather(1, index[..., None].expand(*index.shape, x.shape[-1])), index
-
-    @staticmethod
-    def widened(x: Tensor, index: Tensor, width: int) -> Tensor:
-        """[B, width, d]: rows x [B, K, d] at int64 [B, K], and zeros elsewhere."""
-        return x.new_zeros(len(x), width, x.shape[-1]).scatter(1, index[..., None].expand_as(x), x)
