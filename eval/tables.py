@@ -46,6 +46,29 @@ def methods() -> str:
     return words(["method", "year", "kind", "stage (of 32 layers)", f"families of {len(families)}"], rows)
 
 
+def shape() -> str:
+    """The size of the code and its knots, before the engine was taken apart and now."""
+    found = results.read("shape.json")
+    before, now = found["before"], found["now"]
+    rows: list[list[Any]] = [
+        [name, before[key], now[key]]
+        for name, key in (
+            ("lines of the package", "lines"),
+            ("its files", "files"),
+            ("the longest file", "largest_file"),
+            ("files above 400 lines", "files_above_400"),
+            ("lines of the engine", "engine_lines"),
+            ("its files", "engine_files"),
+            ("the highest cyclomatic complexity", "worst_complexity"),
+            ("functions above 13", "functions_above_13"),
+        )
+    ]
+    circles = (" and ".join(str(len(circle)) for circle in one["circles"]) or "none" for one in (before, now))
+    rows.append(["files in circles of imports", *circles])
+    rows.append(["lines of the README", before["readme_lines"], now["readme_lines"]])
+    return table(["", f"before ({before['commit'][:7]})", "now"], rows)
+
+
 def stands(cls: type[Method]) -> str:
     """Where a method's stages stand in a model of 32 layers."""
     return place(*places(cls))
@@ -307,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "versions": versions.table,
     "methods": methods,
     "recipes": recipes,
+    "shape": shape,
     "signals": signals,
     "matrix": matrix,
     "heldout": heldout,

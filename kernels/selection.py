@@ -35,8 +35,8 @@ def _(scores: Tensor, k: int, counts: Tensor | None = None) -> Tensor:
     return scores.new_empty(scores.shape[0], k, dtype=torch.long)
 
 
-@custom_op("tokenprune::compact", mutates_args=())
-def compact(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
+@custom_op("tokenprune::close_rows", mutates_args=())
+def close_rows(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
     """Close up the rows of a batch over what is removed: rows that stay go to the right end, in their order.
 
     keep: bool [B, L]. width: rows of the result, at least as many as stay in any row of the batch; where fewer stay,
@@ -46,7 +46,7 @@ def compact(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
     if fused(keep):
         from tokenprune_kernels.fused import selection
 
-        return selection.compact(keep, width, tensors)
+        return selection.close_rows(keep, width, tensors)
     take = keep.to(torch.uint8).sort(dim=1, stable=True).indices[:, keep.shape[1] - width :]
     return [take.clone(), *(_rows(x, take) for x in tensors)]
 
@@ -57,7 +57,7 @@ def _rows(x: Tensor, take: Tensor) -> Tensor:
     return x.gather(1, at)
 
 
-@compact.register_fake
+@close_rows.register_fake
 def _(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
     batch = keep.shape[0]
     found = [keep.new_empty(batch, width, dtype=torch.long)]
@@ -83,4 +83,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grads: list[Tensor | Non
     return None, None, found
 
 
-compact.register_autograd(_backward, setup_context=_setup)
+close_rows.register_autograd(_backward, setup_context=_setup)

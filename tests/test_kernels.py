@@ -112,7 +112,7 @@ def kept(batch, length, seed=0):
 
 
 @every("dtype, sizes", [*FLOATS, torch.float64], [(1, 1, 8), (3, 37, 7), (2, 201, 130), (4, 64, 513)])
-def test_compact(both, dtype, sizes):
+def test_close_rows(both, dtype, sizes):
     batch, length, width = sizes
     keep, most = kept(batch, length)
     inputs = [
@@ -122,26 +122,26 @@ def test_compact(both, dtype, sizes):
         torch.rand(batch, length) < 0.5,  # a mask
         torch.randn(batch, length, 3, 5).to(dtype),
     ]
-    want, got = both(selection.compact, poisoned(keep), most, [poisoned(x) for x in inputs])
+    want, got = both(selection.close_rows, poisoned(keep), most, [poisoned(x) for x in inputs])
     for a, b in zip(got, want, strict=True):
         same(a, b)
 
 
-def test_compact_of_strided_rows(both):
+def test_close_rows_of_strided_rows(both):
     keep, most = kept(2, 21)
     wide = poisoned(torch.randn(2, 21, 40))
     views = [wide[..., 3:20], wide.unflatten(2, (5, 8)).transpose(2, 3), wide[..., 1], wide[:1].expand(2, -1, -1)]
-    want, got = both(selection.compact, keep.to(DEVICE), most, views)
+    want, got = both(selection.close_rows, keep.to(DEVICE), most, views)
     for a, b in zip(got, want, strict=True):
         same(a, b)
 
 
-def test_compact_alone_and_with_room_to_spare(both):
+def test_close_rows_alone_and_with_room_to_spare(both):
     keep = torch.tensor([[True, False, True, False], [False, False, False, False]], device=DEVICE)
     for width in (2, 3, 4):
-        want, got = both(selection.compact, keep, width, [])
+        want, got = both(selection.close_rows, keep, width, [])
         same(got[0], want[0])
-    assert both(selection.compact, keep, 3, [])[1][0].tolist() == [[3, 0, 2], [1, 2, 3]]
+    assert both(selection.close_rows, keep, 3, [])[1][0].tolist() == [[3, 0, 2], [1, 2, 3]]
 
 
 @every(
@@ -254,7 +254,7 @@ def test_gradients_pass_through(monkeypatch, side):
     keep, most = kept(2, 9)
     hidden = torch.randn(2, 9, 3, device=DEVICE, requires_grad=True)
     shared = torch.randn(1, 9, 2, device=DEVICE, requires_grad=True)
-    take, rows, other = selection.compact(keep.to(DEVICE), most, [hidden, shared])
+    take, rows, other = selection.close_rows(keep.to(DEVICE), most, [hidden, shared])
     (rows.sum() + 2 * other.sum()).backward()
     seen = torch.zeros(2, 9, device=DEVICE).scatter_add(1, take, torch.ones_like(take, dtype=torch.float32))
     same(hidden.grad, seen[..., None].expand(-1, -1, 3))
@@ -264,7 +264,7 @@ def test_gradients_pass_through(monkeypatch, side):
 SAMPLES = {
     "top_k": (selection.top_k, (torch.randn(2, 9), 4)),
     "top_k ragged": (selection.top_k, (torch.randn(2, 9), 4, torch.tensor([4, 2]))),
-    "compact": (selection.compact, (torch.rand(2, 9) < 0.4, 9, [torch.randn(2, 9, 3), torch.arange(9)[None]])),
+    "close_rows": (selection.close_rows, (torch.rand(2, 9) < 0.4, 9, [torch.randn(2, 9, 3), torch.arange(9)[None]])),
     "row_attention": (
         attention.row_attention,
         (torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.tensor([[4]]), torch.ones(1, 1, 5).bool(), 0.3),

@@ -274,6 +274,31 @@ def test_a_family_from_another_package(monkeypatch, tiny_models):
         registry.all_families.cache_clear()
 
 
+def test_the_old_name_of_pool_patches_goes_on(monkeypatch):
+    """In families of other packages, for one release."""
+
+    class Older(Llava):
+        name = "Older"
+        model_types = ("older",)
+
+        def place(self, model, encoded, calls):
+            return [calls]
+
+    class Entry:
+        def load(self):
+            return Older
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()] if group == registry.GROUP else [])
+    registry.all_families.cache_clear()
+    try:
+        with pytest.warns(DeprecationWarning, match=r"Older: Family\.place is pool_patches now"):
+            found = registry.all_families()["Older"]
+        assert found.pool_patches(None, None, [1]) == [[1]]
+    finally:
+        monkeypatch.undo()
+        registry.all_families.cache_clear()
+
+
 def test_a_wrapper_that_was_there_before_stays(tiny_models):
     base = tiny_models(FAMILIES["llava"]).model
     own = base.get_image_features

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.engine.refuse import check_runs, unwrap
 from tokenprune.engine.run import Run
-from tokenprune.engine.setup import check_policies
+from tokenprune.engine.setup import Policies
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_named, family_of
@@ -57,7 +57,7 @@ class Plan:
         if not self.positions:
             own = self.what.positions if isinstance(self.what, Recipe) else "original"
             object.__setattr__(self, "positions", own)
-        check_policies(self.positions, self.turns, self.images)
+        _ = self.policies  # raises for those that there are not
         placed = self.at is not None or self.scope is not None
         if placed and isinstance(self.what, Recipe):
             raise BadInput("at= and scope= cannot be changed beside a recipe. Edit a copy of its file.")
@@ -114,6 +114,11 @@ class Plan:
         return cls.of(name, **({"keep": keep} if str(name) in all_classes() else {}) | asked)
 
     @property
+    def policies(self) -> Policies:
+        """How the engine goes about it; raises `BadInput` where there is no such policy."""
+        return Policies(self.positions, self.turns, self.images)
+
+    @property
     def methods(self) -> list[Method]:
         """The methods that it was made of."""
         return [self.what] if isinstance(self.what, Method) else [stage.method for stage in self._fixed()]
@@ -136,7 +141,7 @@ class Plan:
             return None
         stages = self.stages(model)
         verifies = asks_to_verify(verify, stages)
-        run = Run(model, stages, self.positions, self.turns, self.images)
+        run = Run(model, stages, self.policies)
         if verifies:
             verify_first_prompt(run)
         return run

@@ -82,7 +82,7 @@ def cases() -> dict[str, Work]:
     page[:, 20:40, 8:56] = torch.rand(1, 20, 48, 3072, device="cuda")
     return {
         "top_k n=6272 k=627 batch=8": lambda: selection.top_k(scores, 627),
-        "compact 6308 to 631 x 3584 batch=8": lambda: selection.compact(keep, width, [hidden, cos, cos, ids, keep]),
+        "compact 6308 to 631 x 3584 batch=8": lambda: selection.close_rows(keep, width, [hidden, cos, cos, ids, keep]),
         "row_attention 28 heads 6308 keys": lambda: attention.row_attention(query, key, rows, visible, 0.09, mean=True),
         "greedy n=2880 k=288": lambda: greedy.greedy(far, 288, start, False),
         "greedy_dpp n=2880 k=288": lambda: greedy.greedy_dpp(1 - far, 288, start),

@@ -125,8 +125,8 @@ def _gather_rows(take, sources, targets, batch_strides, row_strides, words, widt
 
 
 @launcher
-def compact(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
-    """See `tokenprune_kernels.selection.compact`; two launches for all tensors, which are moved as whole words."""
+def close_rows(keep: Tensor, width: int, tensors: list[Tensor]) -> list[Tensor]:
+    """See `tokenprune_kernels.selection.close_rows`; two launches for all tensors, which are moved as whole words."""
     keep = keep.contiguous()
     batch, length = keep.shape
     take = keep.new_empty(batch, width, dtype=torch.long)

@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from tokenprune.checking.compare import TOLERANCES, Comparison, Parting, Recorder, outcome_of
 from tokenprune.engine.run import Run
+from tokenprune.engine.setup import Policies
 from tokenprune.errors import BadInput
 from tokenprune.methods.place import place_of
 from tokenprune.methods.stage import Stage
@@ -100,17 +101,17 @@ def check(
     if not isinstance(inputs.get("input_ids"), Tensor):
         raise BadInput("check() needs the inputs of the model with input_ids, as its processor gives them.")
     plan = Plan.of(method, turns=turns, images=images, **asked)
-    stages, positions = plan.stages(model), plan.positions
+    stages = plan.stages(model)
     if any(stage.method.merges_in == "encoder" for stage in stages):
         raise BadInput("Features merged before the projector have no masked reference. Check merge_in='projected'.")
     everything = [replace(stage, method=replace(stage.method, keep=1.0)) for stage in stages]
-    trial = _Trial(model, inputs, new_tokens, plan.turns, plan.images, give or {})
+    trial = _Trial(model, inputs, new_tokens, plan.policies, give or {})
     tolerance = TOLERANCES.get(model.dtype, max(TOLERANCES.values())) if tolerance is None else tolerance
-    run, pruned = trial.run_beside(stages, positions, tolerance, plain=False)
-    _, whole = trial.run_beside(everything, positions, tolerance, plain=True)
+    run, pruned = trial.run_beside(stages, tolerance, plain=False)
+    _, whole = trial.run_beside(everything, tolerance, plain=True)
     return Check(
         stages=_stages_of(run),
-        positions=positions,
+        positions=plan.positions,
         new_tokens=new_tokens,
         tolerance=tolerance,
         keep_all=whole.largest,
@@ -136,16 +137,13 @@ class _Trial:
     model: PreTrainedModel
     inputs: dict[str, Any]
     new_tokens: int
-    turns: str
-    images: str
+    policies: Policies
     give: Mapping[str, Sequence[Tensor]]
     words: Tensor | None = None  # int64 [B, new tokens + 1]
 
-    def run_beside(
-        self, stages: Sequence[Stage], positions: str, tolerance: float, plain: bool
-    ) -> tuple[Run, Comparison]:
+    def run_beside(self, stages: Sequence[Stage], tolerance: float, plain: bool) -> tuple[Run, Comparison]:
         """A pruned answer beside that of its reference; plain: beside that of the model as it is."""
-        with Run(self.model, stages, positions, self.turns, self.images) as run:
+        with Run(self.model, stages, self.policies) as run:
             run.give(**self.give)
             recorded = Recorder(run.text_model)
             with recorded.listening():

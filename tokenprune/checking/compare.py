@@ -175,7 +175,7 @@ def outcome_of(run: Run, input_ids: Tensor, attention_mask: Tensor | None) -> Ou
         merges={stage.layer: list(merges) for stage, merges in zip(run.stages, run.merges, strict=True) if merges},
         bypass=(waits[0], waits[1]) if waits else None,
         looked=_read_steps(run),
-        compact=run.positions == "compact",
+        compact=run.policies.positions == "compact",
     )
 
 

@@ -188,7 +188,7 @@ class EncoderReader:
         rows = torch.zeros(sequences * width, 2)
         rows[members] = names[:, None]
         owners = []
-        for parts in self.family.place(self.model, encoded, [rows.view(sequences, width, 2)]):
+        for parts in self.family.pool_patches(self.model, encoded, [rows.view(sequences, width, 2)]):
             found = [part[:, 0].round().long() for part in parts]
             if not all(torch.equal(names[own], part) for own, part in zip(found, parts, strict=True)):
                 raise Unsupported(
@@ -204,7 +204,7 @@ class EncoderReader:
         if of_pixels is not None:
             calls = [of_pixels(self.family.patches(self.model, encoded))]
         scalar = SIGNALS[need.signal].ndim == 1
-        placed = self.family.place(self.model, encoded, [c[..., None] if scalar else c for c in calls])
+        placed = self.family.pool_patches(self.model, encoded, [c[..., None] if scalar else c for c in calls])
         return [[part[:, 0] if scalar else part for part in parts] for parts in placed]
 
     def recent(self) -> list[Laid]:

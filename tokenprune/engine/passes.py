@@ -197,7 +197,7 @@ class Passes:
         forward.enter_group(_cache_layer(cache, 0))
         if forward.state.spans:
             hidden = forward.enter_encoded(
-                self.setup.encoder_stages, self._masks_of_encoder(forward), hidden, self.setup.positions
+                self.setup.encoder_stages, self._masks_of_encoder(forward), hidden, self.setup.policies.positions
             )
             for stage in first:
                 hidden = self._run_stage(forward, stage, hidden, None)
@@ -214,7 +214,7 @@ class Passes:
     def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
         """A later question must not silently get what an earlier one chose."""
         question = self._now.call.question(length, past)
-        if self.setup.turns == "refuse" and question > 1 and any(layer.asked for layer in pruned):
+        if self.setup.policies.turns == "refuse" and question > 1 and any(layer.asked for layer in pruned):
             methods = ", ".join(sorted({s.method.name for s in self.setup.stages if s.method.asks}))
             raise Unsupported(
                 f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
@@ -230,7 +230,7 @@ class Passes:
         if prompt.has_media:
             laid = self.encoder.take(prompt.encoder_outputs)
             spans, vision = prompt.spans(
-                self.setup.family, self.setup.model, laid, self.encoder.known, self.setup.images
+                self.setup.family, self.setup.model, laid, self.encoder.known, self.setup.policies.images
             )
         if call.router_logits and self.setup.dropping and spans:
             raise Unsupported(
@@ -315,7 +315,7 @@ class Passes:
         if wanted:
             rope = forward.inputs.rope(stage.at, hidden, given)
             tap_ahead(forward, stage.at, wanted, self.setup.text_model.layers[stage.at], hidden, rope)
-        return forward.run_stage(stage, hidden, self.setup.positions, given)
+        return forward.run_stage(stage, hidden, self.setup.policies.positions, given)
 
     def _layer_hook(self, i: int) -> Any:
         stage = next((s for s in self.setup.layer_stages if s.at == i), None)
@@ -359,7 +359,7 @@ class Passes:
             cache_in(output),
             self.setup.stages,
             self.setup.decoding_stages,
-            self.setup.positions,
+            self.setup.policies.positions,
             self.setup.layer_shapes,
             self.setup.model.config,
             (len(self.encoder.spared.blocks), self.encoder.spared.of),

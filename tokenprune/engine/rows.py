@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune_kernels.selection import compact as close_rows
+from tokenprune_kernels.selection import close_rows
 
 
 @dataclass(frozen=True, eq=False)

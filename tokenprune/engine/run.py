@@ -18,7 +18,7 @@ from tokenprune.engine.forward import Merged
 from tokenprune.engine.passes import Passes
 from tokenprune.engine.refuse import unwrap
 from tokenprune.engine.report import Report
-from tokenprune.engine.setup import Setup
+from tokenprune.engine.setup import Policies, Setup
 from tokenprune.errors import Unsupported, unknown
 from tokenprune.families.base import Span
 from tokenprune.families.registry import family_of
@@ -34,15 +34,8 @@ _active: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Run]] = weakref.WeakKe
 class Run(Setup):
     """A model with pruners attached. `remove()` (or leaving the `with` block) restores the model exactly."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        stages: Sequence[Stage],
-        positions: str = "original",
-        turns: str = "refuse",
-        images: str = "each",
-    ) -> None:
-        super().__init__(model, stages, positions, turns, images)
+    def __init__(self, model: PreTrainedModel, stages: Sequence[Stage], policies: Policies) -> None:
+        super().__init__(model, stages, policies)
         if self.text_model in _active:
             raise Unsupported("This model is already pruned. Call remove() on the first run, or leave its with block.")
         self._passes = Passes(self)
@@ -56,7 +49,12 @@ class Run(Setup):
     def __repr__(self) -> str:
         stages = ", ".join(f"{stage.method!r} at {stage.at}" for stage in [*self.stages, *self.decoding_stages])
         state = "attached to" if self._attached else "removed from"
-        return f"Run({stages}, positions {self.positions}, {state} a {type(self.model).__name__})"
+        return f"Run({stages}, positions {self.policies.positions}, {state} a {type(self.model).__name__})"
+
+    @property
+    def positions(self) -> str:
+        """The position policy."""
+        return self.policies.positions
 
     def _attach(self) -> None:
         _active[self.text_model] = weakref.ref(self)

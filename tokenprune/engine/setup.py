@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -24,31 +25,28 @@ TURNS = ("refuse", "accept")
 IMAGES = ("each", "frames")
 
 
-def check_policies(positions: str, turns: str, images: str) -> None:
-    """Raise `BadInput` for what `prune` knows no such policy of."""
-    for name, value, known in (
-        ("images", images, IMAGES),
-        ("positions", positions, POSITIONS),
-        ("turns", turns, TURNS),
-    ):
-        if value not in known:
-            raise unknown(name, value, known)
+@dataclass(frozen=True)
+class Policies:
+    """How position ids go on, whether later turns may see the images, and what several images of a prompt are."""
+
+    positions: str = "original"
+    turns: str = "refuse"
+    images: str = "each"
+
+    def __post_init__(self) -> None:
+        """Raise `BadInput` where `prune` knows no such policy."""
+        for name, known in (("images", IMAGES), ("positions", POSITIONS), ("turns", TURNS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise unknown(name, value, known)
 
 
 class Setup:
     """A model, its family and parts, and the stages by where they stand. Nothing here changes."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        stages: Sequence[Stage],
-        positions: str = "original",
-        turns: str = "refuse",
-        images: str = "each",
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, stages: Sequence[Stage], policies: Policies) -> None:
         """Raises `BadInput` or `Unsupported` where this model cannot be pruned so."""
-        check_policies(positions, turns, images)
-        self.positions, self.turns, self.images = positions, turns, images
+        self.policies = policies
         self.model = unwrap(model)
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)

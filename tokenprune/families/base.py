@@ -199,7 +199,7 @@ class Family(ABC):
         blocks, _ = self.encoder(model, media)
         return min(round(depth * len(blocks)), len(blocks) - 1)
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """Values of encoder patches as values of tokens: float32 [n, c] for each item and part of `items`.
 
         calls: float32 [N, patches, c], what each call of an encoder layer gave for every patch, CLS token included.
@@ -227,7 +227,7 @@ class Family(ABC):
         raise MissingSignal(f"{self.name} does not project its features one by one.")
 
     def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
-        """Pixels of each patch, in the order that `place` takes: float [N, patches, 3, pixels]."""
+        """Pixels of each patch, in the order that `pool_patches` takes: float [N, patches, 3, pixels]."""
         raise MissingSignal(f"{self.name} gives no pixels of its patches.")
 
 

@@ -40,7 +40,7 @@ class LlavaNext(Llava):
         tiles = Part((1, newlines, rest // newlines - 1), "tile", row_end=True)
         return [Part((1, side, side), "base"), tiles]
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         maps = patch_maps(calls).flatten(2).mT
         parts = self.items(model, encoded)
         found = []

@@ -32,8 +32,8 @@ class LlavaNextVideo(LlavaNext):
         side = self.side(model)
         return side if media == "image" else side // model.config.spatial_pool_stride
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().place(model, encoded, calls)
+            return super().pool_patches(model, encoded, calls)
         pooled = functional.avg_pool2d(patch_maps(calls), model.config.spatial_pool_stride)
         return [[flat_map(video)] for video in pooled.split(encoded.pixels.shape[1])]

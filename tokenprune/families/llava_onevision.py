@@ -51,9 +51,9 @@ class LlavaOnevision(LlavaNext):
         side = self.side(model)
         return side if media == "image" else math.ceil(side / 2)
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().place(model, encoded, calls)
+            return super().pool_patches(model, encoded, calls)
         maps = patch_maps(calls)
         side = math.ceil(maps.shape[-1] / 2)
         pooled = functional.interpolate(maps, size=(side, side), mode="bilinear")

@@ -79,7 +79,7 @@ class Mistral3(Family):
         patches = self.patches(model, encoded)[0].flatten(1)
         return patches[groups.members.to(patches.device)].flatten(1)
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """All images stand in one sequence, each seeing itself alone."""
         sizes = self._sizes(model, encoded)
         flat = torch.cat([call.flatten(0, 1) for call in calls])

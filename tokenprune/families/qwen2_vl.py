@@ -31,7 +31,7 @@ class Qwen2VL(Family):
     def patches(self, model: PreTrainedModel, encoded: Encoded) -> Tensor:
         return encoded.pixels.float().unflatten(1, (3, -1))[None]
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """The encoder holds the merge**2 patches of a token side by side; their mean is the token's."""
         unit = model.config.vision_config.spatial_merge_size**2
         merged = torch.cat([call.flatten(0, 1) for call in calls]).unflatten(0, (-1, unit)).mean(1)

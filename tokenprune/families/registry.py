@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import warnings
 from functools import lru_cache
 from importlib.metadata import entry_points
 
@@ -29,6 +30,9 @@ def all_families() -> dict[str, Family]:
     ]
     families_by_name: dict[str, Family] = {}
     for cls in [*(entry.load() for entry in entry_points(group=GROUP)), *found]:
+        if "place" in vars(cls):
+            warnings.warn(f"{cls.name}: Family.place is pool_patches now.", DeprecationWarning, stacklevel=2)
+            cls.pool_patches = cls.place
         if "model_types" in vars(cls):
             families_by_name.setdefault(cls.name, cls())
     return families_by_name

@@ -73,7 +73,7 @@ class Square(Family):
         own = grid_groups(patches, patches, patches // self.group_side(model, encoded.media)).to(pixels.device)
         return pixels[:, own].flatten(0, 1).flatten(1)
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """A token's value is the mean over its patches."""
         side = self.side(model)
         pooled = functional.adaptive_avg_pool2d(patch_maps(calls), (side, side))

@@ -30,7 +30,7 @@ class VideoLlava(Llava):
         side = self.side(model)
         return [[Part((frames, side, side), frame_start=True)] for _ in range(videos)]
 
-    def place(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
+    def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         if encoded.media == "image":
-            return super().place(model, encoded, calls)
+            return super().pool_patches(model, encoded, calls)
         return [[flat_map(video)] for video in patch_maps(calls).split(encoded.pixels.shape[1])]
