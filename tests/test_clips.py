@@ -139,7 +139,7 @@ def test_training_sees_what_inference_sees():
         head, tail = (torch.tensor(tokenizer.convert_tokens_to_ids(list(p))) for p in (CLIPS.head, CLIPS.tail))
         parts = [text.embed_tokens(head).expand(2, -1, -1), features, text.embed_tokens(tail).expand(2, -1, -1)]
         prefix = torch.cat(parts, dim=1)
-        hidden = packed_hidden(text, prefix, [pack.ids], CLIPS.rope(model))[0]
+        hidden = packed_hidden(text, prefix, [pack.ids], CLIPS.rope(model, batch.pixels))[0]
         asked = int((pack.weight[1, 3] > 0).nonzero()[0])
         ids = torch.cat([head, torch.full((256,), video), tail, pack.ids[1, 3, :asked]])[None]
         inputs = {

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -95,6 +95,14 @@ class Lesson:
     asked: tuple[list[Question], ...]  # a pack of questions for each of the world's `lengths`
 
 
+class Seen(NamedTuple):
+    """What the vision encoder gives for pictures or steps [N, ...]."""
+
+    tokens: Tensor  # [N, n, width] visual tokens, which the heads of the tower read
+    states: Tensor  # what the head of the flags reads
+    planes: Sequence[Tensor] = ()  # [N, n, width] what the language model adds behind its first layers (DeepStack)
+
+
 class World(ABC):
     """Pictures or clips, each a pure function of (split, index); questions; the model and how it is trained."""
 
@@ -166,9 +174,21 @@ class World(ABC):
     def make_model(self, vocab_size: int) -> PreTrainedModel:
         """The untrained model."""
 
+    def share(self, rng: np.random.Generator) -> Any:
+        """What all lessons of a batch have in common, where anything differs between batches."""
+        return None
+
+    def fit(self, size: int, shared: Any) -> int:
+        """How many lessons of this kind a batch of `size` holds, at most that many."""
+        return size
+
     @abstractmethod
-    def lesson(self, rng: np.random.Generator) -> Lesson:
-        """One training item."""
+    def lesson(self, rng: np.random.Generator, shared: Any) -> Lesson:
+        """One training item; shared: as `share` gives it."""
+
+    def drill(self, rng: np.random.Generator, shared: Any) -> Lesson:
+        """One training item of the tower alone, where that learns from other things than questions are asked about."""
+        return self.lesson(rng, shared)
 
     @abstractmethod
     def tower(self, model: PreTrainedModel) -> nn.Module:
@@ -179,15 +199,15 @@ class World(ABC):
         """What the decoder stage trains between the frozen part of the encoder and the language model."""
 
     @abstractmethod
-    def see(self, model: PreTrainedModel) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """A compiled function of pixels [N, ...]: visual tokens [N, n, width], and what the head of the flags reads."""
+    def see(self, model: PreTrainedModel) -> Callable[[Tensor], Seen]:
+        """A compiled function of pixels [N, ...]."""
 
     def project(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """What the language model reads of the visual tokens."""
         return tokens
 
-    def rope(self, model: PreTrainedModel) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of a packed prompt; None: every question starts right after the prefix."""
+    def rope(self, model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of a packed prompt with these pixels; None: every question starts right after the prefix."""
         return None
 
     @abstractmethod

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from eval.worlds.base import Question, World
+from eval.worlds.base import SPLITS, Lesson, Question, World
 
 
 @dataclass
@@ -30,25 +32,17 @@ class Batch:
     owner: Tensor
     flags: Tensor
     shown: Tensor
-    packs: list[Pack]
-
-    def split(self, size: int) -> list[Batch]:
-        """The same in pieces of `size` lessons."""
-
-        def part(start: int) -> Batch:
-            rows = slice(start, start + size)
-            packs = [Pack(p.ids[rows], p.weight[rows], p.types[rows]) for p in self.packs]
-            return Batch(self.pixels[rows], self.owner[rows], self.flags[rows], self.shown[rows], packs)
-
-        return [part(start) for start in range(0, len(self.pixels), size)]
+    packs: list[Pack]  # none where nothing is asked, as in a drill
 
 
 def encode(
     tokenizer: PreTrainedTokenizerFast, question: Question, length: int, weight: float = 1.0
 ) -> tuple[list[int], list[float]]:
     """Ids of question, <assistant>, answer, </s>, padded; the loss weight on every id of the answer and on </s>."""
-    head = tokenizer.convert_tokens_to_ids([*question.text.split(), "<assistant>"])
-    tail = tokenizer.convert_tokens_to_ids([*question.answer.split(), "</s>"])
+    head, tail = (
+        tokenizer(text, add_special_tokens=False).input_ids
+        for text in (question.text + "<assistant>", question.answer + "</s>")
+    )
     pad = length - len(head) - len(tail)
     return head + tail + [tokenizer.pad_token_id] * pad, [0.0] * len(head) + [weight] * len(tail) + [0.0] * pad
 
@@ -56,8 +50,18 @@ def encode(
 class Batches(IterableDataset):
     """Endless batches of one split from batch `start` on."""
 
-    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, split: str, size: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        world: World,
+        tokenizer: PreTrainedTokenizerFast,
+        split: str,
+        size: int,
+        start: int = 0,
+        lesson: Callable[[np.random.Generator, Any], Lesson] | None = None,
+    ) -> None:
+        """size: lessons in a batch, at most. lesson: makes one; default: the world's."""
         self.world, self.tokenizer, self.split, self.size, self.start = world, tokenizer, split, size, start
+        self.lesson = lesson or world.lesson
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
@@ -69,12 +73,18 @@ class Batches(IterableDataset):
     def batch(self, number: int) -> Batch:
         """The batch of a number."""
         first = number * self.size
-        lessons = [self.world.lesson(self.world.rng(self.split, first + i)) for i in range(self.size)]
+        shared = self.world.share(np.random.default_rng([self.world.seed, SPLITS[self.split], number, self.size]))
+        count = self.world.fit(self.size, shared)
+        lessons = [self.lesson(self.world.rng(self.split, first + i), shared) for i in range(count)]
         names = ("pixels", "owner", "flags", "shown")
         tensors = {name: torch.stack([getattr(lesson, name) for lesson in lessons]) for name in names}
         packs = zip(*(lesson.asked for lesson in lessons), strict=True)
         lengths = self.world.lengths
-        return Batch(**tensors, packs=[self._pack(pack, n) for pack, n in zip(packs, lengths, strict=True)])
+        return Batch(**tensors, packs=[self._pack(pack, n) for pack, n in zip(packs, lengths, strict=False)])
+
+    def check(self) -> list[Batch]:
+        """The first batches, which a model is checked on."""
+        return [self.batch(number) for number in range(self.world.check // self.size)]
 
     def _pack(self, asked: tuple[list[Question], ...], length: int) -> Pack:
         """asked: for each lesson its questions."""

@@ -8,9 +8,10 @@ import typer
 
 from eval.worlds.base import World
 from eval.worlds.clips.world import CLIPS
+from eval.worlds.pages.world import PAGES
 from eval.worlds.scenes.world import SCENES
 
-WORLDS: dict[str, World] = {world.name: world for world in (SCENES, CLIPS)}
+WORLDS: dict[str, World] = {world.name: world for world in (SCENES, CLIPS, PAGES)}
 
 
 def named(name: str) -> World:
@@ -20,4 +21,4 @@ def named(name: str) -> World:
     return WORLDS[name]
 
 
-Named = Annotated[World, typer.Argument(parser=named, metavar="WORLD", help="scenes or clips.")]
+Named = Annotated[World, typer.Argument(parser=named, metavar="WORLD", help="scenes, clips or pages.")]

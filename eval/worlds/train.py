@@ -51,11 +51,11 @@ def train_tower(
 ) -> None:
     """Labels of every token on what the encoder gives for it, flags beside them."""
     tower, see, heads = world.tower(model), world.see(model), Heads(world)
-    check = Batches(world, tokenizer, "validation", world.check).batch(0).split(settings.tower_batch)
+    check = Batches(world, tokenizer, "validation", settings.tower_batch).check()
 
     def scores(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        tokens, states = see(pixels.flatten(0, 1))
-        logits = [*(head(tokens) for head in heads.fields), heads.flags(states)]
+        seen = see(pixels.flatten(0, 1))
+        logits = [*(head(seen.tokens) for head in heads.fields), heads.flags(seen.states)]
         *fields, flags = (x.float().unflatten(0, pixels.shape[:2]) for x in logits)
         return fields, flags
 
@@ -72,11 +72,10 @@ def train_tower(
         found: dict[str, list[Tensor]] = {}
         for part in check:
             fields, flags = scores(part.pixels)
-            inside = part.owner[..., 0] >= 0
             for i, (field, logits) in enumerate(zip(world.fields, fields, strict=True)):
-                right = logits.argmax(-1) == part.owner[..., i]
+                right, inside = logits.argmax(-1) == part.owner[..., i], part.owner[..., i] >= 0
                 found.setdefault(field.name, []).append(right[inside].float().mean())
-                if field.unnamed:
+                if field.unnamed and field.words:
                     rare = part.owner[..., i] >= field.unnamed
                     found.setdefault(f"rare {field.name}", []).append(right[rare].float().mean())
             found.setdefault(world.flag, []).append(((flags > 0) == part.flags.bool()).float().mean())
@@ -89,10 +88,13 @@ def train_tower(
 def align_loss(
     fields: Sequence[Field], features: Tensor, owner: Tensor, words: Tensor, ids: Sequence[Tensor]
 ) -> Tensor:
-    """Cosine cross-entropy of each covered token against the words for its fields; `ids` are those words' ids."""
+    """Cosine cross-entropy of each covered token against the words for its fields, where there are any; `ids` are
+    those words' ids."""
     x = functional.normalize(features.float(), dim=-1)
     total = x.new_zeros(())
     for i, (field, own) in enumerate(zip(fields, ids, strict=True)):
+        if not field.words:
+            continue
         labels = owner[..., i] - field.unnamed
         named = labels >= 0
         table = functional.normalize(words[own].float(), dim=-1)
@@ -114,15 +116,17 @@ def train_decoder(
 
     field_ids = [ids_of(field.words) for field in world.fields]
     head, tail = ids_of(world.head), ids_of(world.tail)
-    check = Batches(world, tokenizer, "validation", world.check).batch(0).split(settings.decoder_batch)
+    check = Batches(world, tokenizer, "validation", settings.decoder_batch).check()
 
     def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
         count = len(batch.pixels)
-        tokens, _ = see(batch.pixels.flatten(0, 1))
-        features = world.project(model, tokens).unflatten(0, (count, -1)).flatten(1, 2)
+        seen = see(batch.pixels.flatten(0, 1))
+        features = world.project(model, seen.tokens).unflatten(0, (count, -1)).flatten(1, 2)
         start, end = (text.embed_tokens(ids).expand(count, -1, -1) for ids in (head, tail))
         prefix = torch.cat([start, features.to(start.dtype), end], dim=1)
-        return features, answer(text, prefix, [pack.ids for pack in batch.packs], world.rope(model))
+        planes = [functional.pad(plane, (0, 0, len(head), len(tail))) for plane in seen.planes]
+        rope = world.rope(model, batch.pixels)
+        return features, answer(text, prefix, [pack.ids for pack in batch.packs], rope, planes)
 
     def losses(hidden: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         asked = weight[..., 1:] > 0
@@ -173,7 +177,7 @@ def main(
     tokenizer = world.make_tokenizer()
     model = world.make_model(len(tokenizer))
     batches = partial(Batches, world, tokenizer, "train")
-    tower = Stage("tower", out, settings.tower_steps, partial(batches, settings.tower_batch))
+    tower = Stage("tower", out, settings.tower_steps, partial(batches, settings.tower_batch, lesson=world.drill))
     train_tower(world, model, tokenizer, tower, settings)
     decoder = Stage("decoder", out, settings.decoder_steps, partial(batches, settings.decoder_batch))
     train_decoder(world, model, tokenizer, decoder, settings)

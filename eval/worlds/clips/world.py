@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from eval.worlds.base import Field, Lesson, Settings, World
+from eval.worlds.base import Field, Lesson, Seen, Settings, World
 from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, KINDS, SIDE, SIZE, STEPS, WAYS, Clip, make_clip
 from eval.worlds.clips.encoder import encode, patches, rope_of
 from eval.worlds.clips.model import WIDTH, make_model, make_tokenizer, save
@@ -71,7 +71,7 @@ class Clips(World):
                 for options in VARIANTS.get(method, [{}]):
                     yield {"method": method, "options": options, "keep": keep}
 
-    def lesson(self, rng: np.random.Generator) -> Lesson:
+    def lesson(self, rng: np.random.Generator, shared: None = None) -> Lesson:
         """A type that the clip cannot answer gives its place to a question for a direction; the encoder is shown the
         steps at which something happens, and some others."""
         clip = self.draw(rng)
@@ -94,17 +94,17 @@ class Clips(World):
     def projector(self, model: Qwen2_5_VLForConditionalGeneration) -> nn.Module:
         return model.model.visual.merger
 
-    def see(self, model: Qwen2_5_VLForConditionalGeneration) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def see(self, model: Qwen2_5_VLForConditionalGeneration) -> Callable[[Tensor], Seen]:
         """The features that the decoder reads, the merger's, each with flags."""
         run = torch.compile(encode, dynamic=False)
 
-        def look(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        def look(pixels: Tensor) -> Seen:
             tokens = run(model.model.visual, pixels)
-            return tokens, tokens
+            return Seen(tokens, tokens)
 
         return look
 
-    def rope(self, model: Qwen2_5_VLForConditionalGeneration) -> tuple[Tensor, Tensor]:
+    def rope(self, model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return rope_of(model.model.language_model, len(self.pack), *self.lengths)
 
 

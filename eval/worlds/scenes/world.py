@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from eval.worlds.base import Field, Lesson, Question, Settings, World, normalize
+from eval.worlds.base import Field, Lesson, Question, Seen, Settings, World, normalize
 from eval.worlds.scenes.draw import COLOURS, GRID, KINDS, SIZE, make_scene
 from eval.worlds.scenes.model import WIDTH, make_model, make_processor, make_tokenizer
 from eval.worlds.scenes.questions import ASK, box_iou, distance
@@ -87,7 +87,7 @@ class Scenes(World):
                     for keep in KEEPS:
                         yield {"method": method, "options": options, "keep": keep, "positions": positions}
 
-    def lesson(self, rng: np.random.Generator) -> Lesson:
+    def lesson(self, rng: np.random.Generator, shared: None = None) -> Lesson:
         """A type that the scene cannot answer gives its place to a position question."""
         scene = self.draw(rng)
         values = np.array([(KINDS.index(t.kind), list(COLOURS).index(t.colour), *t.bin) for t in scene.things])
@@ -110,13 +110,13 @@ class Scenes(World):
     def projector(self, model: LlavaForConditionalGeneration) -> nn.Module:
         return model.model.multi_modal_projector
 
-    def see(self, model: LlavaForConditionalGeneration) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def see(self, model: LlavaForConditionalGeneration) -> Callable[[Tensor], Seen]:
         """The features that the decoder reads; flags stand on the CLS token."""
         tower = torch.compile(model.model.vision_tower, dynamic=False)
 
-        def look(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        def look(pixels: Tensor) -> Seen:
             out = tower(pixels, output_hidden_states=True)
-            return out.hidden_states[-2][:, 1:], out.pooler_output
+            return Seen(out.hidden_states[-2][:, 1:], out.pooler_output)
 
         return look
 

@@ -1,0 +1,1 @@
+"""Pages: drawn documents, and the bundled model "Pages" that reads them."""
