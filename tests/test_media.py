@@ -20,7 +20,7 @@ from eval.media.compare import RESULT, cases, judged
 from eval.media.numbered import frame, read, turn_frame
 from tokenprune import BadInput, load_video, scenes
 from tokenprune.chat import Chat
-from tokenprune.media.clip import asked, sample
+from tokenprune.media.clip import read_counts, sample
 from tokenprune.media.files import MAX_PIXELS
 from tokenprune.media.readers import READERS
 from tokenprune.media.target import Target
@@ -153,9 +153,9 @@ def test_counts_that_are_none(frames):
 def test_counts_and_rates_beyond_the_clip_give_all_of_it():
     times = np.arange(60) / 10
     for frames, fps in ((100_000_000_000, None), (10**30, None), (None, 1e9), (None, 1e300), (None, np.float64(1e11))):
-        assert sample(times, *asked(frames, fps)) == list(range(60))
-    assert sample(times, *asked(np.int64(4), None)) == [0, 20, 39, 59]
-    assert sample(times, *asked(None, 5e-324)) == [0]
+        assert sample(times, *read_counts(frames, fps)) == list(range(60))
+    assert sample(times, *read_counts(np.int64(4), None)) == [0, 20, 39, 59]
+    assert sample(times, *read_counts(None, 5e-324)) == [0]
 
 
 def test_large_frames_are_scaled_as_they_come(tmp_path):

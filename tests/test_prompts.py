@@ -54,7 +54,7 @@ def cut_behind_the_image(family, inputs):
 
 def right(family, model, inputs, logits, run, positions="original", columns=None):
     """Whether logits [B, n, V] at `columns` (default: all that are alive) are those of the masked full-length model."""
-    with run.lifted():
+    with run.lift():
         expected = oracle_logits(family, model, inputs, compact=positions == "compact", **done(run))
     alive = inputs["attention_mask"].bool() & ~torch.isin(inputs["input_ids"], torch.tensor(family.placeholder))
     for row, kept in enumerate(kept_by_layer(run)[run.stages[-1].at]):

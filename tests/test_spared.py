@@ -45,7 +45,7 @@ def test_the_features_are_the_same_to_the_bit(name):
         assert counts == [[*one[: -BEHIND[name]], *[0] * BEHIND[name]] for one in whole]
         assert run.report().spared_blocks[0] >= BEHIND[name]
         assert "encoder blocks that run" in str(run.report())
-        with run.lifted():
+        with run.lift():
             assert ran(model, inputs)[1] == whole
     assert attributes == [sorted(vars(block)) for blocks in towers_of(model) for block in blocks]
     assert ran(model, inputs)[1] == whole

@@ -189,7 +189,7 @@ def test_a_pruned_model_is_refused_and_the_stream_goes_on(family, method, option
         fresh = stream(model, processor, **OPTIONS)
         with pytest.raises(Unsupported, match="is pruned"):
             see(fresh)
-        with run.lifted():
+        with run.lift():
             see(talk)
     see(control)
     see(fresh)

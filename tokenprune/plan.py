@@ -21,7 +21,7 @@ from tokenprune.methods.base import Method, options_of
 from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place, in_encoder, place_of
 from tokenprune.methods.registry import all_classes
 from tokenprune.methods.stage import Stage
-from tokenprune.recipes import Recipe, named
+from tokenprune.recipes import Recipe, find_named
 from tokenprune.support import obstacle
 
 LAYERS = 32  # of the decoder where no model says it
@@ -94,7 +94,7 @@ class Plan:
                 f"{method.__name__} is a class. Write {method.__name__}(keep=0.1), or its name: {name!r}, keep=0.1."
             )
         if isinstance(method, (str, Path)):
-            return cls(named(method, options), name=str(method), **asked)
+            return cls(find_named(method, options), name=str(method), **asked)
         if options:
             names = ", ".join(options)
             raise BadInput(f"Options ({names}) go with a method's name; give the others to the method itself.")

@@ -13,7 +13,7 @@ ABSENT = "not measured here"
 
 
 @lru_cache(maxsize=1)
-def measured() -> dict[str, Any]:
+def read_measured() -> dict[str, Any]:
     """The figures. choosing: for each size n its prefill in ms and what methods took; models: for each bundled model
     the unpruned share of right answers, and that of methods (with options that differ) by budget."""
     return json.loads((files("tokenprune") / "catalogue" / "measured.json").read_text())
@@ -22,7 +22,7 @@ def measured() -> dict[str, Any]:
 def cost(method: type[Method]) -> list[str]:
     """What its choosing takes, a line for each way that it was timed."""
     groups: dict[str, list[tuple[str, str, str]]] = {}
-    for run in measured()["choosing"]:
+    for run in read_measured()["choosing"]:
         took = run["ms"].get(method.name)
         if took is not None:
             ms = f"{took:,.0f}" if took >= 100 else f"{took:.2g}"
@@ -39,7 +39,7 @@ def cost(method: type[Method]) -> list[str]:
 def scores(method: type[Method]) -> list[str]:
     """Share of right answers of the bundled models, a line for each way that it was run."""
     lines = []
-    for model in measured()["models"]:
+    for model in read_measured()["models"]:
         for label, own in model["right"].items():
             if label.split()[0] == method.name:
                 at = ", ".join(f"{100 * right:.1f} % at keep {keep}" for keep, right in own.items())

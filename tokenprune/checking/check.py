@@ -152,7 +152,7 @@ class _Trial:
             length = ids.shape[1]
             comparison = Comparison(run, recorded, length, tolerance)
             outcome = None if plain else outcome_of(run, ids, self.inputs.get("attention_mask"))
-            with run.lifted(encoder=not plain), comparison.against(outcome):
+            with run.lift(encoder=not plain), comparison.against(outcome):
                 reference = self._answer(run)
         for call, (found, expected) in enumerate(zip(pruned, reference, strict=True)):
             columns = torch.full((len(found), 1), length + call - 1)

@@ -99,7 +99,7 @@ class _FirstPrompt:
         comparison = Comparison(self.run, self.recorder, ids.shape[1], tolerance)
         again = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
         again |= {"use_cache": False, "attention_mask": _without_room(mask, ids.shape[1])}
-        with torch.no_grad(), self.run.lifted(encoder=True), comparison.against(outcome):
+        with torch.no_grad(), self.run.lift(encoder=True), comparison.against(outcome):
             expected = module(*args, **again)
         if "logits" in output:
             last = torch.full((len(ids), 1), ids.shape[1] - 1)

@@ -135,7 +135,7 @@ class Memory:
         if text_model is not None:
             new, moved = self._renumber(keep)
             self.next -= int(moved)
-            rows = rows.updated(positions=new.T[None])
+            rows = rows.replace(positions=new.T[None])
         if self.features is not None:
             self.features = self.features[keep[self.visual]]
         self.rows, _ = rows.take(keep[None], len(index))

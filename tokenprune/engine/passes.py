@@ -97,7 +97,7 @@ class Passes:
         self._handles.append(handle)
 
     @contextmanager
-    def lifted(self, encoder: bool) -> Iterator[None]:
+    def lift(self, encoder: bool) -> Iterator[None]:
         """While this is open, nothing is pruned in this thread; encoder: but before and inside the vision encoder."""
         self._lifted.now, self._lifted.encodes = True, encoder
         try:

@@ -23,7 +23,7 @@ class Rows:
     def __getitem__(self, name: str) -> Tensor:
         return self.by_name[name]
 
-    def updated(self, **tensors: Tensor) -> Rows:
+    def replace(self, **tensors: Tensor) -> Rows:
         """The same with other tensors under these names."""
         return Rows({**self.by_name, **tensors})
 

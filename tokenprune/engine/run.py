@@ -70,10 +70,10 @@ class Run(Setup):
         """Keep the handle of a hook that goes when this run is removed."""
         self._passes.hold(handle)
 
-    def lifted(self, encoder: bool = False) -> AbstractContextManager[None]:
+    def lift(self, encoder: bool = False) -> AbstractContextManager[None]:
         """While this is open, the model runs unpruned in this thread. encoder: whether stages before and inside the
         vision encoder still choose; the LLM then sees all rows, what stands for those that went among them."""
-        return self._passes.lifted(encoder)
+        return self._passes.lift(encoder)
 
     @property
     def is_lifted(self) -> bool:

@@ -178,10 +178,10 @@ class TokenState:
                 keep[span.row, before] = False
                 keep[span.row, after] = True
                 counts[span.row] -= len(before) - len(after)
-        rows, moved = self.rows.updated(valid=keep), None
+        rows, moved = self.rows.replace(valid=keep), None
         if renumber:
             positions, moved = self._renumber(keep)
-            rows = rows.updated(positions=positions.movedim(0, -1))
+            rows = rows.replace(positions=positions.movedim(0, -1))
         rows, carried = rows.take(keep, max(counts), carried)
         moved_to = keep.long().cumsum(1)
         moved_to = moved_to - moved_to[:, -1:] + max(counts) - 1
@@ -226,13 +226,13 @@ class TokenState:
 
     def lower(self, change: Tensor) -> TokenState:
         """The same rows at positions that are lower by `change`, int64 [B]."""
-        rows = self.rows.updated(positions=self.rows["positions"] - change[:, None, None])
+        rows = self.rows.replace(positions=self.rows["positions"] - change[:, None, None])
         return replace(self, rows=rows, computed=False, renumbered=True)
 
     def hand_over(self) -> TokenState:
         """The same rows, once the text model itself computes cos and sin for them."""
         native = torch.arange(self.width, device=self.valid.device).expand(self.batch, -1)
-        return replace(self, rows=self.rows.updated(native=native), computed=True, renumbered=False)
+        return replace(self, rows=self.rows.replace(native=native), computed=True, renumbered=False)
 
     def recall(self, then: TokenState, waiting: Tensor, hidden: Tensor, length: int) -> tuple[TokenState, Tensor]:
         """Bring back the rows of an earlier state, of which this one is a part: the state, and hidden states in which

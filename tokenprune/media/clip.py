@@ -46,7 +46,7 @@ class Clip:
         return text
 
 
-def asked(frames: Any, fps: object) -> tuple[int | None, float | None]:
+def read_counts(frames: Any, fps: object) -> tuple[int | None, float | None]:
     """The two as plain numbers, of which one is None; neither given: `DEFAULT_FRAMES` frames."""
     if frames is not None and fps is not None:
         raise BadInput("Give frames= or fps=, not both.")

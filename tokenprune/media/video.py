@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import track
 
 from tokenprune.errors import BadInput
-from tokenprune.media.clip import Clip, asked, sample
+from tokenprune.media.clip import Clip, read_counts, sample
 from tokenprune.media.files import MAX_PIXELS, check_limit, existing
 from tokenprune.media.readers import READERS, Misplaced, read_av, read_decord
 from tokenprune.media.target import LEAST, Target
@@ -42,7 +42,7 @@ def load_video(
     Raises `BadInput` for a file that is missing, empty, broken, cut short or without pictures, for one that the reader
     does not read right, and for wrong numbers.
     """
-    frames, fps = asked(frames, fps)
+    frames, fps = read_counts(frames, fps)
     check_limit(max_pixels)
     path = existing(path, "video")
     check_reader(reader)

@@ -50,7 +50,7 @@ class STAR(ScoreMethod):
 
     def score(self, view: View) -> Tensor:
         visual = view["features"].float()
-        return received(visual, visual)
+        return sum_received(visual, visual)
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class STARText(ScoreMethod, stage_of=STAR):
         return [(max(1, layers // 2), self)]
 
     def score(self, view: View) -> Tensor:
-        return received(view["text_hidden"].float(), view["hidden"].float())
+        return sum_received(view["text_hidden"].float(), view["hidden"].float())
 
 
-def received(rows: Tensor, visual: Tensor) -> Tensor:
+def sum_received(rows: Tensor, visual: Tensor) -> Tensor:
     """float32 [S, n]: what `visual` [S, n, d] receives from `rows` [S, m, d], the mean over these."""
     return (rows @ visual.mT / visual.shape[-1] ** 0.5).softmax(-1).mean(1)

@@ -61,7 +61,7 @@ def recipe_names() -> list[str]:
     return SHELF.names()
 
 
-def named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
+def find_named(name: str | Path, options: dict[str, Any]) -> Method | Recipe:
     """What a name stands for: a method, built with these options, or a recipe (its name or file), which takes none.
 
     Raises `BadInput` for an unknown name, with the nearest one.
