@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import results
-from tokenprune.markdown import table
+from tokenprune.evaluation.markdown import table
 from tokenprune.methods.base import Method
 from tokenprune.methods.registry import all_methods
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tokenprune import supports
 from tokenprune.catalogue.reach import variants
+from tokenprune.engine.support import condition
+from tokenprune.evaluation.markdown import table
 from tokenprune.families.registry import all_families
-from tokenprune.markdown import table
-from tokenprune.support import condition
 
 
 def matrix() -> str:

@@ -14,8 +14,8 @@ from eval.worlds.compare import average
 from tokenprune import supports
 from tokenprune.catalogue.facts import SHARED, figures, recipe_stages, shown
 from tokenprune.catalogue.reach import variants_of
+from tokenprune.evaluation.markdown import table
 from tokenprune.families.registry import all_families
-from tokenprune.markdown import table
 from tokenprune.methods.base import SIGNALS, Method, options_of, signals_of
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
 

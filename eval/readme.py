@@ -16,8 +16,8 @@ from eval import results
 from eval.tables import read_comparison
 from eval.worlds.compare import average
 from tokenprune.evaluation.cells import Result, read_all
+from tokenprune.evaluation.markdown import table
 from tokenprune.evaluation.pareto import pareto
-from tokenprune.markdown import table
 
 README = Path(__file__).parent.parent / "README.md"
 STUB = Path(tokenprune.__file__).with_suffix(".pyi")

@@ -16,12 +16,13 @@ from eval.worlds.compare import average
 from eval.worlds.scenes.world import SCENES
 from tokenprune import supports
 from tokenprune.catalogue.facts import place
+from tokenprune.catalogue.models import model_rows
 from tokenprune.catalogue.reach import variants_of
 from tokenprune.evaluation.cells import read_all
 from tokenprune.evaluation.grid import load_benchmark
+from tokenprune.evaluation.markdown import table
 from tokenprune.evaluation.tables import against, overview
 from tokenprune.families.registry import all_families
-from tokenprune.markdown import table
 from tokenprune.methods.base import SIGNALS, Method, places
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import load_recipe, recipe_names
@@ -67,6 +68,11 @@ def shape() -> str:
     rows.append(["files in circles of imports", *circles])
     rows.append(["lines of the README", before["readme_lines"], now["readme_lines"]])
     return table(["", f"before ({before['commit'][:7]})", "now"], rows)
+
+
+def census() -> str:
+    """Every model type, what it is pruned by, and what came of it on a tiny model."""
+    return words(["model type", "pruned by", "on a tiny model"], [[f"`{key}`", *rest] for key, *rest in model_rows()])
 
 
 def stands(cls: type[Method]) -> str:
@@ -330,6 +336,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "versions": versions.table,
     "methods": methods,
     "recipes": recipes,
+    "census": census,
     "shape": shape,
     "signals": signals,
     "matrix": matrix,

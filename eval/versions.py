@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import typer
 
 from eval.results import RESULTS, read
-from tokenprune import markdown
+from tokenprune.evaluation import markdown
 
 ROOT = Path(__file__).parent.parent
 VENVS = Path(".venvs")

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import tests.tiny  # noqa: F401, which imports the host library
-from tokenprune.markdown import cell
+from tokenprune.evaluation.markdown import cell
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "tests" / "mutants.md"

@@ -31,8 +31,8 @@ from tests.laws import (
 from tests.tiny import Picture, Video
 from tokenprune import MissingSignal, supports
 from tokenprune.catalogue.reach import variants
+from tokenprune.engine.support import condition
 from tokenprune.families.registry import family_of
-from tokenprune.support import condition
 
 pytestmark = pytest.mark.laws
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from tokenprune.evaluation.markdown import table
 from tokenprune.evaluation.tables import Table
-from tokenprune.markdown import table
 
 ROOT = Path(__file__).parent.parent
 HARD = ["a|b", "||", "|", r"a\|b", r"a\\|b", "a\\", "two\nlines", "two\r\nlines", "a\rb", "a\u2028b", "\n", "", "a`|`b"]
@@ -43,7 +43,7 @@ def test_a_title_stays_in_front_of_its_table():
 
 def test_no_table_is_written_elsewhere():
     """A row that is put together by hand, as a string that joins cells with bars, escapes nothing."""
-    own = {ROOT / "tokenprune" / "markdown.py", ROOT / "tests" / "mutants.py"}
+    own = {ROOT / "tokenprune" / "evaluation" / "markdown.py", ROOT / "tests" / "mutants.py"}
     files = {p for folder in ("tokenprune", "eval", "kernels") for p in (ROOT / folder).rglob("*.py")} - own
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):

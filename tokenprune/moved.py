@@ -16,8 +16,10 @@ MOVED = {
     "tokenprune.frames": "tokenprune.media.qwen",
     "tokenprune.html": "tokenprune.explain.html",
     "tokenprune.images": "tokenprune.media.pictures",
+    "tokenprune.markdown": "tokenprune.evaluation.markdown",
     "tokenprune.overlay": "tokenprune.explain.overlay",
     "tokenprune.shelf": "tokenprune.recipes.shelf",
+    "tokenprune.support": "tokenprune.engine.support",
     "tokenprune.video": "tokenprune.media.video",
     "tokenprune.yaml_text": "tokenprune.recipes.yaml_text",
 }

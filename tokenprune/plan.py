@@ -14,6 +14,7 @@ from tokenprune.checking.verify import asks_to_verify, verify_first_prompt
 from tokenprune.engine.refuse import check_runs, unwrap
 from tokenprune.engine.run import Run
 from tokenprune.engine.setup import Policies
+from tokenprune.engine.support import obstacle
 from tokenprune.errors import BadInput, TokenpruneError
 from tokenprune.families.base import Family
 from tokenprune.families.registry import family_named, family_of
@@ -22,7 +23,6 @@ from tokenprune.methods.place import Decode, EncoderPlace, Layer, Place, in_enco
 from tokenprune.methods.registry import all_classes
 from tokenprune.methods.stage import Stage
 from tokenprune.recipes import Recipe, find_named
-from tokenprune.support import obstacle
 
 LAYERS = 32  # of the decoder where no model says it
 
@@ -140,7 +140,7 @@ class Plan:
         if self.what is None:
             return None
         stages = self.stages(model)
-        verifies = asks_to_verify(verify, stages)
+        verifies = asks_to_verify(verify, stages, family_of(unwrap(model)))
         run = Run(model, stages, self.policies)
         if verifies:
             verify_first_prompt(run)

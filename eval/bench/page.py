@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from eval.results import read
-from tokenprune.markdown import table
+from tokenprune.evaluation.markdown import table
 
 SHOWN = ("divprune", "visionzip", "fastvid", "evs", "fastv", "sparsevlm")
 

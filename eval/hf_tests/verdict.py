@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.results import RESULTS
-from tokenprune.markdown import table
+from tokenprune.evaluation.markdown import table
 
 LIST = Path(__file__).with_name("expected.yaml")
 RESULT = RESULTS / "hf_tests.json"

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from eval.results import read
-from tokenprune.markdown import table
+from tokenprune.evaluation.markdown import table
 
 
 def videos() -> str:

@@ -135,6 +135,7 @@ class World(ABC):
     flags: ClassVar[int]  # outputs of the head of the flags
     width: ClassVar[int]  # channels that the heads of the tower read
     head: ClassVar[tuple[str, ...]]  # words before the visual tokens
+    compiles: ClassVar[bool] = True  # whether batches are of one shape, so that compiling them pays
     tail: ClassVar[tuple[str, ...]] = ()  # and between them and the question
 
     @property

@@ -1,8 +1,9 @@
-"""Train a bundled model: `python -m eval.worlds.train scenes --out runs/scenes`, or clips.
+"""Train a bundled model: `python -m eval.worlds.train scenes --out runs/scenes`, or clips, or pages.
 
 Two stages. `tower` teaches the vision encoder what each visual token shows, from labels per token and flags. `decoder`
 freezes it and teaches projector and language model to answer, with a fading side loss that pulls each token towards the
-words for what it shows. Both stages resume from their last checkpoint.
+words for what it shows. Both stages resume from their last checkpoint. With `--start eval/worlds/pages/start
+--tower-steps 0 --skip 2000` the decoder of pages goes on from the weights that are there, on fresh pages.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -109,7 +110,8 @@ def train_decoder(
     projector, text = world.projector(model), model.model.language_model
     world.tower(model).requires_grad_(False)
     projector.requires_grad_(True)
-    see, answer = world.see(model), torch.compile(packed_hidden, dynamic=False)
+    see = world.see(model)
+    answer = torch.compile(packed_hidden, dynamic=False) if world.compiles else packed_hidden
 
     def ids_of(words: Sequence[str]) -> Tensor:
         return torch.tensor(tokenizer.convert_tokens_to_ids(list(words)), dtype=torch.long)
@@ -166,6 +168,8 @@ def main(
     tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower stage; default: the world's.")] = None,
     decoder_steps: Annotated[int | None, typer.Option(help="Steps of the decoder stage.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = 7,
+    start: Annotated[Path | None, typer.Option(help="Folder of a model to begin with instead of a random one.")] = None,
+    skip: Annotated[int, typer.Option(help="Batches that it has learned from already.")] = 0,
 ) -> None:
     """Train both stages (or go on where a stopped run left off) and save the model in half precision."""
     steps = {"tower_steps": tower_steps, "decoder_steps": decoder_steps}
@@ -176,7 +180,12 @@ def main(
     torch.manual_seed(settings.seed)
     tokenizer = world.make_tokenizer()
     model = world.make_model(len(tokenizer))
-    batches = partial(Batches, world, tokenizer, "train")
+    if start is not None:
+        model.load_state_dict(type(model).from_pretrained(start, dtype=torch.float32).state_dict())
+
+    def batches(size: int, first: int, lesson: Any = None) -> Batches:
+        return Batches(world, tokenizer, "train", size, skip + first, lesson)
+
     tower = Stage("tower", out, settings.tower_steps, partial(batches, settings.tower_batch, lesson=world.drill))
     train_tower(world, model, tokenizer, tower, settings)
     decoder = Stage("decoder", out, settings.decoder_steps, partial(batches, settings.decoder_batch))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tokenprune.engine.support import condition
 from tokenprune.families.registry import all_families
 from tokenprune.methods.base import Method, options_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.plan import supports
-from tokenprune.support import condition
 
 
 def variants() -> Iterator[tuple[str, Method]]:

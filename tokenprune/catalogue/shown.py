@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass
 
 from tokenprune.catalogue import facts, measured
 from tokenprune.catalogue.find import Policy
+from tokenprune.catalogue.models import model_rows
 from tokenprune.methods.base import Method, options_of, places, signals_of
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import Recipe, load_recipe, recipe_names
@@ -53,6 +54,14 @@ def arrange(columns: list[Column], room: int | None) -> list[str]:
         if narrow == len(columns):
             return [row if len(row) <= room else row[: room - 1] + "…" for row in rows]
         narrow += 1
+
+
+def model_columns() -> list[Column]:
+    """The table of model types."""
+    rows = model_rows()
+    return [
+        Column(head, [row[i] for row in rows]) for i, head in enumerate(("model type", "pruned by", "on a tiny model"))
+    ]
 
 
 def method_columns() -> list[Column]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.checking.reference import Outcome, hidden_from
+from tokenprune.checking.shortened import Shortened, shortened_to
 from tokenprune.engine.run import Run
 from tokenprune.methods.decoding import DecodingMethod
 from tokenprune.methods.place import Decode
@@ -100,6 +101,7 @@ class Comparison:
         self.parted: Parting | None = None
         self.largest = 0.0
         self._call = -1
+        self._shortened: Shortened | None = None
 
     @contextmanager
     def against(self, outcome: Outcome | None) -> Iterator[None]:
@@ -112,10 +114,14 @@ class Comparison:
         try:
             if outcome is None:
                 yield
+            elif not all(kind.keys for kind in self.run.layer_kinds):
+                with shortened_to(text_model, outcome) as self._shortened:
+                    yield
             else:
                 with _maskable(text_model), hidden_from(text_model, outcome):
                     yield
         finally:
+            self._shortened = None
             for handle in handles:
                 handle.remove()
 
@@ -131,6 +137,8 @@ class Comparison:
             found, reference = self.recorded.calls[self._call][i], _hidden(output)
             if self._call == 0:
                 columns = self.run.columns(i).to(reference.device)
+                if self._shortened is not None:
+                    return self._compare(0, i, found, self._shortened.gather(columns, reference), columns)
                 reference = reference.gather(1, columns.clamp(min=0)[..., None].expand(-1, -1, reference.shape[-1]))
             else:
                 column = self.length + self._call - 1

@@ -101,7 +101,8 @@ class _Reference:
         if given is None:
             given = torch.arange(self.first, self.first + self.length, device=embeds.device)[None]
         given = given[None] if given.ndim == 2 else given
-        self.given = given[1:] if len(given) == 4 else given
+        text_first = len(given) == 4 and len(getattr(self.model.rotary_emb, "mrope_section", ())) != 4
+        self.given = given[1:].long() if text_first else given.long()
         if self.first == 0:
             self.moved.clear()
         planes = kwargs.get("deepstack_visual_embeds")
@@ -125,7 +126,7 @@ class _Reference:
             if self.first == 0:
                 hidden = self._mix(i, hidden)
             changed: dict[str, Any] = {"attention_mask": self._mask(i, hidden, kwargs.get("attention_mask"))}
-            if self.outcome.compact:
+            if self.outcome.compact and kwargs.get("position_embeddings") is not None:
                 changed["position_embeddings"] = self._rope(i, hidden)
             return (hidden, *args[1:]), kwargs | changed
 

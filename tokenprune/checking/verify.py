@@ -17,24 +17,32 @@ from tokenprune.engine.cache import CACHE_NAMES, cache_in
 from tokenprune.engine.prompt import media_in
 from tokenprune.engine.run import Run
 from tokenprune.errors import Unsupported, unknown
+from tokenprune.families.base import Family
 from tokenprune.methods.stage import Stage
 from tokenprune.version import TESTED_TRANSFORMERS, VERSION
 
 VERIFY = ("auto", "always", "never")
 
 
-def asks_to_verify(verify: str, stages: Sequence[Stage]) -> bool:
-    """Whether `verify=` of `prune` asks for a comparison, on the transformers that is installed. Raises `Unsupported`
-    for stages that no reference can be made for."""
+def asks_to_verify(verify: str, stages: Sequence[Stage], family: Family) -> bool:
+    """Whether `verify=` of `prune` asks for a comparison, of this family on the transformers that is installed. Raises
+    `Unsupported` for stages that no reference can be made for."""
     if verify not in VERIFY:
         raise unknown("verify", verify, VERIFY)
-    asked = verify == "always" or (verify == "auto" and not is_tested())
+    asked = verify == "always" or (verify == "auto" and bool(untested(family)))
     if asked and any(stage.method.merges_in == "encoder" for stage in stages):
         raise Unsupported(
             "Features merged before the projector have no masked reference, so they cannot be verified with "
             f"transformers {version('transformers')}. Take merge_in='projected', or pass verify='never' to prune()."
         )
     return asked
+
+
+def untested(family: Family) -> str:
+    """What no test of this package holds: a version of transformers, or a model type; empty where tests hold both."""
+    if not is_tested():
+        return f"transformers {version('transformers')}"
+    return "" if family.trusted else f"model type {family.name!r}"
 
 
 def is_tested() -> bool:
@@ -104,17 +112,20 @@ class _FirstPrompt:
         if "logits" in output:
             last = torch.full((len(ids), 1), ids.shape[1] - 1)
             comparison.logits(0, output.logits[:, -1:], expected.logits[:, -1:], last.to(output.logits.device))
-        installed = f"transformers {version('transformers')}"
+        family = self.run.family
+        new = untested(family) or f"transformers {version('transformers')}"
         if comparison.parted is not None:
+            mend = f"Install a tested version ({', '.join(TESTED_TRANSFORMERS)})"
+            if not family.trusted:
+                mend = f"No family file says what is special about {family.name}: it cannot be pruned as it is"
             raise Unsupported(
-                f"With {installed} this pruned prompt is wrong: it parts from the full-length model with the dropped "
-                f"tokens masked {comparison.parted}. Install a tested version ({', '.join(TESTED_TRANSFORMERS)}), and "
-                "report this with the output of `tokenprune check`."
+                f"With {new} this pruned prompt is wrong: it parts from the full-length model with the dropped "
+                f"tokens masked {comparison.parted}. {mend}, and report this with the output of `tokenprune check`."
             )
         self.done = True
-        if not is_tested():
+        if untested(family):
             warnings.warn(
-                f"tokenprune {VERSION} was not tested with {installed}. The first prompt was compared with its "
+                f"tokenprune {VERSION} was not tested with {new}. The first prompt was compared with its "
                 "reference and holds; `tokenprune check` compares decoding steps too.",
                 stacklevel=2,
             )

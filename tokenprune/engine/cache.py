@@ -275,7 +275,7 @@ def adopt(
     while len(cache.layers) < len(windows):
         cache.layers.append(DynamicLayer())
     cached: list[Any] = cache.layers
-    layers = range(stage_layers[0], len(windows))
+    layers = [i for i in range(stage_layers[0], len(windows)) if not keeps_state(cached[i])]
     for layer in (cached[i] for i in layers):
         if isinstance(layer, PrunedLayer) and layer.stage_layers != stage_layers and layer.logical:
             raise Unsupported(
@@ -312,10 +312,17 @@ def refuse_kinds(cache: Cache) -> None:
         raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
     known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
     for layer in cache.layers:
+        if keeps_state(layer):
+            continue
         if not isinstance(layer, PrunedLayer) and type(layer) not in known and not hasattr(layer, "_quantize"):
             raise Unsupported(
                 f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
             )
+
+
+def keeps_state(layer: Any) -> bool:
+    """Whether a cache layer holds a state of one size in place of keys, and stays as it is."""
+    return hasattr(layer, "recurrent_states") and not isinstance(layer, CacheLayerMixin)
 
 
 def _whole(layer: Any) -> DynamicLayer:

@@ -121,7 +121,7 @@ class EncoderReader:
                     output = original(*args, **kwargs)
             finally:
                 self._local.busy = False
-            encoded.features = _rows(output)
+            encoded.pieces = _rows(output)
             self._remember(encoded, output, calls, call)
             self.spared.blank(media, output)
             return output
@@ -260,11 +260,16 @@ def _note_output(found: list[Tensor], module: nn.Module, args: tuple, output: An
     found.append(hidden[None] if hidden.ndim == 2 else hidden)
 
 
-def _rows(output: Any) -> int:
-    """Feature rows that a getter's output gives to the prompt."""
+def _rows(output: Any) -> tuple[int, ...]:
+    """Feature rows of each piece that a getter's output gives to the prompt."""
     features = output[1] if isinstance(output, tuple) else output.pooler_output
-    features = [features] if isinstance(features, Tensor) else features
-    return sum(f[..., 0].numel() for f in features)
+    if features is None:  # Fuyu's getter gives its rows by another name
+        features = output.last_hidden_state
+    if features is None:
+        raise Unsupported("Its visual features are not rows that a getter gives to the prompt, so they cannot be told.")
+    if isinstance(features, Tensor):
+        features = features.flatten(0, -3) if features.ndim > 2 else features[None]
+    return tuple(f[..., 0].numel() for f in features)
 
 
 def _same(one: Any, other: Any) -> bool:

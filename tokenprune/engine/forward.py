@@ -69,6 +69,7 @@ class Forward:
     captured: what taps left since the last stage.
     asked: whether a stage so far chose with the question in view.
     encoded: the calls of the vision encoder, where stages stand before or inside it.
+    width: rows that the text model was given.
     past_rows: keys that each cache layer held before this pass.
     history: (first layer, rows) from each stage on.
     """
@@ -86,6 +87,7 @@ class Forward:
     asked: bool = False
     bypass: Bypass | None = None
     encoded: list[EncoderWork] = field(default_factory=list)
+    width: int = 0
     past_rows: dict[int, int] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)

@@ -27,6 +27,7 @@ class Piece:
     tail: tokens after the last span: rows that stay, one for one.
     past_valid: bool [B, P], which cached tokens of an unpruned layer are not padding; None: all.
     blocks: int64 [B, L], tokens of equal number (0 or more) see each other in both directions; None: nobody does.
+    block_layers: the one type of layers that has blocks; None: all have.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,11 @@ class Piece:
     past_valid: Tensor | None = None
     blocks: Tensor | None = None
     blocks_ignore_window: bool = False
+    block_layers: str | None = None
+
+    def blocks_of(self, i: int) -> Tensor | None:
+        """The blocks that layer i has."""
+        return self.blocks if self.block_layers in (None, self.kinds[i].type) else None
 
 
 @dataclass
@@ -126,8 +132,9 @@ class LayerInputs:
         visible = valid[:, None] & (slots[:, None] <= own)
         window = self.piece.kinds[i].window
         near = slots[:, None] > own - window if window is not None else torch.ones_like(visible)
-        if self.piece.blocks is not None:
-            numbers = self._block_numbers(self.piece.blocks, valid.shape[1])
+        blocks = self.piece.blocks_of(i)
+        if blocks is not None:
+            numbers = self._block_numbers(blocks, valid.shape[1])
             same = (numbers[:, None] == numbers.gather(1, rows + first)[..., None]) & (numbers[:, None] >= 0)
             visible |= same & valid[:, None]
             if self.piece.blocks_ignore_window:
@@ -137,12 +144,14 @@ class LayerInputs:
     def mask(self, i: int, hidden: Tensor, layer: PrunedLayer | None) -> Any:
         """Attention mask of the current rows over a layer's cached and new keys, in the kernel's own format."""
         piece, state, window = self.piece, self.state, self.piece.kinds[i].window
-        if window not in self._masks:
+        blocks = piece.blocks_of(i)
+        kind = window, blocks is None
+        if kind not in self._masks:
             valid, slots, _ = self.keys(i, layer)
             width = valid.shape[1] if layer is None else layer.width(state.width)
-            blocks = None if piece.blocks is None else self._block_numbers(piece.blocks, valid.shape[1])
+            blocks = None if blocks is None else self._block_numbers(blocks, valid.shape[1])
             reached = window is not None and piece.past + piece.length > window
-            self._masks[window] = attention_mask(
+            self._masks[kind] = attention_mask(
                 piece.model,
                 hidden,
                 valid if self._padded(layer) or width > valid.shape[1] else None,
@@ -152,7 +161,19 @@ class LayerInputs:
                 blocks,
                 piece.blocks_ignore_window,
             )
-        return self._masks[window]
+        return self._masks[kind]
+
+    def padding_mask(self) -> Tensor | None:
+        """bool [B, K] for a layer that keeps a state, which must not see padding; None where there is none."""
+        return self.state.valid if min(self.state.counts) < self.state.width else None
+
+    def follow(self, given: Any, width: int) -> Any:
+        """What the text model made for its own rows, a tensor [B, width, ...], for those that are left; anything else
+        as it is."""
+        if self.state.computed or not isinstance(given, Tensor) or given.shape[:2] != (self.state.batch, width):
+            return given
+        native = self.state.rows["native"].to(given.device)
+        return given[torch.arange(len(native), device=given.device)[:, None], native]
 
     def _padded(self, layer: PrunedLayer | None) -> bool:
         """Whether a key of a layer may be padding, which the host knows."""

@@ -17,11 +17,16 @@ from tokenprune.errors import Unsupported
 PLAIN = ("sdpa", "eager")  # kernels whose masks are tensors of what each query sees
 
 
+STATES = ("linear_attention", "conv")  # layer types that keep a state in place of keys
+
+
 class Kind(NamedTuple):
-    """What sets a decoder layer apart: its layer type (which may have rotary embeddings of its own) and its window."""
+    """What sets a decoder layer apart: its layer type (which may have rotary embeddings of its own), its window, and
+    whether it keeps keys."""
 
     type: str | None
     window: int | None
+    keys: bool = True
 
 
 def layers_of(text_model: PreTrainedModel) -> nn.ModuleList:
@@ -38,12 +43,13 @@ def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
     if types is None:
         own = None if stray_window(text_model) else window
         return [Kind(None, own)] * len(layers)
-    odd = sorted(set(types) - {"full_attention", "sliding_attention"})
+    states = {t for t, layer in zip(types, layers, strict=False) if t in STATES and not hasattr(layer, "self_attn")}
+    odd = sorted(set(types) - {"full_attention", "sliding_attention"} - states)
     if odd:
         raise Unsupported(
             f"This model has {', '.join(odd)} layers, which cannot be pruned: they keep no key per token."
         )
-    return [Kind(t, window if t == "sliding_attention" else None) for t in types[: len(layers)]]
+    return [Kind(t, window if t == "sliding_attention" else None, t not in states) for t in types[: len(layers)]]
 
 
 def stray_window(text_model: PreTrainedModel) -> int | None:

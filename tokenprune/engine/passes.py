@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenprune.core.trace import Ranking
-from tokenprune.engine.cache import PrunedLayer, adopt, cache_in, cache_name, widen
+from tokenprune.engine.cache import CACHE_NAMES, PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.engine.decode_steps import DecodeStep
 from tokenprune.engine.encoder_reader import EncoderReader, Laid, need_of_stage
 from tokenprune.engine.encoder_stages import EncoderStages
@@ -36,6 +36,9 @@ from tokenprune.methods.stage import Stage
 from tokenprune.signals import taps
 from tokenprune.signals.need import Need
 from tokenprune.signals.table import AHEAD, BEFORE, UNROTATED, taps_for
+
+# What a text model or a layer is given and the engine makes anew.
+GIVEN = {"inputs_embeds", "position_ids", "position_embeddings", "attention_mask", "visual_pos_masks", *CACHE_NAMES}
 
 
 class _Now(threading.local):
@@ -161,7 +164,8 @@ class Passes:
         self.encoder.forget()
         listeners = taps.listeners()
         for layer in self.setup.text_model.layers if listeners else ():
-            listeners.pop(layer.self_attn, None)
+            if hasattr(layer, "self_attn"):
+                listeners.pop(layer.self_attn, None)
 
     def _before_text(self, module: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         refuse_compiled()
@@ -192,20 +196,23 @@ class Passes:
             now.step = self.setup.decoding.step(cache.layers, single=not has_media and hidden.shape[1] == 1)
         kwargs |= self._take_deepstack(forward, kwargs)
         first = [stage for stage in self.setup.layer_stages if stage.at == 0]
+        forward.width = hidden.shape[1]
         if not self.setup.encoder_stages and not first:
             return args, kwargs
-        forward.enter_group(_cache_layer(cache, 0))
+        forward.enter_group(_cache_layer(cache, next(i for i, kind in enumerate(self.setup.layer_kinds) if kind.keys)))
         if forward.state.spans:
             hidden = forward.enter_encoded(
                 self.setup.encoder_stages, self._masks_of_encoder(forward), hidden, self.setup.policies.positions
             )
             for stage in first:
                 hidden = self._run_stage(forward, stage, hidden, None)
+        followed = {name: forward.inputs.follow(x, forward.width) for name, x in kwargs.items() if name not in GIVEN}
+        forward.width = hidden.shape[1]
         forward.hand_over()
         positions = forward.state.positions[0] if len(forward.state.positions) == 1 else forward.state.positions
         # Every layer gets a mask of its own; a prepared one keeps the text model from making another.
         mask = hidden.new_zeros(len(hidden), 1, 1, 1)
-        return args, kwargs | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
+        return args, kwargs | followed | {"inputs_embeds": hidden, "position_ids": positions, "attention_mask": mask}
 
     def _masks_of_encoder(self, forward: Forward) -> list[list[Tensor]]:
         """For each stage before or inside the encoder, for each span bool [n]: which tokens it left."""
@@ -242,7 +249,7 @@ class Passes:
         ends = call.ends(padding.valid, past) if self.setup.dropping else None
         self._check_prompt(ends, spans)
         batch, length, _ = hidden.shape
-        positions = _positions(position_ids, batch, length, past, hidden.device)
+        positions = _positions(position_ids, batch, length, past, hidden.device, self.setup.text_model)
         state = TokenState.of_prompt(spans, padding.valid, positions, padding.counts, ends, padding.hides_media)
         piece = Piece(
             model=self.setup.text_model,
@@ -253,6 +260,7 @@ class Passes:
             past_valid=None if given is None else given[:, :-length],
             blocks=None if prompt.blocks is None else prompt.blocks.to(hidden.device)[:, -length:],
             blocks_ignore_window=self.setup.family.blocks_ignore_window,
+            block_layers=self.setup.family.block_layers,
         )
         return Forward(
             inputs=LayerInputs(piece, state),
@@ -319,6 +327,7 @@ class Passes:
 
     def _layer_hook(self, i: int) -> Any:
         stage = next((s for s in self.setup.layer_stages if s.at == i), None)
+        keys = self.setup.layer_kinds[i].keys
 
         def before_layer(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             refuse_compiled()
@@ -328,7 +337,7 @@ class Passes:
                 if isinstance(layer, PrunedLayer):
                     raise Unsupported("A pruned cache needs the whole model. Call the model, not its text model.")
                 return None
-            hidden, given = args[0], kwargs["position_embeddings"]
+            hidden, given = args[0], kwargs.get("position_embeddings")
             if forward.deepstack is not None:
                 hidden = forward.add_plane(i - 1, hidden)
             if now.step is not None and now.step.prepare(i, module.self_attn):
@@ -337,14 +346,15 @@ class Passes:
                 forward.enter_group(layer)
                 if forward.state.spans:
                     hidden = self._run_stage(forward, stage, hidden, given)
-            if layer is not None:
+            if layer is not None and keys:
                 forward.announce(i, layer)
-            changed = {
-                "position_embeddings": forward.inputs.rope(i, hidden, given),
-                "attention_mask": forward.inputs.mask(i, hidden, layer),
-            }
+            follow = functools.partial(forward.inputs.follow, width=forward.width)
+            changed = {name: follow(x) for name, x in kwargs.items() if name not in GIVEN}
+            changed["attention_mask"] = forward.inputs.mask(i, hidden, layer) if keys else forward.inputs.padding_mask()
+            if given is not None:  # some layers have no rotary embedding
+                changed["position_embeddings"] = forward.inputs.rope(i, hidden, given)
             # Gapped ids look like packed sequences to flash kernels; cos and sin carry the positions.
-            return (hidden, *args[1:]), kwargs | changed | {"position_ids": None}
+            return (hidden, *map(follow, args[1:])), kwargs | changed | {"position_ids": None}
 
         return before_layer
 
@@ -389,12 +399,14 @@ def _end(spans: list[Span]) -> int:
     return max((max(s.columns[-1], *(e.column for e in s.separators), -1) + 1 for s in spans), default=0)
 
 
-def _positions(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
+def _positions(
+    given: Tensor | None, batch: int, length: int, past: int, device: torch.device, text_model: PreTrainedModel
+) -> Tensor:
     """Position ids as int64 [axes, B, L], as the text model would make or read them."""
     if given is None:
         given = torch.arange(past, past + length, device=device)[None]
     if given.ndim == 2:
         given = given[None]
-    if len(given) == 4:  # Qwen: text ids in front of the three M-RoPE axes
-        given = given[1:]
-    return given.expand(-1, batch, -1)
+    if len(given) == 4 and len(getattr(text_model.rotary_emb, "mrope_section", ())) != 4:
+        given = given[1:]  # Qwen: text ids in front of the three M-RoPE axes
+    return given.long().expand(-1, batch, -1)

@@ -15,12 +15,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tokenprune.engine.cache import refuse_kinds
 from tokenprune.engine.masks import layer_kinds, layers_of, same_as_causal
+from tokenprune.engine.support import obstacle
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
 from tokenprune.families.base import Family
 from tokenprune.methods.base import Method
 from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
-from tokenprune.support import obstacle
 
 COMPILED = (
     "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
@@ -48,6 +48,12 @@ def check_runs(model: PreTrainedModel, family: Family, stages: Sequence[Stage]) 
         _check_order(inside, len(layers_of(text_model)))
     if decoding:
         _check_steps(decoding, [kind.window for kind in layer_kinds(text_model)])
+    states = sorted({kind.type for kind in layer_kinds(text_model) if not kind.keys and kind.type is not None})
+    if states and (decoding or any(stage.at > 0 for stage in inside)):
+        raise Unsupported(
+            f"This model has {', '.join(states)} layers, which have mixed every token into a state by the time that a "
+            "stage between the layers, or at a decoding step, could drop it. Prune before the LLM: at=0."
+        )
     for stage in inside:
         found = obstacle(family, stage.method, stage.place, model)
         if found is not None:
@@ -106,7 +112,7 @@ def _check_steps(starts: list[int], windows: list[int | None]) -> None:
 
 
 def unwrap(model: Any) -> PreTrainedModel:
-    """The model inside a PEFT wrapper.
+    """The model inside a PEFT wrapper, or the part of a model that speaks which reads.
 
     Raises `Unsupported` for a model that is compiled, in whole or in part, and for what is no model but holds or names
     one.
@@ -125,7 +131,9 @@ def unwrap(model: Any) -> PreTrainedModel:
     modules = model.modules() if isinstance(model, nn.Module) else ()
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
         raise Unsupported(COMPILED)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Qwen-Omni is a thinker, which reads pictures, and what speaks.
+    return inner.thinker if isinstance(getattr(inner, "thinker", None), nn.Module) else inner
 
 
 def refuse_compiled() -> None:

@@ -92,7 +92,8 @@ class Run(Setup):
                 module.__dict__.pop(taps.MARK, None)
 
     def _listening(self) -> list[nn.Module]:
-        return [*(layer.self_attn for layer in self.text_model.layers), *self._passes.encoder.attention()]
+        heard = [layer.self_attn for layer in self.text_model.layers if hasattr(layer, "self_attn")]
+        return [*heard, *self._passes.encoder.attention()]
 
     @property
     def _attached(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -91,5 +91,7 @@ class Setup:
 
     @functools.cached_property
     def layer_shapes(self) -> list[LayerShape]:
-        """What each decoder layer costs."""
-        return [layer_shape(layer, self.text_model.config) for layer in self.text_model.layers]
+        """What each decoder layer costs; one that keeps a state in place of keys costs its linear maps alone."""
+        shapes = [layer_shape(layer, self.text_model.config) for layer in self.text_model.layers]
+        kinds = zip(shapes, self.layer_kinds, strict=True)
+        return [shape if kind.keys else replace(shape, attention_width=0) for shape, kind in kinds]

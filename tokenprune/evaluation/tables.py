@@ -13,7 +13,7 @@ from tokenprune.errors import BadInput
 from tokenprune.evaluation.cells import Cell, Result
 from tokenprune.evaluation.grid import Benchmark, Task
 from tokenprune.evaluation.lmms_eval.settings import NONE
-from tokenprune.markdown import table
+from tokenprune.evaluation.markdown import table
 
 MISSING = "-"
 

@@ -83,12 +83,17 @@ class Span:
 
 @dataclass
 class Encoded:
-    """One call of a feature getter. arguments: by name. features: rows that it gives to the prompt, of all items, once
-    it has run."""
+    """One call of a feature getter. arguments: by name. pieces: rows of each tensor that it gives to the prompt, or of
+    each entry of its one tensor [N, n, d], once it has run; a tensor [n, d] is one piece, whatever it holds."""
 
     media: str
     arguments: dict[str, Any]
-    features: int = 0
+    pieces: tuple[int, ...] = ()
+
+    @property
+    def features(self) -> int:
+        """Rows that it gives to the prompt, of all items."""
+        return sum(self.pieces)
 
     @property
     def pixels(self) -> Tensor:
@@ -138,6 +143,9 @@ class Family(ABC):
     pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)  # what its processors divide brightness by
     projects: ClassVar[bool] = False  # whether its projector takes the features of tokens one by one
     blocks_ignore_window: ClassVar[bool] = False  # whether `blocks` reach beyond a sliding window
+    block_layers: ClassVar[str | None] = None  # the one type of layers that has `blocks`; None: all have
+    knows_grids: ClassVar[bool] = True  # whether it tells where the tokens of a picture lie
+    trusted: ClassVar[bool] = True  # whether tests hold it; else the first prompt of each run is compared
 
     @property
     def media(self) -> tuple[str, ...]:

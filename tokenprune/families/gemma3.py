@@ -13,10 +13,10 @@ from tokenprune.families.square import Square
 
 
 class Gemma3(Square):
-    """`Gemma3ForConditionalGeneration`; pan-and-scan crops are images of their own."""
+    """`Gemma3ForConditionalGeneration` and ShieldGemma 2; pan-and-scan crops are images of their own."""
 
     name: ClassVar[str] = "Gemma 3"
-    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3", "shieldgemma2")
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN
 
     def side(self, model: PreTrainedModel) -> int:

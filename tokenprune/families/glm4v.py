@@ -11,10 +11,10 @@ from tokenprune.families.qwen2_vl import Qwen2VL
 
 
 class Glm4V(Qwen2VL):
-    """`Glm4vForConditionalGeneration` (GLM-4.1V), `Glm4vMoeForConditionalGeneration` (GLM-4.5V), GLM-4.6V."""
+    """`Glm4vForConditionalGeneration` (GLM-4.1V), `Glm4vMoeForConditionalGeneration` (GLM-4.5V), GLM-4.6V, GLM-OCR."""
 
     name: ClassVar[str] = "GLM-4V"
-    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v")
+    model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")
 
     def placeholders(self, model: PreTrainedModel) -> dict[str, int]:
         return dict.fromkeys(self.getters, model.config.image_token_id)

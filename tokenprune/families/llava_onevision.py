@@ -44,7 +44,7 @@ class LlavaOnevision(LlavaNext):
         videos, frames = encoded.pixels.shape[:2]
         side = math.ceil(self.side(model) / 2)
         if encoded.features == videos * frames * side * side:  # transformers 5.17 adds the newlines later
-            encoded.features += videos
+            encoded.pieces = (*encoded.pieces, videos)
         return [[Part((frames, side, side), end=1)] for _ in range(videos)]
 
     def group_side(self, model: PreTrainedModel, media: str) -> int:

@@ -13,10 +13,10 @@ from tokenprune.families.qwen2_vl import Qwen2VL
 
 
 class Qwen25VL(Qwen2VL):
-    """`Qwen2_5_VLForConditionalGeneration`."""
+    """`Qwen2_5_VLForConditionalGeneration` and the thinker of Qwen2.5-Omni, whose audio stays as it is."""
 
     name: ClassVar[str] = "Qwen2.5-VL"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_5_omni_thinker")
     missing: ClassVar[dict[str, str]] = Qwen2VL.missing | {
         "saliency_first": "its first encoder layers work in windows, which cannot compare tokens of different windows."
     }

@@ -13,7 +13,10 @@ class Qwen3VL(Qwen2VL):
     """`Qwen3VLForConditionalGeneration` and its mixture-of-experts form. A video is one span across its timestamps."""
 
     name: ClassVar[str] = "Qwen3-VL"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"),
+        *("cosmos3_omni", "cohere_compass"),
+    )
     pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
 
     def exits(self, visual: Any) -> tuple[nn.Module, ...]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from tokenprune import families
 from tokenprune.errors import Unsupported
 from tokenprune.families.base import Family
+from tokenprune.families.generic import Generic
 
 GROUP = "tokenprune.families"
 RETRIEVERS = ("colpali", "colqwen2")  # they answer with an embedding of every token
@@ -33,7 +34,7 @@ def all_families() -> dict[str, Family]:
         if "place" in vars(cls):
             warnings.warn(f"{cls.name}: Family.place is pool_patches now.", DeprecationWarning, stacklevel=2)
             cls.pool_patches = cls.place
-        if "model_types" in vars(cls):
+        if vars(cls).get("model_types"):
             families_by_name.setdefault(cls.name, cls())
     return families_by_name
 
@@ -42,11 +43,11 @@ def family_of(model: PreTrainedModel) -> Family:
     """The family that serves this model, checked; raises `Unsupported` where there is none."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = all_families().values()
-    family = next((f for f in known if f.serves(model)), None) if model_type else None
-    if family is None and model_type:
-        raise _no_family(model_type)
-    if family is None:
+    if not model_type:
         raise Unsupported(f"tokenprune cannot prune an object of type {type(model).__name__}. {_list_families()}")
+    if model_type in RETRIEVERS:
+        raise _no_family(model_type)
+    family = next((f for f in known if f.serves(model)), None) or Generic(model)
     family.check(model)
     return family
 

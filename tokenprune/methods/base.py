@@ -218,6 +218,12 @@ class Method(metaclass=MethodType):
         return any(SIGNALS[need.signal].asks for need in self.needs)
 
     @property
+    def reads_grid(self) -> bool:
+        """Whether it asks where tokens lie (the view's cells, frames or pictures), given its options. A class attribute
+        will do where that does not depend on any."""
+        return False
+
+    @property
     def first_at(self) -> int:
         """The earliest stage the method can stand at: 1 where it reads attention of the layer before."""
         return int(any(taps_for(self.needs, where) for where in (BEFORE, UNROTATED)))

@@ -33,6 +33,7 @@ class CoarseToFine(Method):
     paper: ClassVar[str] = "arXiv 2503.07588"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, tiles"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "VisionXLab/LRS-VQA", "1b3b6cd4", "its training-free part")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the language model's own attention ranks", "the published ranking module has to be trained"),

@@ -26,6 +26,7 @@ class Downsample(BudgetMethod):
     paper: ClassVar[str] = "baseline"
     year: ClassVar[int] = 0
     kind: ClassVar[str] = "baseline"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("ours")
     waits: ClassVar[str] = "how large frames are and how their rows lie is read from the tokens that are left"
 

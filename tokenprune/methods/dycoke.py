@@ -40,6 +40,7 @@ class DyCoke(Method):
     paper: ClassVar[str] = "arXiv 2411.15024"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    reads_grid: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "KD-TAO/DyCoke", "dd746349")
     differences: ClassVar[tuple[Difference, ...]] = (

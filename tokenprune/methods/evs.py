@@ -34,6 +34,7 @@ class EVS(ScoreMethod):
     paper: ClassVar[str] = "arXiv 2510.14624"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "vllm-project/vllm", "094f1178", "vllm/multimodal/evs.py")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

@@ -53,6 +53,7 @@ class FastVID(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2503.11187"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "LunarShen/FastVID", "a40a109c")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

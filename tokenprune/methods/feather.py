@@ -49,6 +49,10 @@ class FEATHER(Method):
         super().__post_init__()
 
     @property
+    def reads_grid(self) -> bool:
+        return self.stride > 0
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("attention_row", "content"),)
 

@@ -56,6 +56,7 @@ class FlashVID(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2602.08024"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "video, merging, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "Fanziyang-v/FlashVID", "1d37422c")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("a relevance below 0 counts as 0", "the code never gets to such a candidate, but repeats a token"),

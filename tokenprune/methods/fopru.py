@@ -42,6 +42,10 @@ class FoPru(ScoreMethod):
     source: str = source_option("received")
 
     @property
+    def reads_grid(self) -> bool:
+        return self.strategy == "row"
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         return (Need("saliency", self.source),)
 

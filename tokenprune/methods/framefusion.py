@@ -93,6 +93,7 @@ class FrameFusion(Fusion):
     paper: ClassVar[str] = "arXiv 2501.01986"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "thu-nics/FrameFusion", "fbec1d2e")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(
@@ -120,6 +121,7 @@ class FrameFusionLater(Fusion, stage_of=FrameFusion):
     """FrameFusion inside the LLM: merges, or prunes once the layer before has merged too little."""
 
     name: ClassVar[str] = "framefusion_later"
+    reads_grid: ClassVar[bool] = True
     waits: ClassVar[str] = FrameFusion.waits
     goes_on: ClassVar[bool] = True
     needs: ClassVar[tuple[Need, ...]] = (Need("hidden"), Need("attention_row"))
@@ -139,6 +141,7 @@ class FrameFusionLast(FrameFusionLater, stage_of=FrameFusion):
     """FrameFusion where it must be done: prunes what still must go."""
 
     name: ClassVar[str] = "framefusion_last"
+    reads_grid: ClassVar[bool] = False
 
     def prunes(self, view: View) -> bool:
         return True

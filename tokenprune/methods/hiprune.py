@@ -29,6 +29,7 @@ class HiPrune(Method):
     paper: ClassVar[str] = "arXiv 2508.00553"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "Danielement321/HiPrune", "6e83a124")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("anchors and their neighbours never exceed k", "the code keeps more where alpha is near 1"),

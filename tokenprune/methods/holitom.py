@@ -49,6 +49,7 @@ class HoliTom(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2505.21334"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "cokeshao/HoliTom", "e9b2972f")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

@@ -37,6 +37,7 @@ class LlavaScissor(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2506.21862"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, merging"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "HumanMLLM/LLaVA-Scissor", "b63354c8")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("components are exact", "the code samples nodes where a frame has very many tokens"),

@@ -32,6 +32,7 @@ class MustDrop(Method):
     paper: ClassVar[str] = "arXiv 2411.10803"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "merging"
+    reads_grid: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "liuting20/MustDrop", "909afa53")
     differences: ClassVar[tuple[Difference, ...]] = (

@@ -36,6 +36,7 @@ class PixelPrune(Method):
     paper: ClassVar[str] = "arXiv 2604.00886"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "pixels"
+    reads_grid: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "OPPO-Mente-Lab/PixelPrune", "a870e31b")
     differences: ClassVar[tuple[Difference, ...]] = (

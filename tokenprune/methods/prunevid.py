@@ -42,6 +42,7 @@ class PruneVid(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2412.16117"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "video, merging, text-guided, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "Visual-AI/PruneVid", "b12600c6")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("the most attended tokens left fill up to k", "the budget is kept exactly", {"fill": "none"}),
@@ -160,6 +161,7 @@ class PruneVidQuestion(Method, stage_of=PruneVid):
     """
 
     name: ClassVar[str] = "prunevid_question"
+    reads_grid: ClassVar[bool] = True
 
     keep: Keep = keep_option(0.4)
     fill: str = fill_option("score")

@@ -41,6 +41,7 @@ class QuoTA(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2503.08689"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, text-guided, merging"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "MAC-AutoML/QuoTA", "ec194d7c")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("what the maps leave unspent goes to other tokens", "the budget is kept exactly", {"fill": "none"}),

@@ -32,6 +32,7 @@ class RLT(Method):
     paper: ClassVar[str] = "arXiv 2411.05222"
     year: ClassVar[int] = 2024
     kind: ClassVar[str] = "pixels, video"
+    reads_grid: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     over_frames: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "rccchoudhury/rlt", "69ec8b4b")

@@ -33,6 +33,7 @@ class StreamVLN(Method):
     paper: ClassVar[str] = "arXiv 2507.05240"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video, geometry"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("paper", note="OpenRobotLab/StreamVLN at f442c20f holds no code for voxels")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("`stride` and `least`", "the paper gives neither number; by default neither does anything"),

@@ -40,6 +40,7 @@ class VFlowOpt(Method):
     paper: ClassVar[str] = "arXiv 2508.05211"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "attention, recycling, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "sihany077/VFlowOpt", "129eeefb")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

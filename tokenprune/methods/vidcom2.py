@@ -37,6 +37,7 @@ class VidCom2(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2505.14454"
     year: ClassVar[int] = 2025
     kind: ClassVar[str] = "video"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "xuyang-liu16/VidCom2", "944a17d1")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference("frames' counts add up to the budget", "the code's do not", {"fill": "none"}),

@@ -43,6 +43,7 @@ class VScan(BudgetMethod):
     paper: ClassVar[str] = "arXiv 2505.22654"
     year: ClassVar[int] = 2026
     kind: ClassVar[str] = "attention, merging, staged"
+    reads_grid: ClassVar[bool] = True
     origin: ClassVar[Origin] = Origin("code", "Tencent/SelfEvolvingAgent", "a82450e1")
     differences: ClassVar[tuple[Difference, ...]] = (
         Difference(

@@ -36,8 +36,9 @@ class Pages(World):
     heldout_count, compare_count = 1000, 60
     draw = staticmethod(make_page)
     make_tokenizer, make_model, save = staticmethod(make_tokenizer), staticmethod(make_model), staticmethod(save)
-    settings = Settings(tower_batch=20, decoder_batch=16, tower_steps=2000, decoder_steps=2400, align_until=0.7)
+    settings = Settings(tower_batch=20, decoder_batch=16, tower_steps=2000, decoder_steps=2050, align_until=0.7)
     check = 96
+    compiles = False
     pack = (
         *("value",) * 2,
         *("price",) * 2,

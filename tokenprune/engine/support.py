@@ -42,6 +42,11 @@ def obstacle(family: Family, method: Method, place: Place, model: PreTrainedMode
         lacking = _lacks(family, need, model)
         if lacking is not None:
             return lacking
+    if method.reads_grid and not family.knows_grids:
+        return Obstacle(
+            f"has no file that tells how its tokens lie in rows, columns and frames, which {method.name} reads. Write "
+            "one, or take a method that reads features or attention alone, such as divprune or fastv."
+        )
     if method.merges_in == "encoder" and not family.projects:
         return Obstacle("does not project its features one by one. Use merge_in='projected'.")
     return None

@@ -1,0 +1,1 @@
+"""Tiny random models of model types, built from configs alone: one file for each kind."""

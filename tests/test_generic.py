@@ -1,0 +1,122 @@
+"""Models that no family file names: by convention, and compared before an answer goes out."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tokenprune
+from eval.census.tiny.base import IMAGE, TEXT
+from eval.census.tiny.grids import TINY as GRIDS
+from eval.census.tiny.squares import TINY
+from tests.signals import signals
+from tokenprune import BadInput, Unsupported, prune, supports
+from tokenprune.engine.layer_inputs import LayerInputs
+from tokenprune.errors import MissingSignal
+from tokenprune.families.base import Encoded
+from tokenprune.families.generic import Generic
+from tokenprune.families.registry import family_of
+from tokenprune.methods.base import View
+from tokenprune.methods.registry import all_classes
+
+
+@pytest.mark.parametrize("name", all_classes())
+def test_methods_say_whether_they_read_the_grid(name):
+    """Without one, those that declare it refuse and the others choose."""
+    method = all_classes()[name]()
+    if method.decodes:
+        pytest.skip("chooses at decoding steps, from all tokens at once")
+    found = {need.signal: signals(40, 1)[need.signal] for need in method.needs}
+    view = View(40, 1, (), found, total=40, layers=8)
+    if method.reads_grid:
+        with pytest.raises(BadInput, match="grid"):
+            method.select(view)
+    else:
+        method.select(view)
+
+
+PLANS = [("divprune", 0), ("fastv", 2)]
+SAMPLE = ["cohere2_vision", "aya_vision"]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_type_without_a_file_is_exact(name):
+    """By the conventions alone, against the full-length model with the dropped tokens masked, decoding included."""
+    model, inputs = TINY[name].build(), TINY[name].inputs()
+    assert not family_of(model).trusted
+    for method, at in PLANS:
+        for positions in ("original", "compact"):
+            found = tokenprune.check(model, inputs, method, keep=0.5, at=at, positions=positions)
+            assert found.ok, found
+            assert max(found.keep_all, found.pruned) < 1e-5
+
+
+def test_its_first_prompt_is_compared_and_a_wrong_one_refused(monkeypatch):
+    model, inputs = TINY["cohere2_vision"].build(), TINY["cohere2_vision"].inputs()
+    with torch.no_grad(), prune(model, "divprune", keep=0.5) as run:
+        with pytest.warns(UserWarning, match="not tested with model type 'cohere2_vision'.*holds"):
+            model(**inputs)
+        assert [len(row) for row in run.kept[0]] == [4, 8]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(**inputs)  # the second is not
+    wrong = lambda self, model, arguments, first: arguments["input_ids"].clamp(max=0) - 1  # noqa: E731
+    broken = lambda *a: wrong(*a).masked_fill(a[2]["input_ids"] == IMAGE, 0)  # noqa: E731
+    monkeypatch.setattr(Generic, "blocks", broken)
+    told = r"With model type 'cohere2_vision' this pruned prompt is wrong.*layer 0"
+    with torch.no_grad(), prune(model, "divprune", keep=0.5), pytest.raises(Unsupported, match=told):
+        model(**inputs)
+    assert tokenprune.check(model, inputs, "divprune", keep=0.5).ok is False
+
+
+def test_what_it_cannot_know_is_refused():
+    model = TINY["cohere2_vision"].build()
+    assert supports(model, "divprune") is None
+    assert "how its tokens lie in rows" in supports(model, "downsample")
+    assert "no family file tells" in supports(model, "visionzip")
+    assert "takes no stage before the vision encoder" in supports(model, "uniform", at="pixels")
+    for method in ("dycoke", "visionzip"):
+        with pytest.raises(MissingSignal, match="cohere2_vision"):
+            prune(model, method, keep=0.5)
+
+
+def test_what_keeps_to_no_convention_is_told_apart():
+    config = LlamaConfig(**TEXT)
+    model = LlamaForCausalLM(config)
+    with pytest.raises(Unsupported, match=r"model type 'llama', and it does not .*: it has no get_image_features"):
+        prune(model, "divprune")
+    assert not model._forward_pre_hooks
+
+
+def test_pictures_of_a_packed_getter_are_told_apart():
+    """A getter that gives one tensor for all pictures is cut by their grids."""
+    model = TINY["cohere2_vision"].build()
+    family = family_of(model)
+    encoded = Encoded("image", {"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}, (8,))
+    assert [[part.length for part in parts] for parts in family.items(model, encoded)] == [[6], [2]]
+    encoded = Encoded("image", {}, (9, 9, 4))
+    assert [[part.length for part in parts] for parts in family.items(model, encoded)] == [[9], [9], [4]]
+
+
+def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypatch):
+    """They see the shorter prompt, and no padding; what no longer could be dropped is refused."""
+    model, inputs = GRIDS["qwen3_5"].build(), GRIDS["qwen3_5"].inputs()
+    assert "linear_attention" in model.config.text_config.layer_types
+    for method in ("divprune", "tome"):
+        for positions in ("original", "compact"):
+            found = tokenprune.check(model, inputs, method, keep=0.5, positions=positions)
+            assert found.ok, found
+    for method, at in (("fastv", 2), ("fastocr", None)):
+        with pytest.raises(Unsupported, match=r"linear_attention layers, which have mixed .* Prune before the LLM: at=0"):
+            prune(model, method, keep=0.5, **({} if at is None else {"at": at}))
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerInputs, "padding_mask", lambda self: None)
+        assert not tokenprune.check(model, inputs, "divprune", keep=0.5).ok
+    moved = tokenprune.check(model, inputs, "divprune", keep=0.5, positions="compact")
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenprune.checking.shortened.renumber", lambda positions, *_: (positions, None))
+        assert moved.ok
+        assert not tokenprune.check(model, inputs, "divprune", keep=0.5, positions="compact").ok
