@@ -7,18 +7,22 @@ import warnings
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 import tokenprune
+from eval.census.__main__ import try_type
 from eval.census.tiny.base import IMAGE, TEXT
-from eval.census.tiny.grids import TINY as GRIDS
-from eval.census.tiny.squares import TINY
+from eval.census.types import APPLIES_NOT, TINY, types
+from tests.draw import cases
 from tests.signals import signals
 from tokenprune import BadInput, Unsupported, prune, supports
+from tokenprune.catalogue.models import model_rows, read_models
+from tokenprune.cli import app
 from tokenprune.engine.layer_inputs import LayerInputs
 from tokenprune.errors import MissingSignal
 from tokenprune.families.base import Encoded
 from tokenprune.families.generic import Generic
-from tokenprune.families.registry import family_of
+from tokenprune.families.registry import all_families, family_of
 from tokenprune.methods.base import View
 from tokenprune.methods.registry import all_classes
 
@@ -38,20 +42,50 @@ def test_methods_say_whether_they_read_the_grid(name):
         method.select(view)
 
 
-PLANS = [("divprune", 0), ("fastv", 2)]
-SAMPLE = ["cohere2_vision", "aya_vision"]
+def outcome(key):
+    return read_models()["types"][key]["outcome"]
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", ["cohere2_vision", "gemma4 bidirectional", "ernie4_5_vl_moe", "hunyuan_vl"])
 def test_a_type_without_a_file_is_exact(name):
     """By the conventions alone, against the full-length model with the dropped tokens masked, decoding included."""
     model, inputs = TINY[name].build(), TINY[name].inputs()
     assert not family_of(model).trusted
-    for method, at in PLANS:
+    for method, at in (("divprune", 0), ("fastv", 2)):
         for positions in ("original", "compact"):
             found = tokenprune.check(model, inputs, method, keep=0.5, at=at, positions=positions)
             assert found.ok, found
             assert max(found.keep_all, found.pruned) < 1e-5
+
+
+@cases("key", list(TINY), outcome)
+def test_the_census_is_what_comes_of_it(key):
+    found = try_type(key)
+    assert found["outcome"] == outcome(key), found.get("why")
+    assert found["why"] == read_models()["types"][key]["why"]
+    assert found.get("largest", 0) < 1e-5
+
+
+def test_every_type_has_its_place_in_the_census():
+    census = read_models()
+    tried = {key.partition(" ")[0] for key in census["types"]}
+    assert tried == set(types()) - set(APPLIES_NOT)
+    assert census["apart"] == APPLIES_NOT
+    exact = {key.partition(" ")[0] for key in census["types"] if outcome(key) == "exact"}
+    assert {t for family in all_families().values() for t in family.model_types} <= exact
+    assert len(exact) >= 60
+    for key, found in census["types"].items():
+        assert found["outcome"] == "exact" or len(found["why"]) > 20, key
+    rows = model_rows()
+    assert len(rows) == len(census["types"]) + len(APPLIES_NOT)
+    assert rows[0][1] not in ("-", "conventions")
+
+
+def test_the_command_lists_them():
+    done = CliRunner().invoke(app, ["list", "--models"])
+    assert done.exit_code == 0
+    assert "qwen3_vl " in done.output
+    assert next(line for line in done.output.splitlines() if line.startswith("mllama ")).split()[1] == "-"
 
 
 def test_its_first_prompt_is_compared_and_a_wrong_one_refused(monkeypatch):
@@ -103,14 +137,14 @@ def test_pictures_of_a_packed_getter_are_told_apart():
 
 def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypatch):
     """They see the shorter prompt, and no padding; what no longer could be dropped is refused."""
-    model, inputs = GRIDS["qwen3_5"].build(), GRIDS["qwen3_5"].inputs()
+    model, inputs = TINY["qwen3_5"].build(), TINY["qwen3_5"].inputs()
     assert "linear_attention" in model.config.text_config.layer_types
     for method in ("divprune", "tome"):
         for positions in ("original", "compact"):
             found = tokenprune.check(model, inputs, method, keep=0.5, positions=positions)
             assert found.ok, found
     for method, at in (("fastv", 2), ("fastocr", None)):
-        with pytest.raises(Unsupported, match=r"linear_attention layers, which have mixed .* Prune before the LLM: at=0"):
+        with pytest.raises(Unsupported, match=r"linear_attention layers, which have mixed .* before the LLM: at=0"):
             prune(model, method, keep=0.5, **({} if at is None else {"at": at}))
     with monkeypatch.context() as patch:
         patch.setattr(LayerInputs, "padding_mask", lambda self: None)

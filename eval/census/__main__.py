@@ -8,6 +8,7 @@ hides the others, prompt and three decoding steps (`tokenprune.check`). What is 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,12 @@ OUT = Path(tokenprune.__file__).parent / "catalogue" / "models.json"
 PLANS = (("divprune", 0), ("fastv", 2))
 
 
+def shorten(why: str) -> str:
+    """What of the conventions is missing, where that is why; else the whole reason."""
+    missing = re.search(r"others are pruned: (.+?)\. A family file", why)
+    return why if missing is None else f"{missing[1]}.".capitalize()
+
+
 @torch.no_grad()
 def try_type(name: str) -> dict[str, Any]:
     """What comes of one type: exact with the largest difference of any logit, refused, or wrong."""
@@ -35,7 +42,7 @@ def try_type(name: str) -> dict[str, Any]:
     try:
         family = family_of(model)
     except TokenpruneError as error:
-        return {"outcome": "refused", "why": str(error)}
+        return {"outcome": "refused", "why": shorten(str(error))}
     found: dict[str, Any] = {
         "family": family.name if family.trusted else None,
         "media": list(family.media),
@@ -56,7 +63,8 @@ def try_type(name: str) -> dict[str, Any]:
             found["checked"].append(ran)
     if not found["checked"]:
         return found | {"outcome": "refused", "why": why[0].partition(": ")[2]}
-    return found | {"outcome": "exact", "largest": worst, "why": " ".join(why)}
+    why = [f"No {why[0].replace(', original', '')}"] if why else []
+    return found | {"outcome": "exact", "largest": worst, "why": " ".join([*filter(None, [tiny.note]), *why])}
 
 
 def main(

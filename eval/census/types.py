@@ -27,7 +27,10 @@ APPLIES_NOT: dict[str, str] = {
     "mistral4": "It takes text alone.",
     "pi0": "Its decoder is a prefix for a model of actions, which reads the cache of all of it.",
 }
-NOT_BUILT: dict[str, str] = {"gemma3n": "Its vision encoder needs timm, which is not installed here."}
+NOT_BUILT: dict[str, str] = {
+    "gemma3n": "Its vision encoder needs timm, which is not installed here.",
+    **dict.fromkeys(("inkling2", "inkling2_loop"), "Like inkling_mm_model it has no rotary embedding to go by."),
+}
 TINY: dict[str, Tiny] = squares.TINY | tiles.TINY | grids.TINY | mixed.TINY | known.TINY
 
 

@@ -314,6 +314,8 @@ def refuse_kinds(cache: Cache) -> None:
     for layer in cache.layers:
         if keeps_state(layer):
             continue
+        if type(layer).__name__ == "DummyLayer":
+            raise Unsupported("Layers of this model use the keys of earlier layers, which pruning cannot shorten.")
         if not isinstance(layer, PrunedLayer) and type(layer) not in known and not hasattr(layer, "_quantize"):
             raise Unsupported(
                 f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."

@@ -192,7 +192,6 @@ class Forward:
         self.inputs = LayerInputs(self.piece, self.state.hand_over(), self.inputs.past_shift, self.inputs.moved)
 
     def _reading(self, at: int, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Reading:
-        norm: Any = self.model.norm
         return Reading(
             rows=self.state,
             hidden=hidden,
@@ -200,7 +199,7 @@ class Forward:
             vision=self.vision,
             given=self.given,
             captured=self.captured,
-            normalize=norm,
+            normalize=lambda rows: final_norm(self.model)(rows),
             rope=lambda: self.inputs.rope(at, hidden, given),
         )
 
@@ -279,6 +278,12 @@ class Forward:
             for row, (before, after) in enumerate(zip(record.before, record.after, strict=True))
         ]
         return f"stage {len(self.records) - 1} {stage.place}: {'; '.join(done)} ({stage.method.name})"
+
+
+def final_norm(text_model: PreTrainedModel) -> Any:
+    """What a text model normalises its last hidden states with, under any of its names."""
+    names = ("norm", "final_layernorm", "embedding_norm")
+    return next(getattr(text_model, name) for name in names if hasattr(text_model, name))
 
 
 def _range(positions: Tensor) -> str:

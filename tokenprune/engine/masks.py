@@ -46,8 +46,12 @@ def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
     states = {t for t, layer in zip(types, layers, strict=False) if t in STATES and not hasattr(layer, "self_attn")}
     odd = sorted(set(types) - {"full_attention", "sliding_attention"} - states)
     if odd:
+        why = "they keep no key per token" if set(odd) <= {*STATES, "hybrid"} else "they choose keys by their places"
+        raise Unsupported(f"This model has {', '.join(odd)} layers, which cannot be pruned: {why}.")
+    if states and "sliding_attention" in types:
         raise Unsupported(
-            f"This model has {', '.join(odd)} layers, which cannot be pruned: they keep no key per token."
+            f"This model has {', '.join(sorted(states))} layers beside sliding windows, which cannot be pruned: how "
+            "far a window reaches once tokens have gone is told by no full-length model."
         )
     return [Kind(t, window if t == "sliding_attention" else None, t not in states) for t in types[: len(layers)]]
 

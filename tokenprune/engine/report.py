@@ -202,7 +202,10 @@ def linear_params(module: nn.Module) -> int:
 
 
 def layer_shape(layer: nn.Module, config: Any) -> LayerShape:
-    """What a decoder layer costs, from its linear maps and the heads of its config."""
+    """What a layer costs, from its linear maps, and what its attention hands on or the heads of its config."""
+    handed: Any = getattr(getattr(layer, "self_attn", None), "o_proj", None)
+    if hasattr(handed, "in_features"):  # heads may differ from layer to layer
+        return LayerShape(linear_params(layer), handed.in_features)
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     head = getattr(config, "head_dim", None) or (getattr(config, "embed_dim", None) or config.hidden_size) // heads
     return LayerShape(linear_params(layer), heads * head)

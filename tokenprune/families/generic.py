@@ -22,13 +22,14 @@ MERGERS = ("get_placeholder_mask", "inputs_merger")
 
 
 class Generic(Family):
-    """A model type without a file of its own."""
+    """A model type without a file of its own, or with one that says what is special about it and nothing else."""
 
     name: ClassVar[str] = "other models"
     model_types: ClassVar[tuple[str, ...]] = ()
     missing: ClassVar[dict[str, str]] = without(
         "no family file tells how the rows of its vision encoder become tokens.", *ENCODER_SIGNALS
     )
+    by_convention: ClassVar[tuple[str, ...]] = ()  # model types of such a file
     knows_grids: ClassVar[bool] = False
     trusted: ClassVar[bool] = False
 

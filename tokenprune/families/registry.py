@@ -6,8 +6,10 @@ import importlib
 import inspect
 import pkgutil
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -20,17 +22,27 @@ GROUP = "tokenprune.families"
 RETRIEVERS = ("colpali", "colqwen2")  # they answer with an embedding of every token
 
 
-@lru_cache(maxsize=1)
-def all_families() -> dict[str, Family]:
-    """Every known family by name; a family of another package stands before ours of the same name or model type."""
+def _classes() -> list[Any]:
+    """Those of other packages, and every one of this folder."""
     found = [
         value
         for module in pkgutil.iter_modules(families.__path__)
         for value in vars(importlib.import_module(f"{families.__name__}.{module.name}")).values()
         if isinstance(value, type) and issubclass(value, Family) and not inspect.isabstract(value)
     ]
+    return [*(entry.load() for entry in entry_points(group=GROUP)), *found]
+
+
+def _conventional(cls: type[Family]) -> Sequence[str]:
+    """The model types that a class serves by convention."""
+    return cls.by_convention if issubclass(cls, Generic) else ()
+
+
+@lru_cache(maxsize=1)
+def all_families() -> dict[str, Family]:
+    """Every known family by name; a family of another package stands before ours of the same name or model type."""
     families_by_name: dict[str, Family] = {}
-    for cls in [*(entry.load() for entry in entry_points(group=GROUP)), *found]:
+    for cls in _classes():
         if "place" in vars(cls):
             warnings.warn(f"{cls.name}: Family.place is pool_patches now.", DeprecationWarning, stacklevel=2)
             cls.pool_patches = cls.place
@@ -47,7 +59,9 @@ def family_of(model: PreTrainedModel) -> Family:
         raise Unsupported(f"tokenprune cannot prune an object of type {type(model).__name__}. {_list_families()}")
     if model_type in RETRIEVERS:
         raise _no_family(model_type)
-    family = next((f for f in known if f.serves(model)), None) or Generic(model)
+    family = next((f for f in known if f.serves(model)), None)
+    if family is None:
+        family = next((cls for cls in _classes() if model_type in _conventional(cls)), Generic)(model)
     family.check(model)
     return family
 

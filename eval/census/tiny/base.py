@@ -37,6 +37,7 @@ class Tiny:
         them.
     make: builds the model from the config; default: `AutoModelForImageTextToText`.
     one_row: whether a batch can have one row alone, with one picture.
+    note: what of it is not as in real checkpoints, where that matters.
     """
 
     config: Callable[[], Any]
@@ -45,6 +46,7 @@ class Tiny:
     extra: Callable[[Inputs], Inputs] = field(default=lambda inputs: {})
     make: Callable[[Any], PreTrainedModel] | None = None
     one_row: bool = False
+    note: str = ""
 
     def build(self, attention: str = "sdpa") -> PreTrainedModel:
         """The model, with weights of seed 0, in float32."""

@@ -253,6 +253,8 @@ TINY: dict[str, Tiny] = {
         ),
         media=lambda made, count: {"pixel_values": noise(made, 9 * count, 48)},
         ids=[*([IMAGE] * 3 + [LINE]) * 3, BOS],
+        one_row=True,
+        note="a prompt of one picture: its getter does not tell several apart, so they are refused",
     ),
     "chameleon": Tiny(
         config=lambda: ChameleonConfig(
