@@ -154,3 +154,8 @@ def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypat
         patch.setattr("tokenprune.checking.shortened.renumber", lambda positions, *_: (positions, None))
         assert moved.ok
         assert not tokenprune.check(model, inputs, "divprune", keep=0.5, positions="compact").ok
+
+
+def test_a_stream_needs_a_family_file():
+    with pytest.raises(Unsupported, match="a stream has no first prompt that could be compared"):
+        tokenprune.stream(TINY["cohere2_vision"].build(), None, "uniform", budget=8)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import tokenprune
 from eval.tasks.utils import box_iou, character_errors
 from eval.worlds.base import Question, is_right
 from eval.worlds.batches import Batches
@@ -19,6 +20,10 @@ from eval.worlds.pages.model import make_image_processor
 from eval.worlds.pages.questions import ASK
 from eval.worlds.pages.sheet import TOKEN
 from eval.worlds.pages.world import CLASSES, PAGES, labels
+from tokenprune import BadInput, prune
+from tokenprune.chat import Chat
+from tokenprune.media.clip import Clip
+from tokenprune.media.qwen import FrameProcessor
 
 
 def test_pages_are_reproducible_and_of_the_sizes_that_are_told():
@@ -148,3 +153,20 @@ def test_training_sees_what_inference_sees():
             }
             alone = model(**inputs).logits[0, -1]
             torch.testing.assert_close(model.lm_head(found[-1, 1, asked - 1]), alone, atol=1e-4, rtol=0)
+
+
+def test_the_unfinished_model_loads_and_is_pruned():
+    """Through the processor that does without torchvision; a page keeps its size, videos are refused."""
+    chat = Chat.load(PAGES.model)
+    page = PAGES.draw(PAGES.rng("test", 3))
+    inputs = chat.inputs(page.image, "what is the title ?")
+    height, width = (side // TOKEN for side in page.pixels.shape[:2])
+    assert inputs["image_grid_thw"].tolist() == [[1, 2 * height, 2 * width]]
+    found = tokenprune.check(chat.model, inputs, "pixelprune", tau=0.0)
+    assert found.ok, found
+    with prune(chat.model, "divprune", keep=0.5) as run:
+        assert isinstance(chat.answer(inputs, max_new_tokens=4)[0], str)
+        assert run.report().final_tokens == height * width // 2
+    if isinstance(chat.processor, FrameProcessor):
+        with pytest.raises(BadInput, match="Videos of this model need torchvision"):
+            chat.processor(text="<|video_pad|>", videos=[Clip([page.image] * 2, [0.0, 0.5], 2)])

@@ -170,7 +170,7 @@ class LayerInputs:
     def follow(self, given: Any, width: int) -> Any:
         """What the text model made for its own rows, a tensor [B, width, ...], for those that are left; anything else
         as it is."""
-        if self.state.computed or not isinstance(given, Tensor) or given.shape[:2] != (self.state.batch, width):
+        if not isinstance(given, Tensor) or given.shape[:2] != (self.state.batch, width):
             return given
         native = self.state.rows["native"].to(given.device)
         return given[torch.arange(len(native), device=given.device)[:, None], native]

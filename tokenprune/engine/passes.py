@@ -348,13 +348,17 @@ class Passes:
                     hidden = self._run_stage(forward, stage, hidden, given)
             if layer is not None and keys:
                 forward.announce(i, layer)
-            follow = functools.partial(forward.inputs.follow, width=forward.width)
-            changed = {name: follow(x) for name, x in kwargs.items() if name not in GIVEN}
+            more, changed = args[1:], {}
+            if not forward.state.computed:  # whatever else it is given is of the text model's own rows
+                more = tuple(forward.inputs.follow(x, forward.width) for x in more)
+                for name, x in kwargs.items():
+                    if name not in GIVEN:
+                        changed[name] = forward.inputs.follow(x, forward.width)
             changed["attention_mask"] = forward.inputs.mask(i, hidden, layer) if keys else forward.inputs.padding_mask()
             if given is not None:  # some layers have no rotary embedding
                 changed["position_embeddings"] = forward.inputs.rope(i, hidden, given)
             # Gapped ids look like packed sequences to flash kernels; cos and sin carry the positions.
-            return (hidden, *map(follow, args[1:])), kwargs | changed | {"position_ids": None}
+            return (hidden, *more), kwargs | changed | {"position_ids": None}
 
         return before_layer
 

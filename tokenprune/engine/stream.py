@@ -98,6 +98,11 @@ class Stream:
         self.model, self.processor, self.method = unwrap(model), processor, method
         self.family = family_of(self.model)
         self.text_model = self.family.language_model(self.model)
+        if not self.family.trusted:
+            raise Unsupported(
+                f"No family file names model type {self.family.name!r}, and a stream has no first prompt that could be "
+                "compared with its reference. Prune its prompts instead, or write a family file."
+            )
         if any(kind.window is not None for kind in layer_kinds(self.text_model)):
             raise Unsupported("A stream needs layers of full attention; this model has sliding windows.")
         if type(self.family).blocks is not Family.blocks:

@@ -1,4 +1,4 @@
-"""Inputs of Qwen2-VL and Qwen2.5-VL where their own processor cannot be loaded: its videos need torchvision."""
+"""Inputs of Qwen-VL models where their own processor cannot be loaded: its videos need torchvision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tokenprune.errors import BadInput
 from tokenprune.media.clip import Clip
 
-SERVED = ("qwen2_vl", "qwen2_5_vl")
+SERVED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TIMED = ("qwen3_vl",)  # write timestamps between the frames of a video, which are not written here
 
 
 class FrameProcessor:
@@ -25,9 +26,10 @@ class FrameProcessor:
     of `temporal_patch_size` frames, of which an image repeats one.
     """
 
-    def __init__(self, tokenizer: Any, images: Any, frames: Any, chat_template: str) -> None:
+    def __init__(self, tokenizer: Any, images: Any, frames: Any, chat_template: str, timed: bool = False) -> None:
+        """timed: whether the model's videos have timestamps between their frames, so that videos are refused."""
         self.tokenizer, self.image_processor, self.video_processor = tokenizer, images, frames
-        self.chat_template = chat_template
+        self.chat_template, self.timed = chat_template, timed
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
 
     @staticmethod
@@ -51,7 +53,9 @@ class FrameProcessor:
             for name in ("image_processor", "video_processor")
         )
         template = Path(folder) / "chat_template.jinja"
-        return cls(tokenizer, images, frames, template.read_text() if template.is_file() else tokenizer.chat_template)
+        written = template.read_text() if template.is_file() else tokenizer.chat_template
+        timed = json.loads((Path(folder) / "config.json").read_text())["model_type"] in TIMED
+        return cls(tokenizer, images, frames, written, timed)
 
     def apply_chat_template(self, conversation: list[dict], **options: Any) -> str:
         """The prompt of a conversation, each image and video as one placeholder."""
@@ -77,6 +81,10 @@ class FrameProcessor:
             made = self.image_processor(images=images, return_tensors="pt")
             data |= {name: made[name] for name in ("pixel_values", "image_grid_thw")}
             counts[self.image_token] = self._tokens(made["image_grid_thw"])
+        if videos and self.timed:
+            raise BadInput(
+                "Videos of this model need torchvision, pictures do not. Install it: pip install torchvision."
+            )
         if videos:
             pixels, grids = zip(*(self._video(clip) for clip in videos), strict=True)
             data |= {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}

@@ -8,6 +8,5 @@ IMAGE = Path(__file__).parent / "scene.png"
 QUESTION = "where is the red circle ?"
 VIDEO_MODEL = Path(__file__).parent / "video_model"
 VIDEO = Path(__file__).parent / "clip.mp4"
-PAGES_MODEL = Path(__file__).parent / "pages_model"
 VIDEO_QUESTION = "what appears first ?"
 NAMED = {"scenes": MODEL, "scenes-video": VIDEO_MODEL}  # words for them wherever a model is asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from eval.worlds.pages.model import MARKS, WIDTH, make_model, make_tokenizer, sa
 from eval.worlds.pages.questions import ASK, BINS
 from eval.worlds.pages.sheet import TOKEN
 from eval.worlds.pages.text import CHARACTERS
-from tokenprune import scenes
+from tokenprune.methods.registry import all_methods
 
+KEEPS = (0.5, 0.25, 0.1, 0.05)
 DRILLED = 0.75  # of what the tower learns from
 CLASSES = (*CHARACTERS, *MARKS)
 
@@ -30,7 +32,7 @@ class Pages(World):
     flags tell that a word ends there, and that it is of the heading."""
 
     name, title = "pages", "Pages: every method at keep 50, 25, 10 and 5 %"
-    media, model, seed = "image", scenes.PAGES_MODEL, 1127
+    media, model, seed = "image", Path(__file__).parent / "start", 1127
     shape, tokens = (272, 288, 3), 18 * 17
     ask, judged_at_once = ASK, 20
     heldout_count, compare_count = 1000, 60
@@ -74,7 +76,11 @@ class Pages(World):
         return {}
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """All methods of images, at original positions."""
+        own = [name for name, cls in all_methods().items() if not ("video" in cls.kind or cls.decodes)]
+        for method in own:
+            for keep in KEEPS:
+                yield {"method": method, "options": {}, "keep": keep}
 
     def share(self, rng: np.random.Generator) -> tuple[int, int]:
         return choose_size(rng)
