@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,18 +15,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from eval.worlds.clips.draw import CELL, SIZE
 from eval.worlds.clips.questions import vocabulary
-from eval.worlds.words import build_tokenizer, write_template
+from eval.worlds.qwen import CHAT_TEMPLATE, NAMED, SPECIAL, config_ids, save_all
+from eval.worlds.words import build_tokenizer
 
 MERGE = 2
 PATCH = CELL // MERGE
 WIDTH = 128  # of what the vision encoder gives
-SPECIAL = (
-    *("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-)
-CHAT_TEMPLATE = write_template(
-    "{% if part['type'] in ('image', 'video') %}{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}"
-)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -35,14 +28,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(
         (*SPECIAL, *vocabulary()),
         Lowercase(),
-        extra_special_tokens={
-            "user_token": "<user>",
-            "assistant_token": "<assistant>",
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_bos_token": "<|vision_start|>",
-            "vision_eos_token": "<|vision_end|>",
-        },
+        extra_special_tokens=NAMED,
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
     )
@@ -60,17 +46,7 @@ def make_image_processor() -> Qwen2VLImageProcessorPil:
 
 def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Model in half precision, tokenizer, and the settings that `AutoProcessor` reads where torchvision is there."""
-    model.to(torch.float16).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    pictures = make_image_processor().to_dict()
-    for name in ("image_processor_type", "processor_class"):
-        pictures.pop(name, None)
-    settings = {
-        "processor_class": "Qwen2_5_VLProcessor",
-        "image_processor": pictures | {"image_processor_type": "Qwen2VLImageProcessor"},
-        "video_processor": pictures | {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": False},
-    }
-    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    save_all(model.to(torch.float16), make_tokenizer(), make_image_processor().to_dict(), "Qwen2_5_VL", folder)
 
 
 def make_config(vocab_size: int) -> Qwen2_5_VLConfig:
@@ -102,11 +78,7 @@ def make_config(vocab_size: int) -> Qwen2_5_VLConfig:
         eos_token_id=SPECIAL.index("</s>"),
         tie_word_embeddings=False,
     )
-    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    ids = {f"{name}_token_id": SPECIAL.index(word) for name, word in marks.items()}
-    for name in ("start", "end"):
-        ids[f"vision_{name}_token_id"] = SPECIAL.index(f"<|vision_{name}|>")
-    return Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **ids)
+    return Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **config_ids())
 
 
 def make_model(vocab_size: int) -> Qwen2_5_VLForConditionalGeneration:

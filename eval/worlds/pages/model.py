@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,21 +14,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from eval.worlds.pages.questions import BINS
 from eval.worlds.pages.sheet import EMPTY, TICKED, TOKEN
 from eval.worlds.pages.text import CHARACTERS, SPOKEN
-from eval.worlds.words import write_template
+from eval.worlds.qwen import CHAT_TEMPLATE, NAMED, SPECIAL, config_ids, save_all
 
 MERGE = 2
 PATCH = TOKEN // MERGE
 WIDTH = 192  # of the language model
-SPECIAL = (
-    *("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"),
-    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
-)
 PLACES = (*(f"x{i}" for i in range(BINS)), *(f"y{i}" for i in range(BINS)))
 MARKS = (EMPTY, TICKED)
 PIXELS = (196 * TOKEN**2, 900 * TOKEN**2)  # of a picture, at least and at most
-CHAT_TEMPLATE = write_template(
-    "{% if part['type'] in ('image', 'video') %}{{ '<|vision_start|><|' + part['type'] + '_pad|><|vision_end|>' }}"
-)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -48,14 +40,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         padding_side="left",
-        extra_special_tokens={
-            "user_token": "<user>",
-            "assistant_token": "<assistant>",
-            "image_token": "<|image_pad|>",
-            "video_token": "<|video_pad|>",
-            "vision_bos_token": "<|vision_start|>",
-            "vision_eos_token": "<|vision_end|>",
-        },
+        extra_special_tokens=NAMED,
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
@@ -77,17 +62,7 @@ def make_image_processor() -> Qwen2VLImageProcessorPil:
 
 def save(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
     """Model in half precision, tokenizer, and the settings that `AutoProcessor` reads where torchvision is there."""
-    model.to(torch.float16).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    pictures = make_image_processor().to_dict()
-    for name in ("image_processor_type", "processor_class"):
-        pictures.pop(name, None)
-    settings = {
-        "processor_class": "Qwen3VLProcessor",
-        "image_processor": pictures | {"image_processor_type": "Qwen2VLImageProcessor"},
-        "video_processor": pictures | {"video_processor_type": "Qwen3VLVideoProcessor", "do_sample_frames": False},
-    }
-    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    save_all(model.to(torch.float16), make_tokenizer(), make_image_processor().to_dict(), "Qwen3VL", folder)
 
 
 def make_config(vocab_size: int) -> Qwen3VLConfig:
@@ -124,11 +99,7 @@ def make_config(vocab_size: int) -> Qwen3VLConfig:
         eos_token_id=SPECIAL.index("</s>"),
         tie_word_embeddings=False,
     )
-    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    ids = {f"{name}_token_id": SPECIAL.index(word) for name, word in marks.items()}
-    for name in ("start", "end"):
-        ids[f"vision_{name}_token_id"] = SPECIAL.index(f"<|vision_{name}|>")
-    return Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **ids)
+    return Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **config_ids())
 
 
 def make_model(vocab_size: int) -> Qwen3VLForConditionalGeneration:
