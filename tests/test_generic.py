@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import tokenprune
 from eval.census.__main__ import try_type
 from eval.census.tiny.base import IMAGE, TEXT
+from eval.census.tiny.grids import AUDIO
 from eval.census.types import APPLIES_NOT, TINY, types
 from tests.draw import cases
 from tests.signals import signals
@@ -159,3 +160,46 @@ def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypat
 def test_a_stream_needs_a_family_file():
     with pytest.raises(Unsupported, match="a stream has no first prompt that could be compared"):
         tokenprune.stream(TINY["cohere2_vision"].build(), None, "uniform", budget=8)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])
+def test_audio_stays_as_it_is(name):
+    """Sound and a picture in one prompt: the picture's tokens go, those of the sound are all there."""
+    tiny = TINY[name]
+    model, picture = tiny.build(), tiny.inputs()
+    mels = model.config.audio_config.num_mel_bins
+    sound = {
+        "input_features": torch.randn(1, mels, 40, generator=torch.Generator().manual_seed(1)),
+        "feature_attention_mask": torch.ones(1, 40, dtype=torch.long),
+    }
+    rows = len(model.get_audio_features(**sound).last_hidden_state)
+    first = [token for token in picture["input_ids"][0].tolist() if token != 0]
+    ids = torch.tensor([[1, 7, 8, *[AUDIO] * rows, *first[1:]]])
+    one = {
+        "pixel_values": picture["pixel_values"][: len(picture["pixel_values"]) // 3],
+        "image_grid_thw": picture["image_grid_thw"][:1],
+    }
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **one, **sound}
+    for positions in ("original", "compact"):
+        found = tokenprune.check(model, inputs, "divprune", keep=0.5, positions=positions)
+        assert found.ok, found
+    with torch.no_grad(), prune(model, "divprune", keep=0.5) as run:
+        model(**inputs)
+        left = set(run.columns(0)[0].tolist())
+        assert {int(c) for c in (ids[0] == AUDIO).nonzero()} <= left
+        assert len(run.kept[0][0]) == int((ids == IMAGE).sum()) // 2
+
+
+def test_the_thinker_of_a_model_that_speaks_is_pruned():
+    class Omni(torch.nn.Module):
+        def __init__(self, thinker):
+            super().__init__()
+            self.thinker = thinker
+
+    tiny = TINY["qwen2_5_omni_thinker"]
+    omni, inputs = Omni(tiny.build()), tiny.inputs()
+    with torch.no_grad(), prune(omni, "divprune", keep=0.5) as run:
+        omni.thinker(**inputs)
+        assert run.model is omni.thinker
+        assert run.report().final_tokens < run.report().tokens
+    assert not omni.thinker._forward_pre_hooks
