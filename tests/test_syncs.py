@@ -27,7 +27,7 @@ PACKAGE = Path(tokenprune.__file__).parent
 ALWAYS = {
     "families/layout.py placeholder_columns": "where the images stand, once for each prompt",
     "families/qwen2_vl.py Qwen2VL.items": "how large they are, once for each prompt",
-    "families/qwen2_vl.py Qwen2VL.place": "the same, where the encoder's attention is read",
+    "families/qwen2_vl.py Qwen2VL.pool_patches": "the same, where the encoder's attention is read",
     "families/llava_next.py LlavaNext._parts": "the same",
     "engine/select.py check_selection": "looks at values on a CPU alone",
     "core/merging.py weighted_sums": "looks for zeros on a CPU alone",
