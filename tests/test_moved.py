@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import tokenprune
+from tests.tiny import FAMILIES
 from tokenprune.methods.base import make_method
 from tokenprune.methods.registry import all_methods
 from tokenprune.methods.renamed import OWN
@@ -28,6 +29,15 @@ def test_old_names_of_modules_go_on(old):
 def test_other_names_are_still_missing():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("tokenprune.overlays")
+
+
+def test_the_old_name_of_lift_goes_on(tiny_models):
+    with tokenprune.prune(tiny_models(FAMILIES["llava"]), "uniform", keep=0.5) as run:
+        with pytest.warns(DeprecationWarning, match=r"Call run\.lift\(\)"):
+            lifted = run.lifted()
+        with lifted:
+            assert run.is_lifted
+        assert not run.is_lifted
 
 
 @pytest.mark.parametrize("method", OWN)

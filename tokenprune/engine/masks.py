@@ -48,6 +48,8 @@ def layer_kinds(text_model: PreTrainedModel) -> list[Kind]:
     if odd:
         why = "they keep no key per token" if set(odd) <= {*STATES, "hybrid"} else "they choose keys by their places"
         raise Unsupported(f"This model has {', '.join(odd)} layers, which cannot be pruned: {why}.")
+    if states and states == set(types):
+        raise Unsupported(f"This model has {', '.join(sorted(states))} layers alone, so it has no cache to shorten.")
     if states and "sliding_attention" in types:
         raise Unsupported(
             f"This model has {', '.join(sorted(states))} layers beside sliding windows, which cannot be pruned: how "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -74,6 +75,11 @@ class Run(Setup):
         """While this is open, the model runs unpruned in this thread. encoder: whether stages before and inside the
         vision encoder still choose; the LLM then sees all rows, what stands for those that went among them."""
         return self._passes.lift(encoder)
+
+    def lifted(self, encoder: bool = False) -> AbstractContextManager[None]:
+        """The older name of `lift`, for one release."""
+        warnings.warn("run.lifted() goes in the next release. Call run.lift().", DeprecationWarning, stacklevel=2)
+        return self.lift(encoder)
 
     @property
     def is_lifted(self) -> bool:
