@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from eval.worlds.base import SPLITS, Lesson, Question, World
@@ -23,6 +24,10 @@ class Pack:
     weight: Tensor  # float32 [B, G, S], of each id in the loss
     types: Tensor  # int64 [B, G], index into the world's types
 
+    def to(self, device: str) -> Pack:
+        """All but the types on a device."""
+        return Pack(self.ids.to(device), self.weight.to(device), self.types)
+
 
 @dataclass
 class Batch:
@@ -33,6 +38,11 @@ class Batch:
     flags: Tensor
     shown: Tensor
     packs: list[Pack]  # none where nothing is asked, as in a drill
+
+    def to(self, device: str) -> Batch:
+        """The same on a device."""
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "packs"}
+        return Batch(**tensors, packs=[pack.to(device) for pack in self.packs])
 
 
 def encode(
@@ -48,7 +58,7 @@ def encode(
 
 
 class Batches(IterableDataset):
-    """Endless batches of one split from batch `start` on."""
+    """Endless batches of one split from batch `start` on, taken in turns by workers: their order is always the same."""
 
     def __init__(
         self,
@@ -65,10 +75,10 @@ class Batches(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        number = self.start
-        while True:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in itertools.count(self.start + first, step):
             yield self.batch(number)
-            number += 1
 
     def batch(self, number: int) -> Batch:
         """The batch of a number."""

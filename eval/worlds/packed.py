@@ -35,7 +35,7 @@ def packed_hidden(
     x = torch.cat([prefix, *texts], dim=1)
     if rope is None:
         places = [torch.arange(length), *((length + torch.arange(s)).repeat(g) for g, s in shapes)]
-        rope = text.rotary_emb(x, torch.cat(places)[None])
+        rope = text.rotary_emb(x, torch.cat(places)[None].to(x.device))
     sizes = [length, *(g * s for g, s in shapes)]
     for i, layer in enumerate(text.layers):
         attended = _attend(layer.self_attn, layer.input_layernorm(x), rope, sizes, shapes)

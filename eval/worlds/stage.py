@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,9 +34,11 @@ def optimizers(modules: Iterable[nn.Module], muon_lr: float, adam_lr: float) -> 
 class Stage:
     """One training stage: warm-up and linear decay, a progress bar, a log, and checkpoints to resume from."""
 
-    def __init__(self, name: str, out: Path, steps: int, batches: Callable[[int], IterableDataset]) -> None:
+    def __init__(
+        self, name: str, out: Path, steps: int, batches: Callable[[int], IterableDataset], device: str
+    ) -> None:
         """batches: the training batches from a number on."""
-        self.name, self.out, self.steps, self.batches = name, out, steps, batches
+        self.name, self.out, self.steps, self.batches, self.device = name, out, steps, batches, device
         self.log = out / "log.jsonl"
         self.checkpoint = out / f"{name}.pt"
 
@@ -50,7 +53,7 @@ class Stage:
         if start >= self.steps:
             return
         base = [[group["lr"] / group.get("decay", 1.0) for group in opt.param_groups] for opt in opts]
-        loader = DataLoader(self.batches(start), batch_size=None, num_workers=1)
+        loader = DataLoader(self.batches(start), batch_size=None, num_workers=max(1, (os.cpu_count() or 1) - 1))
         columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         with Progress(*columns) as bar:
             task = bar.add_task(self.name, total=self.steps, completed=start, note="")
@@ -60,8 +63,8 @@ class Stage:
                 for opt, rates in zip(opts, base, strict=True):
                     for group, rate in zip(opt.param_groups, rates, strict=True):
                         group["lr"], group["decay"] = rate * decay, decay
-                with torch.autocast("cpu", torch.bfloat16):
-                    loss, parts = loss_of(batch, step / self.steps)
+                with torch.autocast(self.device, torch.bfloat16):
+                    loss, parts = loss_of(batch.to(self.device), step / self.steps)
                 loss.backward()
                 for opt in opts:
                     opt.step()
@@ -69,7 +72,7 @@ class Stage:
                 bar.update(task, completed=step + 1, note=f"loss {loss.item():.3f}")
                 done = step + 1
                 if done % SAVE_EVERY == 0 or done == self.steps:
-                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
                         scores = validate()
                     record = {"stage": self.name, "step": done, **parts, **scores}
                     record["seconds"] = round(time.monotonic() - began, 1)
@@ -89,7 +92,7 @@ class Stage:
     def _resume(self, modules: dict[str, nn.Module], opts: list[torch.optim.Optimizer]) -> int:
         if not self.checkpoint.exists():
             return 0
-        state = torch.load(self.checkpoint)
+        state = torch.load(self.checkpoint, map_location=self.device)
         for name, module in modules.items():
             module.load_state_dict(state[name])
         for opt, saved in zip(opts, state["opts"], strict=True):

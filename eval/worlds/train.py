@@ -42,7 +42,7 @@ class Heads(nn.Module):
 
 def field_loss(field: Field, logits: Tensor, owner: Tensor) -> Tensor:
     """Cross-entropy of a field's logits [..., values + 1] against its values [...], the last class for background."""
-    weight = torch.tensor([*(field.weights or [1.0] * field.values), BACKGROUND_WEIGHT])
+    weight = torch.tensor([*(field.weights or [1.0] * field.values), BACKGROUND_WEIGHT], device=logits.device)
     labels = owner.masked_fill(owner < 0, field.values)
     return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), weight)
 
@@ -51,8 +51,8 @@ def train_tower(
     world: World, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, stage: Stage, settings: Settings
 ) -> None:
     """Labels of every token on what the encoder gives for it, flags beside them."""
-    tower, see, heads = world.tower(model), world.see(model), Heads(world)
-    check = Batches(world, tokenizer, "validation", settings.tower_batch).check()
+    tower, see, heads = world.tower(model), world.see(model), Heads(world).to(stage.device)
+    check = [batch.to(stage.device) for batch in Batches(world, tokenizer, "validation", settings.tower_batch).check()]
 
     def scores(pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         seen = see(pixels.flatten(0, 1))
@@ -61,7 +61,7 @@ def train_tower(
         return fields, flags
 
     def loss_of(batch: Batch, _: float) -> tuple[Tensor, dict]:
-        shown = torch.arange(len(batch.shown))[:, None], batch.shown
+        shown = torch.arange(len(batch.shown), device=stage.device)[:, None], batch.shown
         fields, flags = scores(batch.pixels[shown])
         owner = batch.owner[shown]
         total = functional.binary_cross_entropy_with_logits(flags, batch.flags[shown].expand_as(flags))
@@ -114,11 +114,13 @@ def train_decoder(
     answer = torch.compile(packed_hidden, dynamic=False) if world.compiles else packed_hidden
 
     def ids_of(words: Sequence[str]) -> Tensor:
-        return torch.tensor(tokenizer.convert_tokens_to_ids(list(words)), dtype=torch.long)
+        return torch.tensor(tokenizer.convert_tokens_to_ids(list(words)), dtype=torch.long, device=stage.device)
 
     field_ids = [ids_of(field.words) for field in world.fields]
     head, tail = ids_of(world.head), ids_of(world.tail)
-    check = Batches(world, tokenizer, "validation", settings.decoder_batch).check()
+    check = [
+        batch.to(stage.device) for batch in Batches(world, tokenizer, "validation", settings.decoder_batch).check()
+    ]
 
     def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
         count = len(batch.pixels)
@@ -154,7 +156,7 @@ def train_decoder(
             for hidden, pack in zip(read(part)[1], part.packs, strict=True):
                 right = losses(hidden, pack.ids, pack.weight)[2]
                 for i, kind in enumerate(world.types):
-                    rights[kind] += right[pack.types == i].tolist()
+                    rights[kind] += right.cpu()[pack.types == i].tolist()
         return {kind: round(sum(r) / len(r), 4) for kind, r in rights.items()}
 
     opts = optimizers([projector, text, model.lm_head], settings.muon_lr, settings.adam_lr)
@@ -167,13 +169,19 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
     tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower stage; default: the world's.")] = None,
     decoder_steps: Annotated[int | None, typer.Option(help="Steps of the decoder stage.")] = None,
+    tower_batch: Annotated[int | None, typer.Option(help="Lessons of a step of the tower stage.")] = None,
+    decoder_batch: Annotated[int | None, typer.Option(help="Lessons of a step of the decoder stage.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = 7,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     start: Annotated[Path | None, typer.Option(help="Folder of a model to begin with instead of a random one.")] = None,
     skip: Annotated[int, typer.Option(help="Batches that it has learned from already.")] = 0,
 ) -> None:
     """Train both stages (or go on where a stopped run left off) and save the model in half precision."""
-    steps = {"tower_steps": tower_steps, "decoder_steps": decoder_steps}
-    settings = replace(world.settings, seed=seed, **{k: v for k, v in steps.items() if v is not None})
+    given = {
+        **{"tower_steps": tower_steps, "decoder_steps": decoder_steps},
+        **{"tower_batch": tower_batch, "decoder_batch": decoder_batch},
+    }
+    settings = replace(world.settings, seed=seed, **{k: v for k, v in given.items() if v is not None})
     out.mkdir(parents=True, exist_ok=True)
     with (out / "log.jsonl").open("a") as log:  # each start and resumption leaves its settings in the log
         log.write(json.dumps({"settings": asdict(settings), "pack": world.pack}) + "\n")
@@ -182,15 +190,18 @@ def main(
     model = world.make_model(len(tokenizer))
     if start is not None:
         model.load_state_dict(type(model).from_pretrained(start, dtype=torch.float32).state_dict())
+    model.to(device)
 
     def batches(size: int, first: int, lesson: Any = None) -> Batches:
         return Batches(world, tokenizer, "train", size, skip + first, lesson)
 
-    tower = Stage("tower", out, settings.tower_steps, partial(batches, settings.tower_batch, lesson=world.drill))
+    tower = Stage(
+        "tower", out, settings.tower_steps, partial(batches, settings.tower_batch, lesson=world.drill), device
+    )
     train_tower(world, model, tokenizer, tower, settings)
-    decoder = Stage("decoder", out, settings.decoder_steps, partial(batches, settings.decoder_batch))
+    decoder = Stage("decoder", out, settings.decoder_steps, partial(batches, settings.decoder_batch), device)
     train_decoder(world, model, tokenizer, decoder, settings)
-    world.save(model, out / "model")
+    world.save(model.cpu(), out / "model")
 
 
 if __name__ == "__main__":

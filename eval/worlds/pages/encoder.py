@@ -33,7 +33,7 @@ def encode(visual: Qwen3VLVisionModel, pixels: Tensor) -> tuple[Tensor, list[Ten
     A picture is a clip of two frames that are the same, so both halves of the patch embedding see one patch.
     """
     count = len(pixels)
-    grid = torch.tensor([[1, pixels.shape[-2] // PATCH, pixels.shape[-1] // PATCH]])
+    grid = torch.tensor([[1, pixels.shape[-2] // PATCH, pixels.shape[-1] // PATCH]], device=pixels.device)
     rope = visual.rotary_pos_emb(pixels, get_vision_position_ids(grid, MERGE))
     index, weight = get_vision_interpolation_indices_and_weights(
         grid,
@@ -71,5 +71,5 @@ def rope_of(text: Qwen3VLTextModel, pixels: Tensor, packs: list[tuple[int, int]]
     head = torch.arange(BASE).expand(3, -1)
     start = BASE + max(h, w)
     asked = [(start + 1 + torch.arange(size)).repeat(count).expand(3, -1) for count, size in packs]
-    rows = torch.cat([head, page, torch.full((3, 1), start), *asked], dim=1)
+    rows = torch.cat([head, page, torch.full((3, 1), start), *asked], dim=1).to(pixels.device)
     return text.rotary_emb(text.embed_tokens.weight, rows[:, None])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 import eval.tasks.utils as tasks
-from eval.worlds.base import Field, Lesson, Question, Seen, Settings, World
+from eval.worlds.base import Field, Lesson, Question, Seen, Settings, World, pick
 from eval.worlds.pages.draw import SIZES, Page, choose_size, make_drill, make_page
 from eval.worlds.pages.encoder import encode, rope_of
 from eval.worlds.pages.model import MARKS, WIDTH, make_model, make_tokenizer, save
@@ -24,6 +24,7 @@ from tokenprune.methods.registry import all_methods
 
 KEEPS = (0.5, 0.25, 0.1, 0.05)
 DRILLED = 0.75  # of what the tower learns from
+LOOKED_UP = ("value", "price", "cell")  # types that few kinds of pages can answer, and that take most learning
 CLASSES = (*CHARACTERS, *MARKS)
 
 
@@ -91,13 +92,14 @@ class Pages(World):
         return max(1, round(size * smallest[0] * smallest[1] / (width * height)))
 
     def lesson(self, rng: np.random.Generator, shared: tuple[int, int]) -> Lesson:
-        """A type that the page cannot answer gives its place to a question for a place, or for a title where a block
-        is to be transcribed."""
+        """A type that the page cannot answer gives its place to one of `LOOKED_UP` that it can, else to a question for
+        a place, or for a title where a block is to be transcribed."""
         page = make_page(rng, shared)
-        packs = [
-            [ASK[kind](rng, page) or ASK[other](rng, page) for kind in kinds]
-            for kinds, other in ((self.pack, "where"), (self.long_pack, "title"))
-        ]
+        packs = []
+        for kinds, other in ((self.pack, "where"), (self.long_pack, "title")):
+            asked = [ASK[kind](rng, page) for kind in kinds]
+            own = [q.type for q in asked if q and q.type in LOOKED_UP]
+            packs.append([q or ASK[pick(rng, own) or other](rng, page) for q in asked])
         return self._learn(page, *packs)
 
     def drill(self, rng: np.random.Generator, shared: tuple[int, int]) -> Lesson:
