@@ -14,8 +14,9 @@ from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, STEPS, WAYS
 from eval.worlds.clips.encoder import encode, patches
 from eval.worlds.clips.model import make_image_processor
 from eval.worlds.clips.questions import ASK, vocabulary
-from eval.worlds.clips.world import CLIPS, labels
+from eval.worlds.clips.world import CLIPS, PROMPTS, labels
 from eval.worlds.packed import packed_hidden
+from eval.worlds.train import join
 from tests.laws import kept_by_layer
 from tests.oracle import oracle_logits
 from tests.tiny.qwens import TinyQwen25VL
@@ -118,11 +119,13 @@ def test_questions_fit_and_answers_are_right():
     assert [is_right(late, said) for said in ("t6", "t8", "t9", "seven")] == [True, True, False, False]
 
 
-def test_training_sees_what_inference_sees():
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["video", "late", "all frames", "half of the frames"])
+def test_training_sees_what_inference_sees(prompt, monkeypatch):
     """Batched encoder and packed questions against the library's own model and image processor."""
     torch.manual_seed(0)
     tokenizer = CLIPS.make_tokenizer()
     model = CLIPS.make_model(len(tokenizer)).eval()
+    monkeypatch.setattr(type(CLIPS), "share", lambda self, rng: prompt)
     batch = Batches(CLIPS, tokenizer, "train", 2).batch(0)
     (pack,) = batch.packs
     assert pack.ids.shape == (2, len(CLIPS.pack), CLIPS.lengths[0])
@@ -131,23 +134,34 @@ def test_training_sees_what_inference_sees():
     frames = made[:, :, :, 0].unflatten(0, (STEPS, 2)).movedim(1, 3).flatten(2)
     torch.testing.assert_close(frames, patches(clip.pixels), atol=1e-5, rtol=0)
     pixels, text = batch.pixels.float(), model.model.language_model
-    video = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    steps, count = pixels.shape[1], prompt.pictures or 1
+    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>" if prompt.pictures else "<|video_pad|>")
+    grids = torch.tensor([[steps // count, 8, 8]] * count)
+
+    def ids_of(*words):
+        return torch.tensor(tokenizer.convert_tokens_to_ids(list(words)), dtype=torch.long)
+
     with torch.no_grad():
-        features = encode(model.model.visual, pixels.flatten(0, 1)).unflatten(0, (2, -1)).flatten(1, 2)
-        own = model.model.visual(pixels[0].flatten(0, 1), torch.tensor([[STEPS, 8, 8]])).pooler_output
-        torch.testing.assert_close(features[0], own, atol=1e-5, rtol=0)
-        head, tail = (torch.tensor(tokenizer.convert_tokens_to_ids(list(p))) for p in (CLIPS.head, CLIPS.tail))
-        parts = [text.embed_tokens(head).expand(2, -1, -1), features, text.embed_tokens(tail).expand(2, -1, -1)]
-        prefix = torch.cat(parts, dim=1)
-        hidden = packed_hidden(text, prefix, [pack.ids], CLIPS.rope(model, batch.pixels))[0]
+        features = encode(model.model.visual, pixels.flatten(0, 1)).unflatten(0, (2, -1))
+        own = model.model.visual(pixels[0].flatten(0, 1), grids).pooler_output
+        torch.testing.assert_close(features[0].flatten(0, 1), own, atol=1e-5, rtol=0)
+        start, gap, end = (
+            text.embed_tokens(ids_of(*p)).expand(2, -1, -1) for p in (CLIPS.head, CLIPS.between(prompt), CLIPS.tail)
+        )
+        prefix = torch.cat([start, join(features, gap), end], dim=1)
+        hidden = packed_hidden(text, prefix, [pack.ids], CLIPS.rope(model, batch.pixels, prompt))[0]
         asked = int((pack.weight[1, 3] > 0).nonzero()[0])
-        ids = torch.cat([head, torch.full((256,), video), tail, pack.ids[1, 3, :asked]])[None]
-        inputs = {
-            "input_ids": ids,
-            "pixel_values_videos": pixels[1].flatten(0, 1),
-            "video_grid_thw": torch.tensor([[STEPS, 8, 8]]),
-            "second_per_grid_ts": torch.tensor([0.25]),
-            "mm_token_type_ids": 2 * (ids == video).int(),
-        }
-        alone = model(**inputs).logits[0, -1]
+        one = torch.cat([ids_of("<|vision_start|>"), torch.full((256 // STEPS,), pad), ids_of("<|vision_end|>")])
+        media = one.repeat(count) if prompt.pictures else torch.cat([one[:1], one[1:-1].repeat(STEPS), one[-1:]])
+        ids = torch.cat([ids_of("<s>", "<user>"), media, pack.ids[1, 3, :asked]])[None]
+        rows = pixels[1].flatten(0, 1)
+        named = {"image_grid_thw": grids} if prompt.pictures else {"video_grid_thw": grids}
+        kind = 1 if prompt.pictures else 2
+        named |= {} if prompt.pictures else {"second_per_grid_ts": torch.tensor([0.25])}
+        named["mm_token_type_ids"] = kind * (ids == pad).int()
+        places, _ = model.model.get_rope_index(ids, **named)
+        if prompt.late:  # the other engines' rule: behind the last of all places
+            places[..., -asked - 1 :] += STEPS - 4
+        shown = {"pixel_values" if prompt.pictures else "pixel_values_videos": rows}
+        alone = model(input_ids=ids, position_ids=places, **shown, **named).logits[0, -1]
         torch.testing.assert_close(model.lm_head(hidden[1, 3, asked - 1]), alone, atol=1e-4, rtol=0)

@@ -141,7 +141,7 @@ def test_training_sees_what_inference_sees():
         parts = [text.embed_tokens(head).expand(count, -1, -1), features, text.embed_tokens(tail).expand(count, -1, -1)]
         added = [functional.pad(plane, (0, 0, len(head), len(tail))) for plane in planes]
         packs = [pack.ids for pack in batch.packs]
-        hidden = packed_hidden(text, torch.cat(parts, 1), packs, PAGES.rope(model, batch.pixels), added)
+        hidden = packed_hidden(text, torch.cat(parts, 1), packs, PAGES.rope(model, batch.pixels, batch.shared), added)
         for pack, found in zip(batch.packs, hidden, strict=True):
             asked = int((pack.weight[-1, 1] > 0).nonzero()[0])
             ids = torch.cat([head, torch.full((height * width,), image), tail, pack.ids[-1, 1, :asked]])[None]

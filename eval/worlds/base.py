@@ -207,7 +207,11 @@ class World(ABC):
         """What the language model reads of the visual tokens."""
         return tokens
 
-    def rope(self, model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+    def between(self, shared: Any) -> tuple[str, ...]:
+        """Words between one step and the next."""
+        return ()
+
+    def rope(self, model: PreTrainedModel, pixels: Tensor, shared: Any) -> tuple[Tensor, Tensor] | None:
         """cos and sin of a packed prompt with these pixels; None: every question starts right after the prefix."""
         return None
 

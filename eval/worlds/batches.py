@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from eval.worlds.base import SPLITS, Lesson, Question, World
+
+TENSORS = ("pixels", "owner", "flags", "shown")  # of a lesson, and stacked of a batch
 
 
 @dataclass
@@ -38,11 +40,12 @@ class Batch:
     flags: Tensor
     shown: Tensor
     packs: list[Pack]  # none where nothing is asked, as in a drill
+    shared: Any  # what its lessons have in common
 
     def to(self, device: str) -> Batch:
         """The same on a device."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "packs"}
-        return Batch(**tensors, packs=[pack.to(device) for pack in self.packs])
+        tensors = {name: getattr(self, name).to(device) for name in TENSORS}
+        return replace(self, **tensors, packs=[pack.to(device) for pack in self.packs])
 
 
 def encode(
@@ -86,11 +89,11 @@ class Batches(IterableDataset):
         shared = self.world.share(np.random.default_rng([self.world.seed, SPLITS[self.split], number, self.size]))
         count = self.world.fit(self.size, shared)
         lessons = [self.lesson(self.world.rng(self.split, first + i), shared) for i in range(count)]
-        names = ("pixels", "owner", "flags", "shown")
-        tensors = {name: torch.stack([getattr(lesson, name) for lesson in lessons]) for name in names}
+        tensors = {name: torch.stack([getattr(lesson, name) for lesson in lessons]) for name in TENSORS}
         packs = zip(*(lesson.asked for lesson in lessons), strict=True)
         lengths = self.world.lengths
-        return Batch(**tensors, packs=[self._pack(pack, n) for pack, n in zip(packs, lengths, strict=False)])
+        packed = [self._pack(pack, n) for pack, n in zip(packs, lengths, strict=False)]
+        return Batch(**tensors, packs=packed, shared=shared)
 
     def check(self) -> list[Batch]:
         """The first batches, which a model is checked on."""

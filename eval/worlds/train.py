@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,9 +98,18 @@ def align_loss(
             continue
         labels = owner[..., i] - field.unnamed
         named = labels >= 0
+        if not named.any():
+            continue
         table = functional.normalize(words[own].float(), dim=-1)
         total = total + functional.cross_entropy(x[named] @ table.T / TEMPERATURE, labels[named])
     return total
+
+
+def join(steps: Tensor, gap: Tensor) -> Tensor:
+    """Rows [B, T * n + (T - 1) * g, D] of steps [B, T, n, D] with a gap [B, g, D] between each and the next."""
+    gaps = gap[:, None].expand(-1, steps.shape[1], -1, -1)
+    joined = torch.cat([steps, gaps], dim=2).flatten(1, 2)
+    return joined[:, : joined.shape[1] - gap.shape[1]]
 
 
 def train_decoder(
@@ -125,12 +134,13 @@ def train_decoder(
     def read(batch: Batch) -> tuple[Tensor, list[Tensor]]:
         count = len(batch.pixels)
         seen = see(batch.pixels.flatten(0, 1))
-        features = world.project(model, seen.tokens).unflatten(0, (count, -1)).flatten(1, 2)
-        start, end = (text.embed_tokens(ids).expand(count, -1, -1) for ids in (head, tail))
-        prefix = torch.cat([start, features.to(start.dtype), end], dim=1)
+        features = world.project(model, seen.tokens).unflatten(0, (count, -1))
+        between = ids_of(world.between(batch.shared))
+        start, gap, end = (text.embed_tokens(ids).expand(count, -1, -1) for ids in (head, between, tail))
+        prefix = torch.cat([start, join(features.to(start.dtype), gap), end], dim=1)
         planes = [functional.pad(plane, (0, 0, len(head), len(tail))) for plane in seen.planes]
-        rope = world.rope(model, batch.pixels)
-        return features, answer(text, prefix, [pack.ids for pack in batch.packs], rope, planes)
+        rope = world.rope(model, batch.pixels, batch.shared)
+        return features.flatten(1, 2), answer(text, prefix, [pack.ids for pack in batch.packs], rope, planes)
 
     def losses(hidden: Tensor, ids: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         asked = weight[..., 1:] > 0
@@ -164,24 +174,30 @@ def train_decoder(
     stage.run(parts, opts, loss_of, validate)
 
 
+def change(settings: Settings, given: Sequence[str]) -> Settings:
+    """Settings with those given as name=value; a name that is none, or a value that is no number, is refused."""
+    found = asdict(settings)
+    for one in given:
+        name, _, value = one.partition("=")
+        if name not in found:
+            raise typer.BadParameter(f"There is no setting {name!r}; there are: {', '.join(found)}.")
+        try:
+            found[name] = type(found[name])(value)
+        except ValueError:
+            raise typer.BadParameter(f"{one!r}: {name} takes a number, as {name}={found[name]}.") from None
+    return Settings(**found)
+
+
 def main(
     world: Named,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the finished model.")],
-    tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower stage; default: the world's.")] = None,
-    decoder_steps: Annotated[int | None, typer.Option(help="Steps of the decoder stage.")] = None,
-    tower_batch: Annotated[int | None, typer.Option(help="Lessons of a step of the tower stage.")] = None,
-    decoder_batch: Annotated[int | None, typer.Option(help="Lessons of a step of the decoder stage.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights.")] = 7,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as decoder_steps=600.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     start: Annotated[Path | None, typer.Option(help="Folder of a model to begin with instead of a random one.")] = None,
     skip: Annotated[int, typer.Option(help="Batches that it has learned from already.")] = 0,
 ) -> None:
     """Train both stages (or go on where a stopped run left off) and save the model in half precision."""
-    given = {
-        **{"tower_steps": tower_steps, "decoder_steps": decoder_steps},
-        **{"tower_batch": tower_batch, "decoder_batch": decoder_batch},
-    }
-    settings = replace(world.settings, seed=seed, **{k: v for k, v in given.items() if v is not None})
+    settings = change(world.settings, set_ or [])
     out.mkdir(parents=True, exist_ok=True)
     with (out / "log.jsonl").open("a") as log:  # each start and resumption leaves its settings in the log
         log.write(json.dumps({"settings": asdict(settings), "pack": world.pack}) + "\n")

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from eval.worlds.base import Field, Lesson, Seen, Settings, World
 from eval.worlds.clips.draw import COLOURS, EVENTS, FRAMES, KINDS, SIDE, SIZE, STEPS, WAYS, Clip, make_clip
-from eval.worlds.clips.encoder import encode, patches, rope_of
+from eval.worlds.clips.encoder import Prompt, encode, patches, rope_of
 from eval.worlds.clips.model import WIDTH, make_model, make_tokenizer, save
 from eval.worlds.clips.questions import ASK
 from tokenprune import scenes
@@ -22,6 +22,8 @@ from tokenprune.methods.registry import all_methods
 
 FPS = 8.0  # of which two frames make a step of a quarter of a second
 SHOWN = 6  # steps of a clip that the encoder learns from
+PROMPTS = (Prompt(), Prompt(late=True), Prompt(pictures=2 * STEPS), Prompt(pictures=STEPS))
+SHARES = (0.35, 0.15, 0.25, 0.25)
 KEEPS = (0.5, 0.25, 0.1)
 BESIDE = ("random", "uniform", "downsample", "divprune", "todre", "fastv")  # what they are held against
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -44,9 +46,10 @@ class Clips(World):
     draw = staticmethod(make_clip)
     make_tokenizer, make_model, save = staticmethod(make_tokenizer), staticmethod(make_model), staticmethod(save)
     settings = Settings(tower_batch=16, decoder_batch=16, tower_steps=1100, decoder_steps=1000, align_until=0.6)
-    check = 64
+    check = 192
     pack = (*("first", "last", "count", "change"), *("colour",) * 2, *("direction",) * 3, *("when",) * 3)
     lengths = (12,)
+    weights = {"when": 2.0, "colour": 1.5}
     fields = (
         Field("kind", KINDS),
         Field("colour", tuple(COLOURS)),
@@ -71,22 +74,30 @@ class Clips(World):
                 for options in VARIANTS.get(method, [{}]):
                     yield {"method": method, "options": options, "keep": keep}
 
-    def lesson(self, rng: np.random.Generator, shared: None = None) -> Lesson:
+    def share(self, rng: np.random.Generator) -> Prompt:
+        return PROMPTS[int(rng.choice(len(PROMPTS), p=SHARES))]
+
+    def lesson(self, rng: np.random.Generator, shared: Prompt) -> Lesson:
         """A type that the clip cannot answer gives its place to a question for a direction; the encoder is shown the
         steps at which something happens, and some others."""
         clip = self.draw(rng)
         asked = [ASK[kind](rng, clip) or ASK["direction"](rng, clip) for kind in self.pack]
+        frames = shared.frames
+        last = frames[1::2]
         events = {step for actor in clip.actors for step in (actor.step, actor.change) if step >= 0}
-        steps = [*events, *(s for s in rng.permutation(STEPS).tolist() if s not in events)]
-        flashes = torch.zeros(STEPS, 1, 1)
-        flashes[list(clip.flashes)] = 1
+        told = [i for i, frame in enumerate(last) if frame // 2 in events]
+        steps = [*told, *(s for s in rng.permutation(len(last)).tolist() if s not in told)]
+        flashes = torch.tensor([float(frame // 2 in clip.flashes) for frame in last])
         return Lesson(
-            pixels=patches(clip.pixels).to(torch.bfloat16),
-            owner=torch.from_numpy(labels(clip)),
-            flags=flashes,
+            pixels=patches(clip.pixels[frames]).to(torch.bfloat16),
+            owner=torch.from_numpy(labels(clip, shared)),
+            flags=flashes[:, None, None],
             shown=torch.tensor(steps[:SHOWN]),
             asked=(asked,),
         )
+
+    def between(self, shared: Prompt) -> tuple[str, ...]:
+        return (*self.tail, self.head[-1]) if shared.pictures else ()
 
     def tower(self, model: Qwen2_5_VLForConditionalGeneration) -> nn.Module:
         return model.model.visual
@@ -104,24 +115,27 @@ class Clips(World):
 
         return look
 
-    def rope(self, model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return rope_of(model.model.language_model, len(self.pack), *self.lengths)
+    def rope(self, model: Qwen2_5_VLForConditionalGeneration, pixels: Tensor, shared: Any) -> tuple[Tensor, Tensor]:
+        return rope_of(model.model.language_model, shared, len(self.pack), *self.lengths)
 
 
-def labels(clip: Clip) -> np.ndarray:
-    """int64 [16, 16, 4]: kind, colour, way and event of what is on each token, -1 for background."""
-    found = np.full((STEPS, SIDE * SIDE, 4), -1)
+def labels(clip: Clip, prompt: Prompt = PROMPTS[0]) -> np.ndarray:
+    """int64 [T, 16, 4]: kind, colour, way and event of what is on each token, -1 for background, and for way and event
+    where a picture stands still."""
+    last = prompt.frames[1::2]
+    found = np.full((len(last), SIDE * SIDE, 4), -1)
     for i, actor in enumerate(clip.actors):
-        for step in range(actor.step, STEPS):
-            frame = 2 * step + 1
+        for row, frame in enumerate(last):
+            if not actor.is_there(frame):
+                continue
             way = actor.way if actor.place(frame) != actor.place(frame - 1) else "nowhere"
+            moves = (list(WAYS).index(way), EVENTS.index(actor.event(frame // 2)))
             known = (
                 KINDS.index(actor.kind),
                 list(COLOURS).index(actor.colour_at(frame)),
-                list(WAYS).index(way),
-                EVENTS.index(actor.event(step)),
+                *((-1, -1) if prompt.pictures else moves),
             )
-            found[step, clip.owner[step] == i] = known
+            found[row, clip.owner[frame // 2] == i] = known
     return found
 
 

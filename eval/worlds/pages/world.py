@@ -134,7 +134,7 @@ class Pages(World):
 
         return look
 
-    def rope(self, model: Qwen3VLForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def rope(self, model: Qwen3VLForConditionalGeneration, pixels: Tensor, shared: Any) -> tuple[Tensor, Tensor]:
         counts = (len(self.pack), len(self.long_pack))
         return rope_of(model.model.language_model, pixels, list(zip(counts, self.lengths, strict=True)))
 
