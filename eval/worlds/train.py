@@ -75,6 +75,8 @@ def train_tower(
             fields, flags = scores(part.pixels)
             for i, (field, logits) in enumerate(zip(world.fields, fields, strict=True)):
                 right, inside = logits.argmax(-1) == part.owner[..., i], part.owner[..., i] >= 0
+                if not inside.any():
+                    continue
                 found.setdefault(field.name, []).append(right[inside].float().mean())
                 if field.unnamed and field.words:
                     rare = part.owner[..., i] >= field.unnamed
