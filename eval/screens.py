@@ -131,13 +131,14 @@ def bundled(names: tuple[str, ...]) -> list[Image.Image]:
     ]
 
 
-def kept(picture: Image.Image, tau: float) -> float:
-    """The share of its groups that PixelPrune keeps."""
+def kept(picture: Image.Image, tau: float, group: int = GROUP) -> float:
+    """The share of its groups of group x group pixels that PixelPrune keeps."""
     pixels = torch.from_numpy(np.asarray(picture).copy()).float() / 255
-    cells = SIDE // GROUP
-    groups = pixels.view(cells, GROUP, cells, GROUP, 3).transpose(1, 2).reshape(1, cells**2, -1)
-    view = View(cells**2, 1, ((1, cells, cells),), {"pixels": groups}, total=cells**2)
-    return PixelPrune(tau=tau).select(view).index.shape[1] / cells**2
+    rows, columns = picture.height // group, picture.width // group
+    count = rows * columns
+    groups = pixels.view(rows, group, columns, group, 3).transpose(1, 2).reshape(1, count, -1)
+    view = View(count, 1, ((1, rows, columns),), {"pixels": groups}, total=count)
+    return PixelPrune(tau=tau).select(view).index.shape[1] / count
 
 
 def keeps() -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from eval.matrix import matrix
 from eval.media.page import videos
 from eval.worlds.clips.world import CLIPS
 from eval.worlds.compare import average
+from eval.worlds.errors import seen_and_blind, share
+from eval.worlds.pages import tables as pages
 from eval.worlds.scenes.world import SCENES
 from tokenprune import supports
 from tokenprune.catalogue.facts import place
@@ -101,12 +103,11 @@ def signals() -> str:
 def heldout() -> str:
     """The bundled model, seeing and blind, per question type."""
     data = results.read("scenes_heldout.json")
-    rows = [[kind, *(f"{100 * t[n]:.1f}" for n in ("right", "blind", "majority"))] for kind, t in data["types"].items()]
-    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
+    rows = seen_and_blind(data)
     position = data["types"]["position"]
     note = (
-        f"{data['questions_per_type']} held-out questions of each type. Blind: the picture is replaced by noise. "
-        f"Position: median distance {position['median_distance_px']} pixels of 96, mean IoU of 24-pixel boxes "
+        f"{data['questions_per_type']} held-out questions of each type, with standard errors. Blind: the picture is "
+        f"noise. Position: median distance {position['median_distance_px']} pixels of 96, mean IoU of 24-pixel boxes "
         f"{position['mean_box_iou']:.2f}."
     )
     return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
@@ -134,22 +135,21 @@ def full_comparison() -> str:
 
 def comparison() -> str:
     """Every method at every budget: right answers over all types, and what one budget cost."""
-    dense = results.read("scenes_methods.json")["dense"]
+    data = results.read("scenes_methods.json")
+    dense, count = data["dense"], data["questions_per_type"]
     groups: dict[str, dict[tuple, dict]] = {}
     for cell in read_comparison():
         groups.setdefault(cell["label"], {})[cell["keep"], cell["positions"]] = cell
     rows = []
-    for label, cells in groups.items():
-        policy = "original" if (0.25, "original") in cells else "compact"
-        own = [cells.get((keep, policy)) for keep in (0.5, 0.25, 0.1, 0.05)]
+    policies = {label: "original" if (0.25, "original") in cells else "compact" for label, cells in groups.items()}
+    for label, cells in sorted(groups.items(), key=lambda item: -item[1][0.25, policies[item[0]]]["all"]):
+        own = [cells.get((keep, policies[label])) for keep in (0.5, 0.25, 0.1, 0.05)]
         other = cells.get((0.25, "compact"))
         middle = own[1]
         tokens = f"{middle['average_tokens']:.0f} / {middle['final_tokens']:.0f}"
-        scores = [f"{100 * c['all']:.1f}" if c else "" for c in own]
-        compact = f"{100 * other['all']:.1f}" if other else ""
-        rows.append([label, *scores, compact, tokens, f"{100 * middle['flops']:.0f} %"])
-    rows.sort(key=lambda r: -float(r[2]))
-    whole = f"{100 * mean(dense.values()):.1f}"
+        scores = [share(c["types"].values(), count) if c else "" for c in [*own, other]]
+        rows.append([label, *scores, tokens, f"{100 * middle['flops']:.0f} %"])
+    whole = share(dense.values(), count)
     head = ["method", "50 %", "25 %", "10 %", "5 %", "25 %, compact", "tokens at 25 %: average / last", "FLOPs at 25 %"]
     return table(head, [["none (dense)", whole, whole, whole, whole, whole, "144 / 144", "100 %"], *rows])
 
@@ -202,29 +202,29 @@ def cost() -> str:
 def clips_heldout() -> str:
     """The bundled video model, seeing and blind, per question type."""
     data = results.read("clips_heldout.json")
-    rows = [[kind, *(f"{100 * t[n]:.1f}" for n in ("right", "blind", "majority"))] for kind, t in data["types"].items()]
-    rows.append(["**all**", *(f"**{100 * data['all'][n]:.1f}**" for n in ("right", "blind", "majority"))])
-    note = f"{data['questions_per_type']} held-out questions of each type. Blind: the clip is replaced by noise."
-    return table(["type", "right, %", "blind, %", "most frequent answer, %"], rows) + f"\n\n{note}"
+    note = (
+        f"{data['questions_per_type']} held-out questions of each type, with standard errors. Blind: the clip is noise."
+    )
+    return table(["type", "right, %", "blind, %", "most frequent answer, %"], seen_and_blind(data)) + f"\n\n{note}"
 
 
 def clips_comparison() -> str:
     """Every video method at every budget on the bundled video model."""
     data = results.read("clips_methods.json")
+    count = data["questions_per_type"]
     groups: dict[str, dict[float, dict]] = {}
     for cell in average(data["cells"]):
         groups.setdefault(cell["label"], {})[cell["keep"]] = cell
     rows = []
-    for name, cells in groups.items():
+    for name, cells in sorted(groups.items(), key=lambda item: -item[1][0.25]["all"]):
         middle = cells[0.25]
         tokens = f"{middle['average_tokens']:.0f} / {middle['final_tokens']:.0f}"
         if middle["looked_at"] is not None:
             tokens += f", a step looks at {256 * middle['looked_at']:.0f}"
-        scores = [f"{100 * cells[keep]['all']:.1f}" for keep in (0.5, 0.25, 0.1)]
+        scores = [share(cells[keep]["types"].values(), count) for keep in (0.5, 0.25, 0.1)]
         types = [f"{100 * middle['types'][kind]:.0f}" for kind in CLIPS.types]
         rows.append([name, *scores, *types, tokens, f"{100 * middle['flops']:.0f} %"])
-    rows.sort(key=lambda r: -float(r[2]))
-    whole = f"{100 * mean(data['dense'].values()):.1f}"
+    whole = share(data["dense"].values(), count)
     first = [
         "none (dense)",
         *[whole] * 3,
@@ -234,7 +234,8 @@ def clips_comparison() -> str:
     ]
     types = [f"25 %: {CLIPS.types[0]}", *CLIPS.types[1:]]
     head = ["method", "50 %", "25 %", "10 %", *types, "tokens at 25 %: average / last", "FLOPs at 25 %"]
-    return table(head, [first, *rows]) + f"\n\n{data['questions_per_type']} questions of each type for a cell."
+    note = f"{count} questions of each type for a cell; standard errors of the means."
+    return table(head, [first, *rows]) + f"\n\n{note}"
 
 
 def video_cost() -> str:
@@ -361,4 +362,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu_cells": gpu_cells,
     "gpu_encoder": gpu_encoder,
     "gpu_bars": gpu_bars,
+    **pages.TABLES,
 }

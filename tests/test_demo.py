@@ -121,6 +121,8 @@ def test_the_examples_answer_right(session, path, question):
         "what shape is yellow ?": ("square",),
         "describe the image .": ("green cross , purple square , cyan 4 , yellow square , red circle",),
         "what appears first ?": ("purple ring",),
+        'price of "qaxuc" ?': ("81.74",),
+        "which box is ticked ?": ("kdhdfg",),
     }
     shown = last(session.ask(path, question, plan(*controls(keep=0.5))))
     assert (shown.dense,) == (shown.pruned,) == right[question]

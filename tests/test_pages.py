@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
+from typer.testing import CliRunner
 
 import tokenprune
 from eval.tasks.utils import box_iou, character_errors
+from eval.worlds import judge
 from eval.worlds.base import Question, is_right
 from eval.worlds.batches import Batches
 from eval.worlds.packed import packed_hidden
@@ -20,9 +26,11 @@ from eval.worlds.pages.model import make_image_processor
 from eval.worlds.pages.questions import ASK
 from eval.worlds.pages.sheet import TOKEN
 from eval.worlds.pages.world import CLASSES, PAGES, labels
-from tokenprune import BadInput, prune
+from tokenprune import BadInput, prune, scenes
 from tokenprune.chat import Chat
+from tokenprune.cli import app
 from tokenprune.media.clip import Clip
+from tokenprune.media.pictures import load_image
 from tokenprune.media.qwen import FrameProcessor
 
 
@@ -155,9 +163,88 @@ def test_training_sees_what_inference_sees():
             torch.testing.assert_close(model.lm_head(found[-1, 1, asked - 1]), alone, atol=1e-4, rtol=0)
 
 
-def test_the_unfinished_model_loads_and_is_pruned():
-    """Through the processor that does without torchvision; a page keeps its size, videos are refused."""
-    chat = Chat.load(PAGES.model)
+@pytest.fixture(scope="module")
+def chat():
+    return Chat.load("pages")
+
+
+def test_it_is_a_standard_model(chat):
+    model = AutoModelForImageTextToText.from_pretrained(scenes.PAGES_MODEL)
+    assert type(model) is Qwen3VLForConditionalGeneration
+    assert next(model.parameters()).dtype == torch.float16
+    text, vision = model.config.text_config, model.config.vision_config
+    assert text.num_hidden_layers >= 8
+    assert text.head_dim >= 32
+    assert len(vision.deepstack_visual_indexes) >= 2
+    assert text.rope_parameters["mrope_interleaved"]
+    assert sum(f.stat().st_size for f in scenes.PAGES_MODEL.iterdir()) <= 16 * 2**20
+    assert sum(f.stat().st_size for f in scenes.FOLDER.rglob("*") if f.is_file()) <= 31 * 2**20  # of the wheel's 32
+
+
+@pytest.mark.parametrize(
+    ("page", "question", "answer"),
+    [
+        (0, 'price of "goha" ?', "12.85"),
+        (0, 'what is after "gate" ?', "2l-57"),
+        (0, "what is the title ?", "exid oxi"),
+        (0, "how many items are there ?", "4"),
+        (1, "which box is ticked ?", "kdhdfg"),
+        (1, 'what is after "client" ?', "8u-99"),
+    ],
+)
+def test_it_reads_the_bundled_pages(chat, page, question, answer):
+    inputs = chat.inputs(load_image(scenes.PAGES[page]), question)
+    assert chat.answer(inputs, 20)[0] == answer
+    with prune(chat.model, "pixelprune") as run:  # flat grounds alone go, which counting needs
+        assert (chat.answer(inputs, 20)[0] == answer) or question.startswith("how many")
+        assert run.report().final_tokens < 0.6 * run.report().tokens
+
+
+def test_a_bundled_picture_is_meant_where_there_is_no_file_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    receipt = Path("receipt.png")
+    assert scenes.find_picture(receipt) == scenes.PAGES[0]
+    assert scenes.model_for(scenes.find_picture(receipt)) == "pages"
+    shutil.copy(scenes.IMAGE, receipt)
+    assert scenes.find_picture(receipt) == receipt
+    assert scenes.model_for(receipt) == "scenes"
+    shutil.copy(scenes.PAGES[1], receipt)
+    assert scenes.model_for(receipt) == "pages"
+    assert scenes.find_picture(Path("other.png")) == Path("other.png")
+    assert scenes.find_picture(Path("model")) == Path("model")  # no picture
+
+
+def test_a_command_reads_the_bundled_receipt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        "run",
+        "--image",
+        "receipt.png",
+        "--prompt",
+        'price of "qaxuc" ?',
+        "--keep",
+        "0.5",
+        "--repeat",
+        "1",
+        "--json",
+    ]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["dense"], found["pruned"]) == ("81.74", "81.74")
+
+
+@pytest.mark.nightly
+def test_it_reads(chat):
+    """A small sample of the held-out report: far above the blind score."""
+    seeing, blind = judge.judge(PAGES, chat, 12), judge.judge(PAGES, chat, 12, blind=True)
+    assert judge.sum_scores(seeing)["all"] >= 0.8, seeing
+    for kind in PAGES.types:
+        assert seeing[kind]["right"] > blind[kind]["right"] + 0.2, (kind, seeing[kind], blind[kind])
+
+
+def test_it_is_pruned_and_keeps_the_size_of_a_page(chat):
+    """Through the processor that does without torchvision; videos are refused."""
     page = PAGES.draw(PAGES.rng("test", 3))
     inputs = chat.inputs(page.image, "what is the title ?")
     height, width = (side // TOKEN for side in page.pixels.shape[:2])

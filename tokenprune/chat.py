@@ -52,7 +52,7 @@ class Chat:
         pixels: dict[str, int] | None = None,
         **options: Any,
     ) -> Chat:
-        """Load from a folder or a hub id; `scenes` and `scenes-video` are the bundled models.
+        """Load from a folder or a hub id; `scenes`, `scenes-video` and `pages` are the bundled models.
 
         device: default a GPU where there is one. dtype: default float32 on a CPU, the checkpoint's type on a GPU.
         pixels: `min_pixels` and `max_pixels` of Qwen processors, for images and frames of videos. options: of

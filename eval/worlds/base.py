@@ -122,6 +122,7 @@ class World(ABC):
 
     # comparison
     decodes: ClassVar[bool] = False  # whether methods of decoding steps are compared
+    both_sides: ClassVar[bool] = False  # whether the encoder's work and the time to the first token are told too
     baselines: ClassVar[dict[str, Callable[[World, Chat, float, int], dict[str, Any]]]] = {}  # those without a method
 
     # training

@@ -1,4 +1,4 @@
-"""Every method at every budget on a bundled model: `python -m eval.worlds.compare scenes`, or clips.
+"""Every method at every budget on a bundled model: `python -m eval.worlds.compare scenes`, clips or pages.
 
 One cell = one method, one budget and, on scenes, one position policy, judged on the same held-out questions. Finished
 cells are kept, so a stopped run goes on where it was. The random baseline is averaged over seeds. A method of several
@@ -15,37 +15,10 @@ import typer
 from rich.console import Console
 
 from eval.results import RESULTS, write
-from eval.worlds.base import World
+from eval.worlds.cell import Cells, label
 from eval.worlds.judge import judge, sum_scores
 from eval.worlds.registry import Named
-from tokenprune import prune
 from tokenprune.chat import Chat
-
-
-def cell(world: World, chat: Chat, setting: dict[str, Any], count: int) -> dict[str, Any]:
-    """Judge one setting and read what the last prompt cost off its report."""
-    method, options, keep = (setting[name] for name in ("method", "options", "keep"))
-    if method in world.baselines:
-        return world.baselines[method](world, chat, keep, count)
-    policy = {"positions": setting["positions"]} if "positions" in setting else {}
-    with prune(chat.model, method, keep=keep, **policy, **options) as run:
-        scores = judge(world, chat, count, note=f"{label(setting)} {keep} {' '.join(policy.values())}")
-        report = run.report()
-    found = {
-        **sum_scores(scores),
-        "average_tokens": report.average_tokens * world.tokens / report.tokens,
-        "final_tokens": report.final_tokens * world.tokens / report.tokens,
-        "flops": report.flops / report.dense_flops,
-    }
-    if world.decodes:
-        steps = report.decoding
-        found["looked_at"] = steps.looked_at / steps.visual if steps else None
-    return found
-
-
-def label(cell: dict[str, Any]) -> str:
-    """A cell's method with its options, seeds left out."""
-    return " ".join([cell["method"], *(f"{k}={v}" for k, v in cell["options"].items() if k != "seed")])
 
 
 def average(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,10 +48,11 @@ def main(
         if old["questions_per_type"] == count:
             result["cells"] = old["cells"]
     result["dense"] = sum_scores(judge(world, chat, count))["types"]
+    cells = Cells(world, chat, count)
     for setting in world.cells():
         if any(setting.items() <= one.items() for one in result["cells"]):
             continue
-        found = cell(world, chat, setting, count)
+        found = cells.judge(setting)
         result["cells"].append(setting | found)
         write(out, result)
         console.print(f"{setting} {found['all']:.3f}")

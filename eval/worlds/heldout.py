@@ -1,4 +1,4 @@
-"""Held-out report of a bundled model: `python -m eval.worlds.heldout scenes`, or clips.
+"""Held-out report of a bundled model: `python -m eval.worlds.heldout scenes`, clips or pages.
 
 Right answers per question type, beside a blind control (what is shown replaced by noise) and the share of the most
 frequent answer.

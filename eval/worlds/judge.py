@@ -51,7 +51,7 @@ def noise(world: World, count: int) -> list[Image.Image | Clip]:
     return [world.show(rng.integers(0, 256, world.shape, dtype=np.uint8)) for _ in range(count)]
 
 
-@lru_cache(maxsize=16)  # a comparison asks every method the same batches; a held-out report asks each of many once
+@lru_cache(maxsize=64)  # a comparison asks every method the same batches; a held-out report asks each of many once
 def prepare(world: World, processor: Any, asked: tuple[Asked, ...]) -> Any:
     """Model inputs of a batch of questions."""
     contents = [[{"type": world.media}, {"type": "text", "text": a.question.text}] for a in asked]
@@ -63,16 +63,20 @@ def prepare(world: World, processor: Any, asked: tuple[Asked, ...]) -> Any:
 
 @torch.inference_mode()
 def answers(world: World, chat: Chat, asked: Sequence[Asked], change: Change | None = None) -> list[str]:
-    """Greedy answers in batches to questions of one type; `change`: of the model inputs."""
-    found, longest = [], world.longest(asked[0].question.type)
+    """Greedy answers in batches to questions of one type, pictures of one size side by side; `change`: of the model
+    inputs."""
+    longest, found = world.longest(asked[0].question.type), {}
+    by_size = sorted(asked, key=lambda a: a.shown.size if isinstance(a.shown, Image.Image) else ())
     for start in range(0, len(asked), world.judged_at_once):
-        part = tuple(asked[start : start + world.judged_at_once])
+        part = tuple(by_size[start : start + world.judged_at_once])
         inputs = prepare(world, chat.processor, part).to(chat.model.device)
         inputs = inputs if change is None else change(inputs)
         ids = chat.model.generate(**inputs, max_new_tokens=longest, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        found += [chat.processor.decode(row, skip_special_tokens=True) for row in new.tolist()]
-    return found
+        found |= {
+            a: chat.processor.decode(row, skip_special_tokens=True) for a, row in zip(part, new.tolist(), strict=True)
+        }
+    return [found[a] for a in asked]
 
 
 def score(world: World, asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:

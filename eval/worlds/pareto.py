@@ -1,4 +1,4 @@
-"""Accuracy against cost for every method on a bundled model: `python -m eval.worlds.pareto scenes`, or clips."""
+"""Accuracy against cost for every method on a bundled model: `python -m eval.worlds.pareto scenes`, clips or pages."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def main(
 ) -> None:
     """Draw one line per method over its budgets; baselines in grey, the best known points joined in black."""
     data = read(f"{world.name}_methods.json")
+    cost = "flops_both_sides" if world.both_sides else "flops"
     lines: dict[str, list[dict]] = {}
     for cell in average(data["cells"]):
         if cell.get("positions", "original") == "original" or cell["label"] in world.baselines:
@@ -41,10 +42,10 @@ def main(
     colours = plt.get_cmap("tab20").colors
     figure, axes = plt.subplots(figsize=(11, 7), layout="constrained")
     for number, (label, cells) in enumerate(sorted(lines.items())):
-        cells.sort(key=lambda c: (c["flops"], c["keep"]))
+        cells.sort(key=lambda c: (c[cost], c["keep"]))
         plain = label in PLAIN
         axes.plot(
-            [100 * c["flops"] for c in cells],
+            [100 * c[cost] for c in cells],
             [100 * c["all"] for c in cells],
             color="0.6" if plain else colours[number % 20],
             linestyle="--" if plain else "-",
@@ -53,11 +54,12 @@ def main(
             linewidth=1,
             label=label,
         )
-    points = [(100 * c["flops"], 100 * c["all"]) for cells in lines.values() for c in cells]
+    points = [(100 * c[cost], 100 * c["all"]) for cells in lines.values() for c in cells]
     axes.plot(*zip(*frontier(points), strict=True), color="black", linewidth=2.5, alpha=0.4, label="best known")
     dense = data["dense"]
     axes.axhline(100 * sum(dense.values()) / len(dense), color="black", linewidth=0.8, linestyle=":", label="dense")
-    axes.set_xlabel("prefill FLOPs of the language model, % of dense")
+    work = "vision encoder and language model" if world.both_sides else "the language model"
+    axes.set_xlabel(f"prefill FLOPs of {work}, % of dense")
     axes.set_ylabel("right answers, % (mean over question types)")
     axes.set_title(world.title)
     axes.legend(fontsize=7, ncol=2, loc="center left", bbox_to_anchor=(1.01, 0.5))

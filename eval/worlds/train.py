@@ -2,8 +2,8 @@
 
 Two stages. `tower` teaches the vision encoder what each visual token shows, from labels per token and flags. `decoder`
 freezes it and teaches projector and language model to answer, with a fading side loss that pulls each token towards the
-words for what it shows. Both stages resume from their last checkpoint. With `--start eval/worlds/pages/start
---tower-steps 0 --skip 2000` the decoder of pages goes on from the weights that are there, on fresh pages.
+words for what it shows. Both stages resume from their last checkpoint. With `--start FOLDER --skip N` they go on from a
+model that is there, on batches that it has not seen; `--set muon_lr=0.003` and the like change the settings.
 """
 
 from __future__ import annotations

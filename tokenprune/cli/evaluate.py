@@ -20,7 +20,9 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="A published table, by name or YAML file, instead of the options below.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; scenes, scenes-video: the bundled ones.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub id; scenes, scenes-video, pages: the bundled ones.")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lmms-eval, with commas between them.")] = None,
     methods: Annotated[str, typer.Option(help="Methods and recipes; the unpruned model always runs too.")] = "divprune",
     keep: Annotated[str, typer.Option(help="Budgets for every method, with commas between them.")] = "0.5,0.25,0.1",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenprune.cli.parse import read_plan
+from tokenprune.cli.shown import load_shown
 from tokenprune.errors import BadInput
 from tokenprune.media.files import MAX_PIXELS
 
@@ -24,7 +25,9 @@ out = Console()
 
 def run(
     context: typer.Context,
-    image: Annotated[Path | None, typer.Option(help="Picture to ask about. (default: a bundled scene)")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Picture to ask about; scene.png, receipt.png, form.png: bundled ones.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Question. (default: one about the bundled scene)")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or hub id of a model. (default: bundled Scenes)")] = None,
     method: Annotated[
@@ -69,28 +72,19 @@ def run(
     from tokenprune.api import prune
     from tokenprune.chat import Chat
     from tokenprune.explain.overlay import draw_overlay, seen_picture
-    from tokenprune.media.pictures import load_image
-    from tokenprune.media.video import load_video
 
     if (image is not None or video is not None) and prompt is None:
         given = "--image" if video is None else "--video"
         raise BadInput(f"{given} needs --prompt TEXT: what do you want to know about it?")
-    picture: Any = (
-        load_image(image or scenes.IMAGE, max_pixels)
-        if video is None
-        else load_video(video, frames, fps, reader, progress=not as_json, max_pixels=max_pixels)
-    )
+    picture, bundled = load_shown(image, video, frames, reader, max_pixels, progress=not as_json, fps=fps)
     question = prompt or scenes.QUESTION
     if model is None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
     if not as_json:
-        if video is not None:
-            out.print(f"[dim]{escape(str(picture))}[/dim]", highlight=False)
-        bundled = "the bundled model Scenes" if video is None else "the bundled model Scenes-video"
-        out.print(f"[dim]loading {escape(model or bundled)} ...[/dim]")
-    chat = Chat.load(model or (scenes.MODEL if video is None else scenes.VIDEO_MODEL))
+        out.print(f"[dim]loading {escape(model or f'the bundled model {bundled.capitalize()}')} ...[/dim]")
+    chat = Chat.load(model or bundled)
     plan.check(chat.model)
     inputs = chat.inputs(picture, question)
     times: dict[str, list[float]] = {"dense": [], "pruned": []}

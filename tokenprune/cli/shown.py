@@ -29,15 +29,23 @@ def check_shown(
 
 
 def load_shown(
-    image: Path | None, video: Path | None, frames: int | None, reader: str | None, max_pixels: int, progress: bool
+    image: Path | None,
+    video: Path | None,
+    frames: int | None,
+    reader: str | None,
+    max_pixels: int,
+    progress: bool,
+    fps: float | None = None,
 ) -> tuple[Any, str]:
-    """The picture or clip (default: the bundled scene), and the bundled model that is made for it."""
+    """The picture (default: the bundled scene; a bundled one by its name too) or clip, and the name of the bundled
+    model that is made for it."""
     from tokenprune.media.pictures import load_image
     from tokenprune.media.video import load_video
 
     if video is None:
-        return load_image(image or scenes.IMAGE, max_pixels), "scenes"
-    clip = load_video(video, frames, reader=reader, progress=progress, max_pixels=max_pixels)
+        picture = scenes.find_picture(image or scenes.IMAGE)
+        return load_image(picture, max_pixels), scenes.model_for(picture)
+    clip = load_video(video, frames, fps, reader, progress=progress, max_pixels=max_pixels)
     if progress:
         out.print(f"[dim]{escape(str(clip))}[/dim]", highlight=False)
     return clip, "scenes-video"

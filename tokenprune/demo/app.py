@@ -34,7 +34,7 @@ log = logging.getLogger("tokenprune.demo")
 
 def build(session: Session) -> gr.Blocks:
     """The app around a session; `serve` starts it."""
-    layers = len(language_layers(session.chat("image").model))
+    layers = len(language_layers(session.chat("scenes").model))
     decoding = [name for name, cls in all_methods().items() if cls.decodes]
     first, options = describe_method("divprune", layers)
     inside = [name for name in all_methods() if name not in decoding]

@@ -40,18 +40,18 @@ class Shown:
 
 
 class Session:
-    """One model (or the two bundled ones) for everybody who has the page open; questions wait for each other."""
+    """One model (or the bundled ones) for everybody who has the page open; questions wait for each other."""
 
     def __init__(self, model: str | None = None, frames: int = 32, max_new_tokens: int = 64) -> None:
-        """Loads `model`, or the bundled image model; the bundled video model is loaded with the first clip."""
+        """Loads `model`, or the first of the bundled ones; the others are loaded with what they are asked about."""
         self.model, self.frames, self.max_new_tokens = model, frames, max_new_tokens
         self._chats: dict[str, Chat] = {}
         self._lock, self._loading = threading.Lock(), threading.Lock()
-        self.chat("image")
+        self.chat("scenes")
 
-    def chat(self, media: str) -> Chat:
-        """The model that answers about an image or a video."""
-        name = self.model or {"image": "scenes", "video": "scenes-video"}[media]
+    def chat(self, bundled: str) -> Chat:
+        """The session's model, or the bundled one of a name."""
+        name = self.model or bundled
         with self._loading:
             if name not in self._chats:
                 self._chats[name] = Chat.load(name)
@@ -68,7 +68,7 @@ class Session:
         try:
             if kind_of(path) == "image":
                 return load_image(path)
-            return self.chat("video").load_video(path, frames=self.frames, reader=reader)
+            return self.chat("scenes-video").load_video(path, frames=self.frames, reader=reader)
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), path.name)) from error
 
@@ -85,7 +85,7 @@ class Session:
             raise BadInput(f"The question has {len(question)} characters; ask in at most {LONGEST_QUESTION}.")
         opened = self.open(path, reader)
         with self._lock:
-            chat = self.chat("video" if isinstance(opened, Clip) else "image")
+            chat = self.chat("scenes-video" if isinstance(opened, Clip) else scenes.model_for(Path(path or "")))
             inputs = chat.inputs(opened, question)
             shown = Shown(opened=describe(opened))
             asked.check(chat.model)  # a plan that this model refuses should not wait for an answer
@@ -157,5 +157,6 @@ EXAMPLES = [
     [str(scenes.IMAGE), scenes.QUESTION],
     [str(scenes.IMAGE), "what shape is yellow ?"],
     [str(scenes.IMAGE), "describe the image ."],
+    *([str(page), question] for page, question in zip(scenes.PAGES, scenes.PAGES_QUESTIONS, strict=True)),
     [str(scenes.VIDEO), scenes.VIDEO_QUESTION],
 ]

@@ -36,6 +36,7 @@ class Page:
     boxes: list[tuple[str, bool]] = field(default_factory=list)  # labels of check boxes, and which is ticked
     counted: tuple[str, int] = ("lines", 0)  # what is counted, and how many there are
     blocks: list[tuple[str, ...]] = field(default_factory=list)  # words that are read together
+    clean: bool = True  # whether it is as drawn, without noise and JPEG
 
     @property
     def image(self) -> Image.Image:
@@ -356,4 +357,5 @@ def _finish(rng: np.random.Generator, kind: str, flow: Flow, facts: dict) -> Pag
     noise = float(rng.uniform(2, 8)) if rng.random() < 1 / 3 else 0.0
     quality = int(rng.integers(60, 95)) if rng.random() < 1 / 4 else None
     sheet = flow.sheet
-    return Page(kind=kind, pixels=sheet.age(rng, noise, quality), words=sheet.words, marks=sheet.marks, **facts)
+    pixels, clean = sheet.age(rng, noise, quality), not noise and quality is None
+    return Page(kind=kind, pixels=pixels, words=sheet.words, marks=sheet.marks, clean=clean, **facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,21 @@ from eval.worlds.pages.model import MARKS, WIDTH, make_model, make_tokenizer, sa
 from eval.worlds.pages.questions import ASK, BINS
 from eval.worlds.pages.sheet import TOKEN
 from eval.worlds.pages.text import CHARACTERS
+from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
 
 KEEPS = (0.5, 0.25, 0.1, 0.05)
+READ_CLS = (  # which this encoder does not have, so they read what tokens receive
+    *("agile_ratio", "agilepruner", "fastervlm", "hired", "holov", "prumerge", "todre", "visionzip", "vispruner"),
+    "vscan",
+)
+RECEIVED: dict[str, Any] = {"source": "received"}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    **{name: [RECEIVED] for name in READ_CLS},
+    **{name: [{}, {"at": "pixels"}] for name in ("random", "uniform", "downsample")},
+    **{name: [{}, {"at": "vision:2", "metric": "keys"}] for name in ("tome", "token_transforming")},
+    "illava": [{"at": "vision:2"}],  # its blocks 6 to 9 are of a deeper encoder
+}
 DRILLED = 0.75  # of what the tower learns from
 LOOKED_UP = ("value", "price", "cell")  # types that few kinds of pages can answer, and that take most learning
 CLASSES = (*CHARACTERS, *MARKS)
@@ -33,15 +44,15 @@ class Pages(World):
     flags tell that a word ends there, and that it is of the heading."""
 
     name, title = "pages", "Pages: every method at keep 50, 25, 10 and 5 %"
-    media, model, seed = "image", Path(__file__).parent / "start", 1127
+    media, model, seed = "image", scenes.PAGES_MODEL, 1127
     shape, tokens = (272, 288, 3), 18 * 17
     ask, judged_at_once = ASK, 20
-    heldout_count, compare_count = 1000, 60
+    heldout_count, compare_count = 1000, 20
     draw = staticmethod(make_page)
     make_tokenizer, make_model, save = staticmethod(make_tokenizer), staticmethod(make_model), staticmethod(save)
     settings = Settings(tower_batch=20, decoder_batch=16, tower_steps=2000, decoder_steps=2050, align_until=0.7)
     check = 96
-    compiles = False
+    compiles, both_sides = False, True
     pack = (
         *("value",) * 2,
         *("price",) * 2,
@@ -77,11 +88,13 @@ class Pages(World):
         return {}
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        """All methods of images, at original positions."""
+        """All methods of images where they stand by themselves, baselines and mergers inside the encoder and before it
+        too, at original positions."""
         own = [name for name, cls in all_methods().items() if not ("video" in cls.kind or cls.decodes)]
-        for method in own:
-            for keep in KEEPS:
-                yield {"method": method, "options": {}, "keep": keep}
+        for keep in KEEPS:
+            for method in own:
+                for options in VARIANTS.get(method, [{}]):
+                    yield {"method": method, "options": options, "keep": keep}
 
     def share(self, rng: np.random.Generator) -> tuple[int, int]:
         return choose_size(rng)
