@@ -48,10 +48,11 @@ lint: $(VENV)/.dev
 lock: $(UV)/uv
 	$(UV)/python -m eval.lock $(if $(UPGRADE),--upgrade)
 
-# Train the bundled models again (under two hours each on two cores).
+# Train the bundled models again (under two hours each on two cores; pages wants a GPU: DEVICE=cuda).
 train: $(VENV)/.dev
 	$(BIN)/python -m eval.worlds.train scenes --out runs/scenes
 	$(BIN)/python -m eval.worlds.train clips --out runs/clips
+	$(BIN)/python -m eval.worlds.train pages --out runs/pages --device $(or $(DEVICE),cpu)
 
 results: $(VENV)/.dev
 	$(BIN)/python -m eval.worlds.heldout scenes
@@ -64,6 +65,10 @@ results: $(VENV)/.dev
 	$(BIN)/python -m eval.worlds.heldout clips
 	$(BIN)/python -m eval.worlds.compare clips
 	$(BIN)/python -m eval.worlds.pareto clips
+	$(BIN)/python -m eval.worlds.heldout pages
+	$(BIN)/python -m eval.worlds.compare pages
+	$(BIN)/python -m eval.worlds.pages.claims
+	$(BIN)/python -m eval.worlds.pareto pages
 	$(BIN)/python -m eval.video_cost
 	$(BIN)/python -m eval.media.compare
 	$(BIN)/python -m eval.screens

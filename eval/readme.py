@@ -10,39 +10,55 @@ import json
 import re
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import tokenprune
 from eval import results
 from eval.tables import read_comparison
 from eval.worlds.compare import average
-from tokenprune.evaluation.cells import Result, read_all
+from eval.worlds.errors import share
+from tokenprune.evaluation.cells import read_all
 from tokenprune.evaluation.markdown import table
 from tokenprune.evaluation.pareto import pareto
+from tokenprune.methods.base import places
+from tokenprune.methods.place import Pixels, Vision, place_of
+from tokenprune.methods.registry import all_methods
 
 README = Path(__file__).parent.parent / "README.md"
 STUB = Path(tokenprune.__file__).with_suffix(".pyi")
 MEASURED = STUB.parent / "catalogue" / "measured.json"
 BLOCK = re.compile(r"(<!-- gives: generated -->\n).*?(<!-- end -->)", re.DOTALL)
-SHOWN = "divprune"
 
 
-def gives(found: list[Result]) -> str:
-    """What pruning costs and gives on the bundled model: one method at three budgets beside the unpruned model."""
-    shown = [one for one in found if one.cell.method in ("none", SHOWN) and "at" not in one.cell.options]
-    shown.sort(key=lambda one: -one.cell.options.get("keep", 1.0))
-    dense = shown[0]
-    rows = []
-    for one in shown:
-        cost, keep = one.cost, f"{100 * one.cell.options.get('keep', 1.0):.0f} %"
-        prefill = f"{cost.prefill_ms:.0f} ms ({dense.cost.prefill_ms / cost.prefill_ms:.1f} x)"
-        score = f"{100 * one.scores['score']:.1f} %"
-        rows.append([keep, f"{cost.kept_tokens:.0f}", score, prefill, f"{cost.kv_bytes / 1024:,.0f} KiB"])
-    own = dense.versions
+def gives(data: dict[str, Any]) -> str:
+    """What pruning costs and gives on the bundled model that reads: at each budget the best method behind the vision
+    encoder and the best before or inside it, beside random choice."""
+    count = data["questions_per_type"]
+    rows = [["100 %", f"unpruned {share(data['dense'].values(), count)}", "100 %, 1.0 x", "", "", ""]]
+    for keep in sorted({cell["keep"] for cell in data["cells"]}, reverse=True):
+        own = [cell for cell in average(data["cells"]) if cell["keep"] == keep]
+        row = [f"{100 * keep:.0f} %"]
+        for side in (False, True):
+            best = max((cell for cell in own if is_encoder_side(cell) == side), key=lambda cell: cell["all"])
+            row.append(f"`{best['label']}` {share(best['types'].values(), count)}")
+            row.append(f"{100 * best['flops_both_sides']:.0f} %, {1 / best['first_token']['of_dense']:.1f} x")
+        (chance,) = (cell for cell in own if cell["label"] == "random")
+        rows.append([*row, share(chance["types"].values(), count)])
+    own = data["versions"]
     note = (
-        f"`{SHOWN}` on the bundled model (3.8 million parameters, drawn pictures), {dense.questions} questions in "
-        f"batches of {dense.cell.batch_size}, {own['device']}, {own['threads']} thread, torch {own['torch']}."
+        f"The bundled model that reads (5.3 million parameters, drawn pages), {count * len(data['dense'])} questions a cell, "
+        f"right answers in % with standard errors; FLOPs of encoder and LLM, and CPU time from pixels to the first token "
+        f"({own['device']}, torch {own['torch']}). All methods, and which for what: [pages](docs/results/pages.md)."
     )
-    return table(["keep", "visual tokens", "right answers", "prefill", "KV cache"], rows) + f"\n\n{note}"
+    head = ["keep", "best behind the encoder", "FLOPs, speed", "best before or inside it", "FLOPs, speed", "random"]
+    return table(head, rows) + f"\n\n{note}"
+
+
+def is_encoder_side(cell: dict[str, Any]) -> bool:
+    """Whether a cell's method stands before or inside the vision encoder."""
+    given = cell["options"].get("at")
+    stands = [place_of(given)] if given is not None else places(all_methods()[cell["method"]])
+    return any(isinstance(one, Pixels | Vision) for one in stands)
 
 
 def measured() -> str:
@@ -66,6 +82,7 @@ def measured() -> str:
         _scored(
             "Scenes-video", results.read("clips_methods.json"), average(results.read("clips_methods.json")["cells"])
         ),
+        _scored("Pages", results.read("pages_methods.json"), average(results.read("pages_methods.json")["cells"])),
     ]
     return json.dumps({"choosing": choosing, "models": models}, indent=1) + "\n"
 
@@ -88,8 +105,8 @@ def render(text: str) -> str:
     """The README with its table brought up to date."""
     if not BLOCK.search(text):
         raise ValueError("README.md has no generated block 'gives'.")
-    found = read_all(results.RESULTS / "lmms_eval")
-    return BLOCK.sub(lambda m: f"{m[1]}{gives(found)}\n{m[2]}", text)
+    found = gives(results.read("pages_methods.json"))
+    return BLOCK.sub(lambda m: f"{m[1]}{found}\n{m[2]}", text)
 
 
 def stub() -> str:

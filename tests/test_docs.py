@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import openai
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -21,10 +23,13 @@ from eval import site
 from eval.docstrings import as_list
 from eval.method_page import method_page
 from tests.draw import cases
+from tests.served import served
 from tokenprune import DivPrune, SparseVLM, methods, scenes
 from tokenprune.bench.shapes import SHAPES, SMALL, configure_llama, configure_llava
+from tokenprune.chat import Chat
 from tokenprune.methods.base import options_of, signals_of
 from tokenprune.methods.registry import all_methods
+from tokenprune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -79,11 +84,21 @@ def test_every_block_is_of_a_language_that_is_run():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 @pytest.mark.usefixtures("folder")
-def test_the_python_of_the_pages_runs(page):
+def test_the_python_of_the_pages_runs(page, monkeypatch):
     """Every Python block of a page, in order, in one namespace."""
     namespace: dict = {"__name__": page}
-    for block in blocks(page, "python"):
-        exec(compile(block, page, "exec", dont_inherit=True), namespace)
+    with serving(monkeypatch) if page == "docs/guide/serving.md" else nullcontext():
+        for block in blocks(page, "python"):
+            exec(compile(block, page, "exec", dont_inherit=True), namespace)
+
+
+@contextmanager
+def serving(monkeypatch):
+    """What the page's command starts; its clients are led to where it listens."""
+    with served(Chat.load("scenes"), Plan.of("divprune", keep=0.25)) as address:
+        client = openai.OpenAI
+        monkeypatch.setattr(openai, "OpenAI", lambda base_url, **options: client(base_url=f"{address}/v1", **options))
+        yield
 
 
 @cases(
@@ -129,12 +144,14 @@ def test_the_commands_of_the_pages_run(command, folder, monkeypatch, packed_task
     for words in commands(page):
         program, *arguments = [word.replace("=MODEL_DIR", f"={scenes.MODEL}") for word in words]
         if program == "tokenprune":
-            if arguments[0] == "demo":
-                continue  # tests/test_demo.py
+            if arguments[0] in ("demo", "serve"):
+                continue  # tests/test_demo.py, tests/test_serve.py
             code, out, err = command(*arguments, *SHORTER.get(arguments[0], []))
             assert code == 0, (words, err)
             if arguments[0] == "run" and "--model" not in arguments:  # of the bundled models the truth is known
-                assert out.count("purple ring" if "--video" in arguments else "x10 y4") == 2, (words, out)
+                truth = {"clip.mp4": "purple ring", "receipt.png": "81.74"}
+                told = next((truth[name] for name in arguments if name in truth), "x10 y4")
+                assert out.count(told) == 2, (words, out)
         elif program == "lmms-eval":
             harness.append(arguments)
         elif program == "make":

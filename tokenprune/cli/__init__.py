@@ -18,6 +18,7 @@ from tokenprune.cli.list import list_methods
 from tokenprune.cli.parse import EXTRA
 from tokenprune.cli.results import results
 from tokenprune.cli.run import run
+from tokenprune.cli.serve import serve
 from tokenprune.errors import TokenpruneError
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command(context_settings=EXTRA)(check)
 app.command("eval")(evaluate)
 app.command()(results)
 app.command()(demo)
+app.command(context_settings=EXTRA)(serve)
 app.command("list")(list_methods)
 
 

@@ -26,14 +26,7 @@ def demo(
     """Ask about images and videos in the browser: both answers, what every stage left, and what it saved."""
     if find_spec("gradio") is None:
         raise BadInput("`tokenprune demo` needs Gradio. Install it: pip install 'tokenprune[demo]'.")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BadInput(
-                f"Cannot listen on {host}:{port} ({error.strerror}). Give another --port or --host."
-            ) from error
+    check_port(host, port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     out.print("loading ...")
 
@@ -43,3 +36,15 @@ def demo(
     session = Session(model, frames, max_new_tokens)
     out.print(f"http://{escape(host)}:{port}  (ctrl-c stops it)", highlight=False)
     serve(session, host, port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `BadInput` where nobody can listen, before a model is loaded."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BadInput(
+                f"Cannot listen on {host}:{port} ({error.strerror}). Give another --port or --host."
+            ) from error

@@ -50,7 +50,7 @@ class Pages(World):
     heldout_count, compare_count = 1000, 20
     draw = staticmethod(make_page)
     make_tokenizer, make_model, save = staticmethod(make_tokenizer), staticmethod(make_model), staticmethod(save)
-    settings = Settings(tower_batch=20, decoder_batch=16, tower_steps=2000, decoder_steps=2050, align_until=0.7)
+    settings = Settings(tower_batch=96, decoder_batch=96, tower_steps=1000, decoder_steps=3000, align_until=0.7)
     check = 96
     compiles, both_sides = False, True
     pack = (
