@@ -46,9 +46,9 @@ def gives(data: dict[str, Any]) -> str:
         rows.append([*row, share(chance["types"].values(), count)])
     own = data["versions"]
     note = (
-        f"The bundled model that reads (5.3 million parameters, drawn pages), {count * len(data['dense'])} questions a cell, "
-        f"right answers in % with standard errors; FLOPs of encoder and LLM, and CPU time from pixels to the first token "
-        f"({own['device']}, torch {own['torch']}). All methods, and which for what: [pages](docs/results/pages.md)."
+        f"The bundled model that reads (5.3 million parameters, drawn pages), {count * len(data['dense'])} questions a "
+        f"cell, right answers in % with standard errors; FLOPs of encoder and LLM, and CPU time from pixels to the "
+        f"first token ({own['device']}, torch {own['torch']}). All of it: [pages](docs/results/pages.md)."
     )
     head = ["keep", "best behind the encoder", "FLOPs, speed", "best before or inside it", "FLOPs, speed", "random"]
     return table(head, rows) + f"\n\n{note}"
