@@ -189,6 +189,10 @@ class PrunedLayer(CacheLayerMixin):
         """What is known of the rows that attention sees."""
         return self.filled
 
+    def grow(self) -> None:
+        """Count one more token, which the store has taken by itself; `held` is the caller's to set."""
+        self.logical, self.rows, self.tail = self.logical + 1, self.rows + 1, self.tail + 1
+
     def _forget(self, count: int) -> None:
         self.store.keys, self.store.values = self.store.keys[:, :, count:], self.store.values[:, :, count:]
         self.held = self.filled.part(slice(count, None))
