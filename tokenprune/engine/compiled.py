@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -88,37 +89,42 @@ def noticed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return same
 
 
-def in_graph(given: Any) -> bool:
-    """Whether a hook runs for a graph: while it is traced, between the parts that it breaks into, or in its stead.
+def hook_or_step(
+    lifted: threading.local, hook: Callable[..., Any], traced: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """A hook that runs unless its run is lifted, refuses a model that others compile, and leaves compiled steps to
+    `traced`, which is given their cache before what the hook is given."""
 
-    given: the keyword arguments or the output that the hook is called with.
-    """
-    return compiling() or (isinstance(given, dict) and isinstance(cache_in(given), Settled))
+    def call(*arguments: Any) -> Any:
+        given = arguments[-1]  # keyword arguments, or the output
+        cache = cache_in(given) if isinstance(given, dict) else None
+        if isinstance(cache, Settled):  # asked first: a graph of steps must not depend on what this thread did before
+            return None if traced is None else traced(cache, *arguments)
+        if getattr(lifted, "now", False):
+            return None
+        if not compiling():
+            return hook(*arguments)
+        if traced is not None:
+            raise Unsupported(COMPILED)
+        return None
+
+    return call
 
 
-def before_base(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Refuse what no step is."""
-    _settled(kwargs)
-
-
-def before_text(module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def before_text(step: Settled, module: PreTrainedModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
     """What the text model gets."""
-    return args, _settled(kwargs).begin(module, kwargs)
+    return args, step.begin(module, kwargs)
 
 
-def before_layer(i: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def before_layer(i: int, step: Settled, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
     """What layer i gets."""
-    return args, _settled(kwargs).layer_inputs(i, kwargs)
+    return args, step.layer_inputs(i, kwargs)
 
 
-def after_text(module: nn.Module, args: tuple, output: Any) -> None:
+def after_text(step: Settled, module: nn.Module, args: tuple, output: Any) -> None:
     """Let go of what a step made."""
-    _settled(output).end()
+    step.end()
 
 
-def _settled(given: dict[str, Any]) -> Settled:
-    """The cache of a compiled step. Raises `Unsupported` for a model that others compile."""
-    cache = cache_in(given)
-    if not isinstance(cache, Settled):
-        raise Unsupported(COMPILED)
-    return cache
+def as_it_is(step: Settled, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """A step changes nothing here."""

@@ -160,6 +160,11 @@ class LayerInputs:
             )
         return self._masks[kind]
 
+    def whole_mask(self, hidden: Tensor, layer: StaticLayer) -> Any:
+        """Attention mask of the current rows over a static layer that no stage stands before."""
+        valid, slots, _ = self.seen_keys(0, layer, layer.max_cache_len)
+        return attention_mask(self.piece.model, hidden, valid, slots, layer.max_cache_len)
+
     def padding_mask(self) -> Tensor | None:
         """bool [B, K] for a layer that keeps a state, which must not see padding; None where there is none."""
         return self.state.valid if min(self.state.counts) < self.state.width else None

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from tokenprune.core.trace import Ranking
 from tokenprune.engine import compiled
@@ -84,7 +84,7 @@ class Passes:
         base: Any = self._base.module
         put, live = self.hold, self._unless_lifted
         put(self.setup.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
-        put(base.register_forward_pre_hook(live(self._before_base, compiled.before_base), with_kwargs=True))
+        put(base.register_forward_pre_hook(live(self._before_base, compiled.as_it_is), with_kwargs=True))
         put(base.register_forward_hook(live(self._after_base), always_call=True))
         text_model = self.setup.text_model
         put(text_model.register_forward_pre_hook(live(self._before_text, compiled.before_text), with_kwargs=True))
@@ -129,17 +129,7 @@ class Passes:
         return not self.is_lifted or self._lifted.encodes
 
     def _unless_lifted(self, hook: Callable[..., Any], traced: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """A hook, and what runs in its place where the model is compiled, if anything."""
-        lifted = self._lifted
-
-        def call(*arguments: Any) -> Any:
-            if getattr(lifted, "now", False):
-                return None
-            if compiled.in_graph(arguments[-1]):
-                return None if traced is None else traced(*arguments)
-            return hook(*arguments)
-
-        return Hook(call)
+        return Hook(compiled.hook_or_step(self._lifted, hook, traced))
 
     def last(self) -> Prefill:
         """The last prompt of this thread; of any, where this one has run none."""
@@ -219,7 +209,7 @@ class Passes:
         first = [stage for stage in self.setup.layer_stages if stage.at == 0]
         forward.width = hidden.shape[1]
         if not self.setup.encoder_stages and not first:
-            return args, kwargs
+            return args, kwargs | _mask_of_whole(forward, hidden, _cache_layer(cache, 0))
         forward.enter_group(_cache_layer(cache, next(i for i, kind in enumerate(self.setup.layer_kinds) if kind.keys)))
         if forward.state.spans:
             hidden = forward.enter_encoded(
@@ -386,6 +376,14 @@ class Passes:
 
 def _cache_layer(cache: Cache | None, i: int) -> Any:
     return None if cache is None or i >= len(cache.layers) else cache.layers[i]
+
+
+def _mask_of_whole(forward: Forward, hidden: Tensor, layer: Any) -> dict[str, Any]:
+    """The mask of a single row over static layers that no stage stands before: the text model would make none, as if
+    every place were filled, because the cache as a whole cannot be compiled."""
+    if hidden.shape[1] > 1 or not isinstance(layer, StaticLayer):
+        return {}
+    return {"attention_mask": forward.inputs.whole_mask(hidden, layer)}
 
 
 def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:

@@ -11,34 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, StaticLayer
+from transformers.cache_utils import Cache
 
-from tokenprune.engine.cache import HeldRows, PrunedLayer
+from tokenprune.engine.cache import HeldRows, PrunedLayer, SettledLayer
 from tokenprune.engine.layer_inputs import layer_type, position_axes, rotary
 from tokenprune.engine.masks import PLAIN, as_mask
 from tokenprune.engine.setup import Setup
 from tokenprune.errors import Unsupported
 
-BUCKET = 256  # rows: prompts that end in the same bucket share a graph
 UNCOMPILED = "Pass disable_compile=True to generate()."
-
-
-class SettledLayer(StaticLayer):
-    """Keys and values of one layer, laid out for a whole number of buckets.
-
-    A type of its own, because a graph is chosen by the types of what it is given and not by the hooks that it was
-    traced with: no graph of an unpruned model fits a pruned cache, nor the other way round.
-    """
-
-    @classmethod
-    def of(cls, layer: StaticLayer, rows: int) -> SettledLayer:
-        """A copy of a static layer that holds so many rows, with at least as much room."""
-        keys, values = layer.keys, layer.values
-        assert keys is not None, "the prompt has been through"
-        assert values is not None, "the prompt has been through"
-        settled = cls(max_cache_len=-(-layer.max_cache_len // BUCKET) * BUCKET)
-        settled.update(keys[:, :, :rows], values[:, :, :rows])
-        return settled
 
 
 @dataclass(eq=False)
