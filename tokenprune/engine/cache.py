@@ -340,8 +340,12 @@ def refuse_kinds(cache: Cache) -> None:
         if type(layer).__name__ == "DummyLayer":
             raise Unsupported("Layers of this model use the keys of earlier layers, which pruning cannot shorten.")
         if not isinstance(layer, PrunedLayer) and type(layer) not in known and not hasattr(layer, "_quantize"):
+            kind = type(layer).__name__
+            why = (
+                ", which measure their window in the rows that are there" if kind == "StaticSlidingWindowLayer" else ""
+            )
             raise Unsupported(
-                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
+                f"tokenprune cannot shorten a cache of {kind} layers{why}. Use DynamicCache, the default."
             )
 
 

@@ -19,8 +19,6 @@ from tokenprune.engine.masks import PLAIN, as_mask
 from tokenprune.engine.setup import Setup
 from tokenprune.errors import Unsupported
 
-UNCOMPILED = "Pass disable_compile=True to generate()."
-
 
 @dataclass(eq=False)
 class Group:
@@ -174,15 +172,16 @@ def _check(setup: Setup) -> None:
     kernel = setup.text_model.config._attn_implementation
     if kernel not in PLAIN:
         raise Unsupported(
-            f"Compiled decoding of a pruned model makes masks for eager and sdpa attention, and this model runs "
-            f"{kernel}. Load it with attn_implementation='sdpa'. Or: {UNCOMPILED}"
+            f"Compiled steps of a pruned model make masks for eager and sdpa attention, and this model runs {kernel}. "
+            "Load it with attn_implementation='sdpa', or pass disable_compile=True to generate()."
         )
     if not all(kind.keys for kind in setup.layer_kinds):
         raise Unsupported(
-            f"This model has layers that keep a state in place of keys, whose decoding no test has seen compiled while "
-            f"pruned. {UNCOMPILED}"
+            "This model has layers that keep a state in place of keys, and no test has seen such a model pruned with "
+            "compiled steps. Pass disable_compile=True to generate()."
         )
     if any(kind.window is not None for kind in setup.layer_kinds):
         raise Unsupported(
-            f"A sliding window counts places of the unpruned sequence, which a static layer does not keep. {UNCOMPILED}"
+            "Compiled steps of a pruned model make no masks of sliding windows, which count places of the unpruned "
+            "sequence. Pass disable_compile=True to generate()."
         )
