@@ -16,6 +16,7 @@ from tests.laws import (
     BATCHES,
     FAMILY,
     GREEDY,
+    LOGITS,
     POLICIES,
     attach,
     by_anchor,
@@ -59,6 +60,16 @@ def test_static_cache_by_hand(family, tiny_models):
             with pytest.raises(Unsupported, match="A pruned cache of StaticLayers cannot be cropped"):
                 cache.layers[-1].crop(-1)
             cache.reset()
+
+
+@cases("family", BOUNDLESS, by_anchor)
+def test_static_layers_before_the_first_stage(family, tiny_models):
+    """They have places that are still empty, which no step may see, in a prompt without padding either."""
+    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
+    with attach(model, "fastv"):
+        grown = model.generate(**inputs, **GREEDY, **LOGITS)
+        static = model.generate(**inputs, **GREEDY, **LOGITS, cache_implementation="static")
+    torch.testing.assert_close(torch.stack(static.logits), torch.stack(grown.logits), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", WINDOWED)

@@ -16,7 +16,7 @@ from itertools import product
 
 import pytest
 import torch
-from transformers import ColPaliConfig, ColPaliForRetrieval, CompileConfig, DynamicCache, LlamaForCausalLM
+from transformers import ColPaliConfig, ColPaliForRetrieval, DynamicCache, LlamaForCausalLM
 
 from tests.draw import cases
 from tests.laws import (
@@ -549,23 +549,6 @@ def test_another_model_may_be_compiled(attention, tiny_models):
         compiled = torch.compile(other, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, expected)
     torch._dynamo.reset()
-
-
-def test_compiled_decoding_names_the_way_out(tiny_models):
-    family = FAMILIES["llava"]
-    model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
-    config = CompileConfig(backend="eager")
-    config._compile_all_devices = True
-    compiled = GREEDY | {"cache_implementation": "static", "compile_config": config}
-    for method in ("divprune", "fastv"):
-        with torch.no_grad(), prune(model, method, keep=0.3):
-            with pytest.raises(Exception, match="disable_compile=True") as error:
-                model.generate(**inputs, **compiled)
-            assert "disable_compile=True" in str(error.value).strip().splitlines()[-1] or isinstance(
-                error.value, Unsupported
-            )
-            model.generate(**inputs, **compiled, disable_compile=True)
-        torch._dynamo.reset()
 
 
 def test_a_model_that_is_dropped_is_freed():

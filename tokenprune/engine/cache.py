@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 from tokenprune.errors import Unsupported
 
 CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before; callers may still use the older one
+BUCKET = 256  # rows of a compiled cache: prompts that end in the same bucket share a graph
 
 
 def cache_name(module: nn.Module) -> str:
@@ -189,6 +190,10 @@ class PrunedLayer(CacheLayerMixin):
         """What is known of the rows that attention sees."""
         return self.filled
 
+    def grow(self) -> None:
+        """Count one more token, which the store has taken by itself; `held` is the caller's to set."""
+        self.logical, self.rows, self.tail = self.logical + 1, self.rows + 1, self.tail + 1
+
     def _forget(self, count: int) -> None:
         self.store.keys, self.store.values = self.store.keys[:, :, count:], self.store.values[:, :, count:]
         self.held = self.filled.part(slice(count, None))
@@ -257,6 +262,24 @@ class PrunedLayer(CacheLayerMixin):
         self.held = None if self.held is None else self.held.each(change)
 
 
+class SettledLayer(StaticLayer):
+    """Keys and values of one layer, laid out for a whole number of buckets.
+
+    A type of its own, because a graph is chosen by the types of what it is given and not by the hooks that it was
+    traced with: no graph of an unpruned model fits a pruned cache, nor the other way round.
+    """
+
+    @classmethod
+    def of(cls, layer: StaticLayer, rows: int) -> SettledLayer:
+        """A copy of a static layer that holds so many rows, with at least as much room."""
+        keys, values = layer.keys, layer.values
+        assert keys is not None, "the prompt has been through"
+        assert values is not None, "the prompt has been through"
+        settled = cls(max_cache_len=-(-layer.max_cache_len // BUCKET) * BUCKET)
+        settled.update(keys[:, :, :rows], values[:, :, :rows])
+        return settled
+
+
 def adopt(
     cache: Cache,
     stage_layers: list[int],
@@ -310,15 +333,19 @@ def refuse_kinds(cache: Cache) -> None:
         raise Unsupported(f"tokenprune cannot shorten a {type(cache).__name__}. Use DynamicCache, the default.")
     if cache.offloading:
         raise Unsupported("tokenprune cannot shorten an offloaded cache yet. Use DynamicCache without offloading.")
-    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer)
+    known = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, SettledLayer)
     for layer in cache.layers:
         if keeps_state(layer):
             continue
         if type(layer).__name__ == "DummyLayer":
             raise Unsupported("Layers of this model use the keys of earlier layers, which pruning cannot shorten.")
         if not isinstance(layer, PrunedLayer) and type(layer) not in known and not hasattr(layer, "_quantize"):
+            kind = type(layer).__name__
+            why = (
+                ", which measure their window in the rows that are there" if kind == "StaticSlidingWindowLayer" else ""
+            )
             raise Unsupported(
-                f"tokenprune cannot shorten a cache of {type(layer).__name__} layers. Use DynamicCache, the default."
+                f"tokenprune cannot shorten a cache of {kind} layers{why}. Use DynamicCache, the default."
             )
 
 

@@ -86,12 +86,9 @@ class LayerInputs:
                 cos, sin = (gather_rows(r, native.to(r.device)) for r in given)
                 self._ropes[kind] = cos, sin
             else:
-                rotary: Any = self.piece.model.rotary_emb
-                positions = state.positions
-                if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
-                    positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
-                own = (kind,) if "layer_type" in inspect.signature(rotary.forward).parameters else ()
-                self._ropes[kind] = rotary(hidden, positions, *own)
+                self._ropes[kind] = rotary(
+                    self.piece.model, hidden, state.positions, layer_type(self.piece.model, kind)
+                )
         return self._ropes[kind]
 
     def keys(self, i: int, layer: PrunedLayer | None) -> tuple[Tensor, Tensor, int]:
@@ -163,6 +160,11 @@ class LayerInputs:
             )
         return self._masks[kind]
 
+    def whole_mask(self, hidden: Tensor, layer: StaticLayer) -> Any:
+        """Attention mask of the current rows over a static layer that no stage stands before."""
+        valid, slots, _ = self.seen_keys(0, layer, layer.max_cache_len)
+        return attention_mask(self.piece.model, hidden, valid, slots, layer.max_cache_len)
+
     def padding_mask(self) -> Tensor | None:
         """bool [B, K] for a layer that keeps a state, which must not see padding; None where there is none."""
         return self.state.valid if min(self.state.counts) < self.state.width else None
@@ -203,3 +205,34 @@ class LayerInputs:
             visual=self.state.visual_rows() if self.state.spans and layer.retains else None,
         )
         layer.expect(news, self.state.width)
+
+
+def layer_type(text_model: PreTrainedModel, kind: str | None) -> tuple[str, ...]:
+    """What a rotary embedding takes beside positions: the type of the layers, where types have their own."""
+    rotary: Any = text_model.rotary_emb
+    takes = "layer_type" in inspect.signature(rotary.forward).parameters
+    return (kind,) if takes and kind is not None else ()
+
+
+def rotary(
+    text_model: PreTrainedModel, hidden: Tensor, positions: Tensor, kind: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, K, e] of positions int64 [axes, B, K]. kind: as `layer_type` gives it."""
+    module: Any = text_model.rotary_emb
+    if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
+        positions = positions.expand(3, -1, -1) if hasattr(module, "mrope_section") else positions[0]
+    cos, sin = module(hidden, positions, *kind)
+    return cos, sin
+
+
+def position_axes(
+    given: Tensor | None, batch: int, length: int, past: int, device: torch.device, text_model: PreTrainedModel
+) -> Tensor:
+    """Position ids as int64 [axes, B, L], as the text model would make or read them."""
+    if given is None:
+        given = torch.arange(past, past + length, device=device)[None]
+    if given.ndim == 2:
+        given = given[None]
+    if len(given) == 4 and len(getattr(text_model.rotary_emb, "mrope_section", ())) != 4:
+        given = given[1:]  # Qwen: text ids in front of the three M-RoPE axes
+    return given.long().expand(-1, batch, -1)

@@ -85,6 +85,13 @@ class _Clock:
         return self.width, 0
 
 
+def as_mask(text_model: PreTrainedModel, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each query sees, bool [B, 1, K, keys], in the format of a kernel of `PLAIN`."""
+    if text_model.config._attn_implementation == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+
+
 def attention_mask(
     text_model: PreTrainedModel,
     hidden: Tensor,
@@ -120,9 +127,7 @@ def attention_mask(
     blocks = None if blocks is None else pad(blocks, spare, value=-1)
     if plain:  # the library would look for padding, and map its functions over every pair of indices
         seen = _visible(slots, past, hidden.shape[1], valid, window, blocks, blocks_ignore_window)
-        if config._attn_implementation == "sdpa":
-            return seen
-        return torch.zeros_like(seen, dtype=hidden.dtype).masked_fill(~seen, torch.finfo(hidden.dtype).min)
+        return as_mask(text_model, seen, hidden.dtype)
     in_window = None if window is None else _in_window(slots, window)
     in_block = None if blocks is None else _in_block(blocks)
     near = in_window

@@ -5,28 +5,34 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 
 from tokenprune.core.trace import Ranking
+from tokenprune.engine import compiled
 from tokenprune.engine.cache import CACHE_NAMES, PrunedLayer, adopt, cache_in, cache_name, widen
 from tokenprune.engine.decode_steps import DecodeStep
 from tokenprune.engine.encoder_reader import EncoderReader, Laid, need_of_stage
 from tokenprune.engine.encoder_stages import EncoderStages
 from tokenprune.engine.forward import DeepStack, Forward
-from tokenprune.engine.layer_inputs import LayerInputs, Piece
+from tokenprune.engine.layer_inputs import LayerInputs, Piece, position_axes
 from tokenprune.engine.listen import listener, tap_ahead, tap_unrotated
 from tokenprune.engine.masks import stray_window
 from tokenprune.engine.overrides import Hook, Overrides
 from tokenprune.engine.padding import Padding
 from tokenprune.engine.prompt import Call, Prompt
-from tokenprune.engine.refuse import refuse_checkpointing, refuse_compiled, refuse_packed, refuse_paged
+from tokenprune.engine.refuse import (
+    refuse_checkpointing,
+    refuse_later_question,
+    refuse_packed,
+    refuse_paged,
+    refuse_unknown_question,
+)
 from tokenprune.engine.report import Prefill, measure
 from tokenprune.engine.setup import Setup
 from tokenprune.engine.token_state import TokenState
@@ -61,7 +67,7 @@ class Passes:
         # Of each thread: the pass that runs, what its caller said, whether the run is lifted, and the last prompt.
         self._now, self._caller, self._lifted, self._own = _Now(), *(threading.local() for _ in range(3))
         self._handles: list[RemovableHandle] = []
-        self._calls = Overrides(setup.model)
+        self._calls, self._base = Overrides(setup.model), Overrides(setup.family.base(setup.model))
         self._cache_name = cache_name(setup.text_model)
         self._stray_window = stray_window(setup.text_model)
         self._routes = getattr(setup.text_model.config, "output_router_logits", False)
@@ -73,16 +79,20 @@ class Passes:
         self.encoder.attach()
         if hasattr(self.setup.model, "generate"):
             self._calls.wrap("generate", self._noting_the_prompt)
-        base = self.setup.family.base(self.setup.model)
+            self._calls.wrap("get_compiled_call", compiled.wrapping(self.setup, self.lift))
+        self._base.wrap("forward", compiled.noticed)
+        base: Any = self._base.module
         put, live = self.hold, self._unless_lifted
         put(self.setup.model.register_forward_pre_hook(live(self._before_model), with_kwargs=True, prepend=True))
-        put(base.register_forward_pre_hook(live(self._before_base), with_kwargs=True))
+        put(base.register_forward_pre_hook(live(self._before_base, compiled.as_it_is), with_kwargs=True))
         put(base.register_forward_hook(live(self._after_base), always_call=True))
-        put(self.setup.text_model.register_forward_pre_hook(live(self._before_text), with_kwargs=True))
-        put(self.setup.text_model.register_forward_hook(live(self._after_text)))
-        for i, layer in enumerate(self.setup.text_model.layers):
+        text_model = self.setup.text_model
+        put(text_model.register_forward_pre_hook(live(self._before_text, compiled.before_text), with_kwargs=True))
+        put(text_model.register_forward_hook(live(self._after_text, compiled.after_text)))
+        for i, layer in enumerate(text_model.layers):
             if i >= self.setup.stage_layers[0]:
-                put(layer.register_forward_pre_hook(live(self._layer_hook(i)), with_kwargs=True))
+                before_layer = functools.partial(compiled.before_layer, i)
+                put(layer.register_forward_pre_hook(live(self._layer_hook(i), before_layer), with_kwargs=True))
             for stage in self.setup.layer_stages:
                 if stage.at == i + 1 and taps_for(stage.method.needs, UNROTATED):
                     put(layer.register_forward_pre_hook(live(self._before_unrotated(stage)), with_kwargs=True))
@@ -94,19 +104,21 @@ class Passes:
         self._handles.clear()
         self.encoder.detach()
         self._calls.undo()
+        self._base.undo()
 
     def hold(self, handle: RemovableHandle) -> None:
         """Keep the handle of a hook that goes with these."""
         self._handles.append(handle)
 
     @contextmanager
-    def lift(self, encoder: bool) -> Iterator[None]:
+    def lift(self, encoder: bool = False) -> Iterator[None]:
         """While this is open, nothing is pruned in this thread; encoder: but before and inside the vision encoder."""
+        before = self.is_lifted, getattr(self._lifted, "encodes", False)
         self._lifted.now, self._lifted.encodes = True, encoder
         try:
             yield
         finally:
-            self._lifted.now = False
+            self._lifted.now, self._lifted.encodes = before
 
     @property
     def is_lifted(self) -> bool:
@@ -116,9 +128,8 @@ class Passes:
     def _encodes(self) -> bool:
         return not self.is_lifted or self._lifted.encodes
 
-    def _unless_lifted(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        lifted = self._lifted
-        return Hook(lambda *arguments: None if getattr(lifted, "now", False) else hook(*arguments))
+    def _unless_lifted(self, hook: Callable[..., Any], traced: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        return Hook(compiled.hook_or_step(self._lifted, hook, traced))
 
     def last(self) -> Prefill:
         """The last prompt of this thread; of any, where this one has run none."""
@@ -136,7 +147,8 @@ class Passes:
             before = getattr(self._caller, "width", None)
             self._caller.width = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
             try:
-                return generate(*args, **kwargs)
+                with nullcontext() if self.is_lifted else compiled.own_length(self.setup.model):
+                    return generate(*args, **kwargs)
             finally:
                 self._caller.width = before
 
@@ -153,7 +165,6 @@ class Passes:
         return args, kwargs
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        refuse_compiled()
         refuse_paged(self.setup.text_model)
         self.encoder.forget()
         self._now.prompt = Prompt.read(self.setup.family, self.setup.model, args, kwargs)
@@ -168,7 +179,6 @@ class Passes:
                 listeners.pop(layer.self_attn, None)
 
     def _before_text(self, module: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        refuse_compiled()
         now, hidden, cache = self._now, kwargs.get("inputs_embeds"), cache_in(kwargs)
         if now.prompt is None or hidden is None:
             return None  # the text model used by itself; layers refuse a pruned cache
@@ -184,7 +194,8 @@ class Passes:
             widen(cache, self._stray_window, past + hidden.shape[1])
         if cache is None and now.prompt.packable:
             refuse_packed(kwargs.get("position_ids"))
-        self._check_turn(pruned, hidden.shape[1], past)
+        if self.setup.policies.turns == "refuse" and now.call.question(hidden.shape[1], past) > 1:
+            refuse_later_question(pruned, self.setup.stages)
         forward = now.forward = self._begin(now.prompt, hidden, kwargs.get("position_ids"), past)
         if cache is not None:
             windows = [kind.window for kind in self.setup.layer_kinds]
@@ -198,7 +209,7 @@ class Passes:
         first = [stage for stage in self.setup.layer_stages if stage.at == 0]
         forward.width = hidden.shape[1]
         if not self.setup.encoder_stages and not first:
-            return args, kwargs
+            return args, kwargs | _mask_of_whole(forward, hidden, _cache_layer(cache, 0))
         forward.enter_group(_cache_layer(cache, next(i for i, kind in enumerate(self.setup.layer_kinds) if kind.keys)))
         if forward.state.spans:
             hidden = forward.enter_encoded(
@@ -218,17 +229,6 @@ class Passes:
         """For each stage before or inside the encoder, for each span bool [n]: which tokens it left."""
         return [forward.vision[need_of_stage(number)] for number in range(len(self.setup.encoder_stages))]
 
-    def _check_turn(self, pruned: list[PrunedLayer], length: int, past: int) -> None:
-        """A later question must not silently get what an earlier one chose."""
-        question = self._now.call.question(length, past)
-        if self.setup.policies.turns == "refuse" and question > 1 and any(layer.asked for layer in pruned):
-            methods = ", ".join(sorted({s.method.name for s in self.setup.stages if s.method.asks}))
-            raise Unsupported(
-                f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
-                "piece of the prompt; what comes now would be answered from those alone. Start a new cache for each "
-                "question, prune by a method that does not read the question, or pass turns='accept' to prune()."
-            )
-
     def _begin(self, prompt: Prompt, hidden: Tensor, position_ids: Tensor | None, past: int) -> Forward:
         call = self._now.call
         spans: list[Span] = []
@@ -247,9 +247,10 @@ class Passes:
         given = None if prompt.mask is None else prompt.mask.bool().to(hidden.device)
         padding = Padding.of(given, hidden, spans)
         ends = call.ends(padding.valid, past) if self.setup.dropping else None
-        self._check_prompt(ends, spans)
+        if ends is not None and call.labels is not None:
+            refuse_unknown_question(ends, spans, self.setup.dropping)
         batch, length, _ = hidden.shape
-        positions = _positions(position_ids, batch, length, past, hidden.device, self.setup.text_model)
+        positions = position_axes(position_ids, batch, length, past, hidden.device, self.setup.text_model)
         state = TokenState.of_prompt(spans, padding.valid, positions, padding.counts, ends, padding.hides_media)
         piece = Piece(
             model=self.setup.text_model,
@@ -273,20 +274,6 @@ class Passes:
             rankings=self.rankings,
             encoded=[one.work for one in laid if one.work is not None],
         )
-
-    def _check_prompt(self, ends: Tensor | None, spans: list[Span]) -> None:
-        """Refuse methods that read the question where nobody says which it is."""
-        asking = sorted({stage.method.name for stage in self.setup.dropping if stage.method.asks})
-        if ends is None or not asking or self._now.call.labels is None:
-            return
-        for row, end in enumerate(ends.tolist()):
-            first = min((span.columns[0] for span in spans if span.row == row), default=-1)
-            if end <= first:
-                raise Unsupported(
-                    f"The labels of row {row} count from column {end} on, before its image, so what is prompt and what "
-                    f"is answer is not known, and {', '.join(asking)} chooses by the prompt. Set the labels of the "
-                    "prompt to -100, or pass prompt_length= (tokens of each row's prompt) to the model."
-                )
 
     def _take_deepstack(self, forward: Forward, kwargs: dict) -> dict:
         """Planes of features that the text model would add to rows that are gone by then are added here instead."""
@@ -330,7 +317,6 @@ class Passes:
         keys = self.setup.layer_kinds[i].keys
 
         def before_layer(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            refuse_compiled()
             now, cache = self._now, cache_in(kwargs)
             forward, layer = now.forward, _cache_layer(cache, i)
             if forward is None:
@@ -392,6 +378,14 @@ def _cache_layer(cache: Cache | None, i: int) -> Any:
     return None if cache is None or i >= len(cache.layers) else cache.layers[i]
 
 
+def _mask_of_whole(forward: Forward, hidden: Tensor, layer: Any) -> dict[str, Any]:
+    """The mask of a single row over static layers that no stage stands before: the text model would make none, as if
+    every place were filled, because the cache as a whole cannot be compiled."""
+    if hidden.shape[1] > 1 or not isinstance(layer, StaticLayer):
+        return {}
+    return {"attention_mask": forward.inputs.whole_mask(hidden, layer)}
+
+
 def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:
     asked = kwargs.get("use_cache")
     checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
@@ -401,16 +395,3 @@ def _uses_cache(module: PreTrainedModel, kwargs: dict) -> bool:
 def _end(spans: list[Span]) -> int:
     """The first prompt column after all spans and their separators."""
     return max((max(s.columns[-1], *(e.column for e in s.separators), -1) + 1 for s in spans), default=0)
-
-
-def _positions(
-    given: Tensor | None, batch: int, length: int, past: int, device: torch.device, text_model: PreTrainedModel
-) -> Tensor:
-    """Position ids as int64 [axes, B, L], as the text model would make or read them."""
-    if given is None:
-        given = torch.arange(past, past + length, device=device)[None]
-    if given.ndim == 2:
-        given = given[None]
-    if len(given) == 4 and len(getattr(text_model.rotary_emb, "mrope_section", ())) != 4:
-        given = given[1:]  # Qwen: text ids in front of the three M-RoPE axes
-    return given.long().expand(-1, batch, -1)

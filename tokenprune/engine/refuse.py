@@ -13,18 +13,18 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tokenprune.engine.cache import refuse_kinds
+from tokenprune.engine.cache import PrunedLayer, refuse_kinds
 from tokenprune.engine.masks import layer_kinds, layers_of, same_as_causal
 from tokenprune.engine.support import obstacle
 from tokenprune.errors import BadInput, MissingSignal, Unsupported
-from tokenprune.families.base import Family
+from tokenprune.families.base import Family, Span
 from tokenprune.methods.base import Method
 from tokenprune.methods.place import Decode, EncoderPlace, Layer
 from tokenprune.methods.stage import Stage
 
 COMPILED = (
-    "A compiled model cannot be pruned: the signals are lost in the trace. Do not compile it; where generate() does so "
-    "by itself, with a static cache on a GPU, pass disable_compile=True to it."
+    "A compiled model cannot be pruned: each prompt keeps other tokens, which no graph can hold. Do not compile it: "
+    "generate(cache_implementation='static') compiles the steps after the prompt, on a GPU by itself."
 )
 
 
@@ -136,10 +136,9 @@ def unwrap(model: Any) -> PreTrainedModel:
     return inner.thinker if isinstance(getattr(inner, "thinker", None), nn.Module) else inner
 
 
-def refuse_compiled() -> None:
-    """Raise `Unsupported` inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
-    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-        raise Unsupported(COMPILED)
+def compiling() -> bool:
+    """Whether this runs inside torch.compile: while tracing, and between the graphs that a hook breaks it into."""
+    return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
 
 
 def refuse_checkpointing(text_model: PreTrainedModel, inside: bool) -> None:
@@ -176,6 +175,34 @@ def refuse_packed(position_ids: Tensor | None) -> None:
             "and pruning does not keep packed sequences apart. Pass each as a row of a padded batch with its "
             "attention_mask."
         )
+
+
+def refuse_later_question(pruned: Sequence[PrunedLayer], stages: Sequence[Stage]) -> None:
+    """Raise `Unsupported` where a later question would in silence get what an earlier one chose."""
+    if not any(layer.asked for layer in pruned):
+        return
+    methods = ", ".join(sorted({stage.method.name for stage in stages if stage.method.asks}))
+    raise Unsupported(
+        f"This cache holds the visual tokens that {methods or 'a text-guided method'} chose for an earlier "
+        "piece of the prompt; what comes now would be answered from those alone. Start a new cache for each "
+        "question, prune by a method that does not read the question, or pass turns='accept' to prune()."
+    )
+
+
+def refuse_unknown_question(ends: Tensor, spans: Sequence[Span], stages: Sequence[Stage]) -> None:
+    """Raise `Unsupported` for methods that read the question where labels do not say which it is.
+
+    ends: int64 [B], the first column whose label counts in each row. stages: those that may drop something.
+    """
+    asking = sorted({stage.method.name for stage in stages if stage.method.asks})
+    for row, end in enumerate(ends.tolist() if asking else []):
+        first = min((span.columns[0] for span in spans if span.row == row), default=-1)
+        if end <= first:
+            raise Unsupported(
+                f"The labels of row {row} count from column {end} on, before its image, so what is prompt and what "
+                f"is answer is not known, and {', '.join(asking)} chooses by the prompt. Set the labels of the "
+                "prompt to -100, or pass prompt_length= (tokens of each row's prompt) to the model."
+            )
 
 
 def refuse_parallel(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -70,6 +71,16 @@ def adjusters() -> dict[nn.Module, Adjuster]:
     return _local.adjusters
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """While this is open, this thread may compile attention of a pruned model: nothing listens."""
+    _local.unheard = True
+    try:
+        yield
+    finally:
+        _local.unheard = False
+
+
 class Batch(Protocol):
     """Several sequences of one call."""
 
@@ -118,7 +129,7 @@ def _attention(
     if original is None:
         original = sys.modules[type(module).__module__].eager_attention_forward
     if torch.compiler.is_compiling():
-        if hasattr(module, MARK):
+        if hasattr(module, MARK) and not getattr(_local, "unheard", False):
             raise Unsupported("Attention of a pruned model cannot be compiled: the signals are lost in the trace.")
         return original(module, query, key, value, attention_mask, **kwargs)
     listener, adjuster, batch = listeners().get(module), adjusters().get(module), batches().get(module)
