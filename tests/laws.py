@@ -49,7 +49,10 @@ CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
 TAKEN = inspect.signature(LlavaForConditionalGeneration.forward).parameters
 CACHE = next(name for name in ("cache", "past_key_values") if name in TAKEN)  # the newer name since transformers 5.24
 NO_ENCODER = ("fast_vlm", "perception_lm")
-ROTATES_BY_THREE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe")
+ROTATES_BY_THREE = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe"),
+    "paddleocr_vl",
+)
 ANCHORS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")  # one for each way in which families differ
 VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of frames, to which an image is one
 

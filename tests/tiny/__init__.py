@@ -1,6 +1,7 @@
 """Tiny random models of every family, and prompts for them, built from configs alone."""
 
 from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
+from tests.tiny.grids import TinyPaddleOcrVL
 from tests.tiny.llavas import (
     TinyLlava,
     TinyLlavaNext,
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyMistral3,
         TinyFastVlm,
         TinyPerceptionLM,
+        TinyPaddleOcrVL,
     )
 }
 

@@ -28,6 +28,7 @@ NO_CLASS_TOKEN = without(
     "saliency_first:cls",
     "saliency_early:cls",
 )
+THREE_AXES = {"rope_weight": "it rotates by three axes of position ids."}
 ENCODER_SIGNALS = ("saliency", "saliency_first", "saliency_early", "vision_keys", "vision_features", "entropy")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, Encoded, EncoderBlocks, Family, Groups, Part
+from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, THREE_AXES, Encoded, EncoderBlocks, Family, Groups, Part
 
 
 class Qwen2VL(Family):
@@ -18,7 +18,7 @@ class Qwen2VL(Family):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
     pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
-    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | {"rope_weight": "it rotates by three axes of position ids."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | THREE_AXES
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         merge = model.config.vision_config.spatial_merge_size
