@@ -82,7 +82,7 @@ def test_grids_of_videos(video_family, tiny_models):
 
 def test_base_images_and_tiles(tiny_models):
     names = {}
-    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3"):
+    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3", "ovis2"):
         family = FAMILIES[name]
         spans = spans_of(tiny_models(family), family.inputs([[3, Picture(4, 6), 5, Picture(3, 4), 2]]))
         names[name] = [(s.part, s.item) for s in spans]
@@ -90,6 +90,7 @@ def test_base_images_and_tiles(tiny_models):
     assert names["llava_next"] == [("base", 0), ("tile", 0), ("base", 1), ("tile", 1)]
     assert [n for n, _ in names["internvl"]] == ["tile", "tile", "base", "image"]
     assert [n for n, _ in names["smolvlm"]] == [n for n, _ in names["idefics3"]] == ["tile", "tile", "base", "base"]
+    assert names["ovis2"] == [("base", 0), ("tile", 0), ("tile", 0), ("image", 1)]
 
 
 def test_newlines_close_their_rows(tiny_models):

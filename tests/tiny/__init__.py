@@ -24,6 +24,7 @@ from tests.tiny.others import (
     TinySmolVLM,
 )
 from tests.tiny.qwens import TinyGlm4V, TinyGlm4VMoe, TinyGlm46V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
+from tests.tiny.tiles import TinyOvis2
 
 FAMILIES: dict[str, Tiny] = {
     cls.name: cls()
@@ -53,6 +54,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyFastVlm,
         TinyPerceptionLM,
         TinyPaddleOcrVL,
+        TinyOvis2,
     )
 }
 

@@ -263,7 +263,7 @@ def attention_of(layer: nn.Module) -> nn.Module:
 
 def mlp_of(layer: nn.Module) -> nn.Module:
     """The MLP of an encoder layer, under any of its names."""
-    return next(getattr(layer, name) for name in ("mlp", "feed_forward") if hasattr(layer, name))
+    return next(getattr(layer, name) for name in ("mlp", "feed_forward", "ffn") if hasattr(layer, name))
 
 
 def key_projection(attention: nn.Module) -> nn.Module:
