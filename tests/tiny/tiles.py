@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from transformers import Ovis2Config, Ovis2ForConditionalGeneration, Qwen2Config
+from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
+    Cohere2Config,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    Qwen2Config,
+)
 
-from tests.tiny.base import END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE
+from tests.tiny.base import END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE, siglip
 from tests.tiny.others import TinyInternVL
 
 
@@ -29,3 +36,21 @@ class TinyOvis2(TinyInternVL):
         tile = [IMAGE] * 9
         tiles = [START, *tile, WHOLE, *tile, ROW1, *tile, END]
         return tiles if self.count(part) == 3 else [START, *tile, WHOLE, END]
+
+
+class TinyAyaVision(TinyInternVL):
+    """Each tile behind a mark of its own; windows of 14 in two layers of three, and the third does not rotate."""
+
+    name = "aya_vision"
+    model_class = AyaVisionForConditionalGeneration
+    config_class = AyaVisionConfig
+    cls = False
+
+    def config(self):
+        kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+        text = Cohere2Config(**TEXT, sliding_window=14, layer_types=kinds)
+        return self.config_class(vision_config=siglip(), text_config=text, image_token_id=IMAGE, downsample_factor=2)
+
+    def ids(self, part):
+        marks = [ROW1, ROW2, WHOLE] if self.count(part) == 3 else [WHOLE]
+        return [START, *[token for mark in marks for token in (mark, *[IMAGE] * 9)], END]
