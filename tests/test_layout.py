@@ -82,7 +82,7 @@ def test_grids_of_videos(video_family, tiny_models):
 
 def test_base_images_and_tiles(tiny_models):
     names = {}
-    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3", "ovis2", "aya_vision"):
+    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3", "ovis2", "aya_vision", "cohere2_vision"):
         family = FAMILIES[name]
         spans = spans_of(tiny_models(family), family.inputs([[3, Picture(4, 6), 5, Picture(3, 4), 2]]))
         names[name] = [(s.part, s.item) for s in spans]
@@ -92,6 +92,7 @@ def test_base_images_and_tiles(tiny_models):
     assert [n for n, _ in names["smolvlm"]] == [n for n, _ in names["idefics3"]] == ["tile", "tile", "base", "base"]
     assert names["ovis2"] == [("base", 0), ("tile", 0), ("tile", 0), ("image", 1)]
     assert names["aya_vision"] == [("tile", 0), ("tile", 0), ("base", 0), ("base", 1)]
+    assert names["cohere2_vision"] == [("tile", 0), ("tile", 0), ("base", 0), ("image", 1)]
 
 
 def test_newlines_close_their_rows(tiny_models):

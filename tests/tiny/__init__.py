@@ -24,7 +24,7 @@ from tests.tiny.others import (
     TinySmolVLM,
 )
 from tests.tiny.qwens import TinyGlm4V, TinyGlm4VMoe, TinyGlm46V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
-from tests.tiny.tiles import TinyAyaVision, TinyOvis2
+from tests.tiny.tiles import TinyAyaVision, TinyCohere2Vision, TinyOvis2
 
 FAMILIES: dict[str, Tiny] = {
     cls.name: cls()
@@ -56,6 +56,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyPaddleOcrVL,
         TinyOvis2,
         TinyAyaVision,
+        TinyCohere2Vision,
     )
 }
 

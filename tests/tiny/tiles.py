@@ -6,13 +6,17 @@ from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
+    Cohere2VisionConfig,
+    Cohere2VisionForConditionalGeneration,
     Ovis2Config,
     Ovis2ForConditionalGeneration,
     Qwen2Config,
 )
 
-from tests.tiny.base import END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE, siglip
+from tests.tiny.base import BREAK, END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE, siglip
 from tests.tiny.others import TinyInternVL
+
+LAST = 88  # id of a further mark
 
 
 class TinyOvis2(TinyInternVL):
@@ -54,3 +58,17 @@ class TinyAyaVision(TinyInternVL):
     def ids(self, part):
         marks = [ROW1, ROW2, WHOLE] if self.count(part) == 3 else [WHOLE]
         return [START, *[token for mark in marks for token in (mark, *[IMAGE] * 9)], END]
+
+
+class TinyCohere2Vision(TinyAyaVision):
+    """A break behind each tile, and another id behind the whole, which stays."""
+
+    name = "cohere2_vision"
+    model_class = Cohere2VisionForConditionalGeneration
+    config_class = Cohere2VisionConfig
+    placeholder = (IMAGE, BREAK)
+
+    def ids(self, part):
+        tile = [IMAGE] * 9
+        tiles = [*tile, BREAK] * 2 if self.count(part) == 3 else []
+        return [START, *tiles, *tile, LAST, END]
