@@ -1,7 +1,7 @@
 """Tiny random models of every family, and prompts for them, built from configs alone."""
 
 from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
-from tests.tiny.grids import TinyPaddleOcrVL
+from tests.tiny.grids import TinyLightOnOcr, TinyPaddleOcrVL
 from tests.tiny.llavas import (
     TinyLlava,
     TinyLlavaNext,
@@ -57,6 +57,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyOvis2,
         TinyAyaVision,
         TinyCohere2Vision,
+        TinyLightOnOcr,
     )
 }
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration
+from transformers import (
+    LightOnOcrConfig,
+    LightOnOcrForConditionalGeneration,
+    PaddleOCRVLConfig,
+    PaddleOCRVLForConditionalGeneration,
+    PixtralVisionConfig,
+    Qwen3Config,
+)
 
-from tests.tiny.base import IMAGE, TEXT
+from tests.tiny.base import IMAGE, TEXT, TOWER, Tiny
+from tests.tiny.llavas import TinyPixtral
 from tests.tiny.qwens import IDS, MROPE, TinyQwen25VL
 
 SIGLIP = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
@@ -22,3 +30,20 @@ class TinyPaddleOcrVL(TinyQwen25VL):
     def config(self):
         vision = SIGLIP | dict(image_size=24, spatial_merge_size=2)
         return PaddleOCRVLConfig(text_config=TEXT | MROPE | {"head_dim": 16}, vision_config=vision, **IDS)
+
+
+class TinyLightOnOcr(TinyPixtral):
+    """Pixtral with 2 x 2 merging and without breaks."""
+
+    name = "lighton_ocr"
+    model_class = LightOnOcrForConditionalGeneration
+    placeholder = (IMAGE,)
+    pixels = 8
+
+    def config(self):
+        vision = PixtralVisionConfig(**TOWER | {"image_size": 64})
+        text = Qwen3Config(**TEXT, head_dim=16)
+        return LightOnOcrConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, spatial_merge_size=2)
+
+    def ids(self, part):
+        return Tiny.ids(self, part)
