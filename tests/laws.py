@@ -106,7 +106,7 @@ def works(family, plan):
     if any(SIGNALS[n.signal].encoder for n in needs) and family.name in NO_ENCODER:
         return False
     lacking = {"rope_weight": family.name in ROTATES_BY_THREE}
-    lacking["saliency_first"] = family.name == "qwen2_5_vl"  # its first layers work in windows
+    lacking["saliency_first"] = family.name in ("qwen2_5_vl", "exaone4_5")  # first layers of windows
     return not any(lacking.get(n.signal) or (n.variant in ("cls", "joint") and not family.cls) for n in needs)
 
 
@@ -373,6 +373,8 @@ def check_cache(family, run, inputs, cache):
 
 def check_rows_alone(family, run, rows, inputs, out, kept, alone):
     """Law 4: a row of a padded batch keeps and says what it does by itself."""
+    if family.moves_rows and any(need.signal == "keys" for stage in run.stages for need in stage.method.needs):
+        return
     for i in alone:
         single = family.inputs([rows[i]], first=i)
         padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]

@@ -202,7 +202,7 @@ def test_a_block_at_a_depth_sees_whole_pictures():
     assert torch.equal(near[0]["saliency_early"], chosen[0]["saliency"])  # one block of full attention
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "exaone4_5"])
 def test_pixels_are_those_of_their_token(name):
     """Of a flat picture, larger than a window, with one group of noise: its token has the entropy."""
     family = FAMILIES[name]

@@ -67,6 +67,7 @@ class Tiny:
     placeholder: tuple[int, ...] = (IMAGE,)  # ids of visual tokens and of the separators between them
     has_video = False
     counts_padding = True  # a forward without position_ids counts padding as tokens
+    moves_rows = False  # generate() counts it too, so that keys differ from those of a row alone
     beams_one_image = False  # transformers mixes up the images of a row when it expands a batch
     cls = False  # whether the vision encoder has a CLS token
 

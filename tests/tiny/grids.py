@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from transformers import (
+    Exaone4_5_Config,
+    Exaone4_5_ForConditionalGeneration,
+    Exaone4Config,
     LightOnOcrConfig,
     LightOnOcrForConditionalGeneration,
     PaddleOCRVLConfig,
@@ -11,9 +14,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.tiny.base import IMAGE, TEXT, TOWER, Tiny
+from tests.tiny.base import IMAGE, TEXT, TOWER, VIDEO, Tiny
 from tests.tiny.llavas import TinyPixtral
-from tests.tiny.qwens import IDS, MROPE, TinyQwen25VL
+from tests.tiny.qwens import IDS, MROPE, VISION, TinyQwen25VL
 
 SIGLIP = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
 
@@ -47,3 +50,25 @@ class TinyLightOnOcr(TinyPixtral):
 
     def ids(self, part):
         return Tiny.ids(self, part)
+
+
+class TinyExaone45(TinyQwen25VL):
+    """Two heads of the encoder share their keys; windows of 14 in two layers of three, and the third does not
+    rotate."""
+
+    name = "exaone4_5"
+    model_class = Exaone4_5_ForConditionalGeneration
+    counts_padding = moves_rows = True
+
+    def config(self):
+        kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+        vision = VISION | dict(hidden_size=32, intermediate_size=48, window_size=16, fullatt_block_indexes=[1])
+        return Exaone4_5_Config(
+            text_config=Exaone4Config(**TEXT, sliding_window=14, layer_types=kinds),
+            vision_config=vision | dict(out_hidden_size=64, num_key_value_heads=1),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        )
+
+    def extra(self, batch):
+        return {}

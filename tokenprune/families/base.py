@@ -273,8 +273,10 @@ def key_projection(attention: nn.Module) -> nn.Module:
 
 def head_mean(attention: Any, projected: Tensor) -> Tensor:
     """Keys [..., e], mean over heads, from the output of `key_projection`."""
-    parts = projected.chunk(3, dim=-1)[1] if hasattr(attention, "qkv") else projected
-    return parts.unflatten(-1, (attention.num_heads, -1)).mean(-2)
+    if hasattr(attention, "qkv"):
+        queries = attention.num_heads * attention.head_dim  # keys and values may have fewer heads
+        projected = projected[..., queries:].chunk(2, dim=-1)[0]
+    return projected.unflatten(-1, (-1, attention.head_dim)).mean(-2)
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
