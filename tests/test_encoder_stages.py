@@ -147,7 +147,7 @@ def judged(name, model, inputs, stages, block):
         torch.testing.assert_close(pruned[row, shown], expected[row, shown], atol=1e-4, rtol=0)
 
 
-PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "exaone4_5"]
+PACKED = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "exaone4_5", "video_llama_3"]
 
 
 @pytest.mark.parametrize("name", [*PACKED, "video_llava", "llava_next_video"])

@@ -238,12 +238,12 @@ def signals(model, inputs):
 
 
 def dented(pixels, made):
-    """The pixels with one patch of 4 x 4 (or one token's patches, where they come flattened) set to something loud."""
+    """The pixels with one patch of 4 x 4 set to something loud."""
     changed = pixels.clone()
     loud = 6 * torch.randn(3, 4, 4, generator=made)
     if pixels.ndim == 2:
-        token = 4 * int(torch.randint(len(pixels) // 4, (), generator=made))
-        changed[token : token + 4] = 6 * torch.randn(4, pixels.shape[1], generator=made)
+        patch = int(torch.randint(len(pixels), (), generator=made))
+        changed[patch] = 6 * torch.randn(pixels.shape[1], generator=made)
         return changed
     flat = changed.flatten(0, -4)
     filled = flat.flatten(1).abs().amax(1).nonzero().flatten()

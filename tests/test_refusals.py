@@ -36,6 +36,19 @@ def test_an_unsupported_model():
         prune(torch.nn.Linear(2, 2), "uniform", keep=0.5)
 
 
+def test_a_video_that_its_processor_has_thinned_out():
+    family = FAMILIES["video_llama_3"]
+    model, inputs = family.build(), family.inputs([[3, Video(2, 3, 2), 5]])
+    left = torch.ones(12, dtype=torch.bool)
+    with torch.no_grad(), prune(model, "uniform", keep=0.5) as run:
+        model(**inputs, video_compression_mask=left)
+        assert len(run.kept[0][0]) == 6
+        left[7:] = False
+        ids = inputs["input_ids"][:, :-5]
+        with pytest.raises(Unsupported, match=r"left out 5 of 12 tokens .* use_token_compression=False"):
+            model(**inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, video_compression_mask=left)
+
+
 def test_layers_that_keep_no_keys():
     model = FAMILIES["qwen2_5_vl"].build()
     model.config.text_config.layer_types[2] = "linear_attention"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import (
     Exaone4_5_Config,
     Exaone4_5_ForConditionalGeneration,
@@ -11,10 +12,13 @@ from transformers import (
     PaddleOCRVLConfig,
     PaddleOCRVLForConditionalGeneration,
     PixtralVisionConfig,
+    Qwen2Config,
     Qwen3Config,
+    VideoLlama3Config,
+    VideoLlama3ForConditionalGeneration,
 )
 
-from tests.tiny.base import IMAGE, TEXT, TOWER, VIDEO, Tiny
+from tests.tiny.base import IMAGE, TEXT, TOWER, VIDEO, Tiny, Video, pictures, videos
 from tests.tiny.llavas import TinyPixtral
 from tests.tiny.qwens import IDS, MROPE, VISION, TinyQwen25VL
 
@@ -72,3 +76,38 @@ class TinyExaone45(TinyQwen25VL):
 
     def extra(self, batch):
         return {}
+
+
+class TinyVideoLlama3(TinyQwen25VL):
+    """A picture has a token for each patch, a frame of a video one for 2 x 2 of them; text between the frames."""
+
+    name = "video_llama_3"
+    model_class = VideoLlama3ForConditionalGeneration
+    counts_padding = True
+    patch = (3 * 4 * 4,)
+
+    def config(self):
+        return VideoLlama3Config(
+            text_config=Qwen2Config(**TEXT), vision_config=SIGLIP, image_token_id=IMAGE, video_token_id=VIDEO
+        )
+
+    def ids(self, part):
+        if isinstance(part, Video):
+            return [token for t in range(part.t) for token in (40 + t, *[VIDEO] * (part.h * part.w))]
+        return super().ids(part)
+
+    def extra(self, batch):
+        return {}
+
+    def media(self, rows, made):
+        found = {}
+        images, clips = pictures(rows), videos(rows)
+        if images:
+            found["image_grid_thw"] = torch.tensor([[1, p.h, p.w] for p in images])
+            found["image_merge_sizes"] = torch.ones(len(images), dtype=torch.long)
+            found["pixel_values"] = self.patches(found["image_grid_thw"], made)
+        if clips:
+            found["video_grid_thw"] = torch.tensor([[v.t, 2 * v.h, 2 * v.w] for v in clips])
+            found["video_merge_sizes"] = torch.full((len(clips),), 2)
+            found["pixel_values_videos"] = self.patches(found["video_grid_thw"], made)
+        return found

@@ -160,6 +160,9 @@ class Family(ABC):
     def check(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Raise `Unsupported` for a model of this family that cannot be pruned."""
 
+    def check_prompt(self, arguments: dict[str, Any]) -> None:  # noqa: B027
+        """Raise `Unsupported` for images or videos that cannot be pruned; arguments: of the base model's forward."""
+
     def base(self, model: PreTrainedModel) -> Any:
         """The module whose forward puts visual features into the prompt."""
         return model.base_model
