@@ -51,7 +51,7 @@ CACHE = next(name for name in ("cache", "past_key_values") if name in TAKEN)  # 
 NO_ENCODER = ("fast_vlm", "perception_lm")
 ROTATES_BY_THREE = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe"),
-    "paddleocr_vl",
+    *("paddleocr_vl", "ernie4_5_vl_moe"),
 )
 ANCHORS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")  # one for each way in which families differ
 VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of frames, to which an image is one

@@ -47,7 +47,7 @@ def outcome(key):
     return read_models()["types"][key]["outcome"]
 
 
-@pytest.mark.parametrize("name", ["janus", "gemma4 bidirectional", "ernie4_5_vl_moe", "hunyuan_vl"])
+@pytest.mark.parametrize("name", ["janus", "gemma4 bidirectional", "gemma4 per-layer", "kimi_k25"])
 def test_a_type_without_a_file_is_exact(name):
     """By the conventions alone, against the full-length model with the dropped tokens masked, decoding included."""
     model, inputs = TINY[name].build(), TINY[name].inputs()
@@ -155,6 +155,13 @@ def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypat
         patch.setattr("tokenprune.checking.shortened.renumber", lambda positions, *_: (positions, None))
         assert moved.ok
         assert not tokenprune.check(model, inputs, "divprune", keep=0.5, positions="compact").ok
+
+
+def test_what_layers_are_given_of_tokens_that_the_text_model_never_saw_is_refused():
+    model, inputs = TINY["gemma4 per-layer"].build(), TINY["gemma4 per-layer"].inputs()
+    told = r"tokens that come back have none of it.*at=1 or later"
+    with torch.no_grad(), prune(model, "lvlm_csp", keep=0.3), pytest.raises(Unsupported, match=told):
+        model(**inputs)
 
 
 def test_a_stream_needs_a_family_file():

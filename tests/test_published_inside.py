@@ -30,7 +30,7 @@ from tokenprune.methods.uniform import Uniform
 WHOLE = ("vipllava", "fast_vlm", "perception_lm")
 # Where rows of the encoder and columns of the prompt are told apart by trial, and groups are those of one picture.
 PLAIN = ["llava", "llava-siglip", "pixtral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "internvl", "gemma3"]
-PLAIN += ["ovis2", "paddleocr_vl", "exaone4_5", "video_llama_3"]
+PLAIN += ["ovis2", "paddleocr_vl", "exaone4_5", "video_llama_3", "ernie4_5_vl_moe"]
 NO_ROTATION = ["llava", "llava-siglip", "internvl", "gemma3"]
 ALL = [name for name in FAMILIES if name not in WHOLE]
 

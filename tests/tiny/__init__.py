@@ -1,7 +1,7 @@
 """Tiny random models of every family, and prompts for them, built from configs alone."""
 
 from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
-from tests.tiny.grids import TinyExaone45, TinyLightOnOcr, TinyPaddleOcrVL, TinyVideoLlama3
+from tests.tiny.grids import TinyErnie45VL, TinyExaone45, TinyLightOnOcr, TinyPaddleOcrVL, TinyVideoLlama3
 from tests.tiny.llavas import (
     TinyLlava,
     TinyLlavaNext,
@@ -60,6 +60,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyLightOnOcr,
         TinyExaone45,
         TinyVideoLlama3,
+        TinyErnie45VL,
     )
 }
 

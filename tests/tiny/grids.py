@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from transformers import (
+    Ernie4_5_VLMoeConfig,
+    Ernie4_5_VLMoeForConditionalGeneration,
     Exaone4_5_Config,
     Exaone4_5_ForConditionalGeneration,
     Exaone4Config,
@@ -18,7 +20,7 @@ from transformers import (
     VideoLlama3ForConditionalGeneration,
 )
 
-from tests.tiny.base import IMAGE, TEXT, TOWER, VIDEO, Tiny, Video, pictures, videos
+from tests.tiny.base import END, IMAGE, START, TEXT, TOWER, VIDEO, Tiny, Video, pictures, videos
 from tests.tiny.llavas import TinyPixtral
 from tests.tiny.qwens import IDS, MROPE, VISION, TinyQwen25VL
 
@@ -111,3 +113,32 @@ class TinyVideoLlama3(TinyQwen25VL):
             found["video_merge_sizes"] = torch.full((len(clips),), 2)
             found["pixel_values_videos"] = self.patches(found["video_grid_thw"], made)
         return found
+
+
+class TinyErnie45VL(TinyQwen25VL):
+    """A token of a video is of two frames; experts of their own for what is picture, marks around it included."""
+
+    name = "ernie4_5_vl_moe"
+    model_class = Ernie4_5_VLMoeForConditionalGeneration
+    patch = (3 * 4 * 4,)
+
+    def config(self):
+        rope = MROPE["rope_parameters"] | {"mrope_section": [3, 3, 2]}
+        experts = dict(moe_num_experts=4, moe_k=2, moe_intermediate_size=[32, 16])
+        vision = VISION | dict(hidden_size=32, intermediate_size=48)
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=START, image_end_token_id=END)
+        return Ernie4_5_VLMoeConfig(text_config=TEXT | experts | {"rope_parameters": rope}, vision_config=vision, **ids)
+
+    def extra(self, batch):
+        ids = batch["input_ids"]
+        marks = (ids == START) | (ids == END)
+        types = super().extra(batch)["mm_token_type_ids"]
+        return {"mm_token_type_ids": types, "moe_mm_token_type_ids": ((types > 0) | marks).int()}
+
+    def media(self, rows, made):
+        return super().media([[twice(part) for part in row] for row in rows], made)
+
+
+def twice(part):
+    """A video of twice as many frames."""
+    return Video(2 * part.t, part.h, part.w) if isinstance(part, Video) else part
