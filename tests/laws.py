@@ -51,7 +51,7 @@ CACHE = next(name for name in ("cache", "past_key_values") if name in TAKEN)  # 
 NO_ENCODER = ("fast_vlm", "perception_lm")
 ROTATES_BY_THREE = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe"),
-    *("paddleocr_vl", "ernie4_5_vl_moe"),
+    *("paddleocr_vl", "ernie4_5_vl_moe", "hunyuan_vl"),
 )
 ANCHORS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")  # one for each way in which families differ
 VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of frames, to which an image is one
@@ -375,7 +375,7 @@ def check_rows_alone(family, run, rows, inputs, out, kept, alone):
     """Law 4: a row of a padded batch keeps and says what it does by itself."""
     if family.moves_rows and any(need.signal == "keys" for stage in run.stages for need in stage.method.needs):
         return
-    for i in alone:
+    for i in alone if not family.counts_images else [0]:
         single = family.inputs([rows[i]], first=i)
         padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
         own = run.model.generate(**single, **GREEDY, **LOGITS)

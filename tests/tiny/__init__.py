@@ -1,7 +1,14 @@
 """Tiny random models of every family, and prompts for them, built from configs alone."""
 
 from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
-from tests.tiny.grids import TinyErnie45VL, TinyExaone45, TinyLightOnOcr, TinyPaddleOcrVL, TinyVideoLlama3
+from tests.tiny.grids import (
+    TinyErnie45VL,
+    TinyExaone45,
+    TinyHunYuanVL,
+    TinyLightOnOcr,
+    TinyPaddleOcrVL,
+    TinyVideoLlama3,
+)
 from tests.tiny.llavas import (
     TinyLlava,
     TinyLlavaNext,
@@ -61,6 +68,7 @@ FAMILIES: dict[str, Tiny] = {
         TinyExaone45,
         TinyVideoLlama3,
         TinyErnie45VL,
+        TinyHunYuanVL,
     )
 }
 

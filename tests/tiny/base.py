@@ -68,6 +68,8 @@ class Tiny:
     has_video = False
     counts_padding = True  # a forward without position_ids counts padding as tokens
     moves_rows = False  # generate() counts it too, so that keys differ from those of a row alone
+    counts_images = False  # of the rows before too, so that positions differ from those of a row alone
+    axes = 3  # of position ids that are not one number a token
     beams_one_image = False  # transformers mixes up the images of a row when it expands a batch
     cls = False  # whether the vision encoder has a CLS token
 

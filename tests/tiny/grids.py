@@ -9,6 +9,8 @@ from transformers import (
     Exaone4_5_Config,
     Exaone4_5_ForConditionalGeneration,
     Exaone4Config,
+    HunYuanVLConfig,
+    HunYuanVLForConditionalGeneration,
     LightOnOcrConfig,
     LightOnOcrForConditionalGeneration,
     PaddleOCRVLConfig,
@@ -142,3 +144,29 @@ class TinyErnie45VL(TinyQwen25VL):
 def twice(part):
     """A video of twice as many frames."""
     return Video(2 * part.t, part.h, part.w) if isinstance(part, Video) else part
+
+
+class TinyHunYuanVL(TinyQwen25VL):
+    """A newline after each row, one token before the rows and one behind; positions of four axes."""
+
+    name = "hunyuan_vl"
+    model_class = HunYuanVLForConditionalGeneration
+    placeholder = (IMAGE,)
+    has_video = False
+    axes = 4
+    counts_images = True
+    patch = (3 * 4 * 4,)
+
+    def config(self):
+        rope = dict(rope_type="xdrope", rope_theta=1e4, alpha=1000.0, factor=1.0, xdrope_section=[2, 2, 2, 2])
+        return HunYuanVLConfig(
+            text_config=TEXT | dict(head_dim=16, rope_parameters=rope),
+            vision_config=SIGLIP | dict(max_image_size=32, out_hidden_size=64),
+            image_token_id=IMAGE,
+            im_start_id=START,
+            im_end_id=END,
+            im_newline_id=94,
+        )
+
+    def ids(self, part):
+        return [START, *[IMAGE] * (part.h * (part.w + 1) + 2), END]
