@@ -48,7 +48,7 @@ BATCHES = {
 CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
 TAKEN = inspect.signature(LlavaForConditionalGeneration.forward).parameters
 CACHE = next(name for name in ("cache", "past_key_values") if name in TAKEN)  # the newer name since transformers 5.24
-NO_ENCODER = ("fast_vlm", "perception_lm")
+NO_ENCODER = ("fast_vlm", "perception_lm", "got_ocr2")
 ROTATES_BY_THREE = (
     *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe"),
     *("paddleocr_vl", "ernie4_5_vl_moe", "hunyuan_vl"),

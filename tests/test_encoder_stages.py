@@ -21,7 +21,7 @@ from tokenprune.methods.place import Pixels, Vision
 from tokenprune.methods.random import Random
 from tokenprune.methods.uniform import Uniform
 
-WHOLE = ("vipllava", "fast_vlm", "perception_lm")
+WHOLE = ("vipllava", "fast_vlm", "perception_lm", "got_ocr2")
 ABLE = [name for name in FAMILIES if name not in WHOLE]
 
 

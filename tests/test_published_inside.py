@@ -27,7 +27,7 @@ from tokenprune.methods.token_transforming import TokenTransforming
 from tokenprune.methods.tome import ToMe
 from tokenprune.methods.uniform import Uniform
 
-WHOLE = ("vipllava", "fast_vlm", "perception_lm")
+WHOLE = ("vipllava", "fast_vlm", "perception_lm", "got_ocr2")
 # Where rows of the encoder and columns of the prompt are told apart by trial, and groups are those of one picture.
 PLAIN = ["llava", "llava-siglip", "pixtral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "internvl", "gemma3"]
 PLAIN += ["ovis2", "paddleocr_vl", "exaone4_5", "video_llama_3", "ernie4_5_vl_moe", "hunyuan_vl"]

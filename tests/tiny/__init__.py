@@ -31,7 +31,7 @@ from tests.tiny.others import (
     TinySmolVLM,
 )
 from tests.tiny.qwens import TinyGlm4V, TinyGlm4VMoe, TinyGlm46V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
-from tests.tiny.tiles import TinyAyaVision, TinyCohere2Vision, TinyOvis2
+from tests.tiny.tiles import TinyAyaVision, TinyCohere2Vision, TinyDeepseekVL, TinyGotOcr2, TinyOvis2
 
 FAMILIES: dict[str, Tiny] = {
     cls.name: cls()
@@ -69,6 +69,8 @@ FAMILIES: dict[str, Tiny] = {
         TinyVideoLlama3,
         TinyErnie45VL,
         TinyHunYuanVL,
+        TinyDeepseekVL,
+        TinyGotOcr2,
     )
 }
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     Cohere2Config,
     Cohere2VisionConfig,
     Cohere2VisionForConditionalGeneration,
+    DeepseekVLConfig,
+    DeepseekVLForConditionalGeneration,
+    GotOcr2Config,
+    GotOcr2ForConditionalGeneration,
     Ovis2Config,
     Ovis2ForConditionalGeneration,
     Qwen2Config,
 )
 
-from tests.tiny.base import BREAK, END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE, siglip
+from tests.tiny.base import BREAK, END, IMAGE, ROW1, ROW2, START, TEXT, TOWER, WHOLE, llama, siglip, stacked
+from tests.tiny.llavas import TinyLlavaSiglip
 from tests.tiny.others import TinyInternVL
 
 LAST = 88  # id of a further mark
@@ -72,3 +78,46 @@ class TinyCohere2Vision(TinyAyaVision):
         tile = [IMAGE] * 9
         tiles = [*tile, BREAK] * 2 if self.count(part) == 3 else []
         return [START, *tiles, *tile, LAST, END]
+
+
+class TinyDeepseekVL(TinyLlavaSiglip):
+    """36 tokens per image."""
+
+    name = "deepseek_vl"
+    model_class = DeepseekVLForConditionalGeneration
+
+    def config(self):
+        return DeepseekVLConfig(vision_config=siglip(), text_config=llama(), image_token_id=IMAGE)
+
+
+class TinyGotOcr2(TinyLlavaSiglip):
+    """3 x 3 tokens of 12 x 12 patches."""
+
+    name = "got_ocr2"
+    model_class = GotOcr2ForConditionalGeneration
+
+    def config(self):
+        vision = dict(
+            hidden_size=32,
+            output_channels=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=48,
+            patch_size=4,
+            mlp_dim=64,
+            window_size=5,
+            global_attn_indexes=[1],
+            initializer_range=0.02,  # the default of 1e-10 makes all pictures alike
+        )
+        return GotOcr2Config(vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_index=IMAGE)
+
+    def build(self, attention="sdpa"):
+        torch.manual_seed(0)
+        kinds = {"text_config": attention, "vision_config": "eager"}  # its encoder has no other
+        return self.model_class._from_config(self.config(), attn_implementation=kinds).eval()
+
+    def spans(self, part):
+        return [(1, 3, 3)]
+
+    def media(self, rows, made):
+        return stacked(rows, made, 48)
