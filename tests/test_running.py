@@ -278,7 +278,8 @@ def test_one_picture_several_questions(family, tiny_models):
         pytest.skip("this version of transformers takes no features beside the prompt for this family")
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     other = family.inputs(BATCHES["one"], seed=3)
-    names = [n for n in ("pixel_values", "image_sizes", "pixel_attention_mask") if n in inputs]
+    own = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw", "image_merge_sizes")
+    names = [n for n in own if n in inputs]
     with torch.no_grad(), prune(model, "fopru" if works(family, "fopru") else "divprune", keep=0.3) as run:
         expected = model(**inputs).logits
         kept = run.kept[0][0].tolist()

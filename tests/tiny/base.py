@@ -67,6 +67,7 @@ class Tiny:
     placeholder: tuple[int, ...] = (IMAGE,)  # ids of visual tokens and of the separators between them
     has_video = False
     counts_padding = True  # a forward without position_ids counts padding as tokens
+    takes_chunks = True  # whether transformers itself can prefill in chunks
     moves_rows = False  # generate() counts it too, so that keys differ from those of a row alone
     counts_images = False  # of the rows before too, so that positions differ from those of a row alone
     axes = 3  # of position ids that are not one number a token

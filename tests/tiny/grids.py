@@ -137,6 +137,10 @@ class TinyErnie45VL(TinyQwen25VL):
         types = super().extra(batch)["mm_token_type_ids"]
         return {"mm_token_type_ids": types, "moe_mm_token_type_ids": ((types > 0) | marks).int()}
 
+    def grown_extra(self, inputs, batch):
+        added = batch["input_ids"].shape[1] - inputs["input_ids"].shape[1]
+        return {name: torch.nn.functional.pad(types, (0, added)) for name, types in self.extra(inputs).items()}
+
     def media(self, rows, made):
         return super().media([[twice(part) for part in row] for row in rows], made)
 

@@ -31,6 +31,7 @@ class TinyOvis2(TinyInternVL):
     name = "ovis2"
     model_class = Ovis2ForConditionalGeneration
     cls = False
+    takes_chunks = False  # the indicators' features are only there in the first
 
     def config(self):
         return Ovis2Config(

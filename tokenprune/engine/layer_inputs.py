@@ -88,8 +88,9 @@ class LayerInputs:
             else:
                 rotary: Any = self.piece.model.rotary_emb
                 positions = state.positions
-                if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
-                    positions = positions.expand(3, -1, -1) if hasattr(rotary, "mrope_section") else positions[0]
+                if len(positions) == 1:  # M-RoPE models take one axis of ids for all
+                    sections = getattr(rotary, "mrope_section", None)
+                    positions = positions[0] if sections is None else positions.expand(len(sections), -1, -1)
                 own = (kind,) if "layer_type" in inspect.signature(rotary.forward).parameters else ()
                 self._ropes[kind] = rotary(hidden, positions, *own)
         return self._ropes[kind]
