@@ -134,6 +134,8 @@ def test_manual_loop_without_position_ids(family, tiny_models, plan, positions):
 @ALL
 def test_prompt_lookup_keeps_what_greedy_keeps(family, tiny_models, plan):
     """Drafted tokens stand in the first forward; the query row must be the prompt's last token, not a draft."""
+    if "drafts" in family.fails:
+        pytest.skip("transformers itself fails")
     if family.name.startswith("paligemma"):
         pytest.skip("transformers counts drafts as part of PaliGemma's two-way prefix: unpruned it is not exact either")
     model, inputs = tiny_models(family), family.inputs([[3, Picture(4, 6), 5, 5]])
