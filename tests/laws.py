@@ -48,8 +48,11 @@ BATCHES = {
 CLIPS = [[3, Video(2, 3, 2), 5], [2, Video(2, 3, 4), 4, Video(2, 2, 3), 6], [9]]
 TAKEN = inspect.signature(LlavaForConditionalGeneration.forward).parameters
 CACHE = next(name for name in ("cache", "past_key_values") if name in TAKEN)  # the newer name since transformers 5.24
-NO_ENCODER = ("fast_vlm", "perception_lm")
-ROTATES_BY_THREE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe")
+NO_ENCODER = ("fast_vlm", "perception_lm", "got_ocr2")
+ROTATES_BY_THREE = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm46v", "glm4v_moe"),
+    *("paddleocr_vl", "ernie4_5_vl_moe", "hunyuan_vl"),
+)
 ANCHORS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3")  # one for each way in which families differ
 VIDEO_ANCHORS = ("llava", "qwen2_5_vl", "qwen3_vl")  # the same for methods of frames, to which an image is one
 
@@ -103,7 +106,7 @@ def works(family, plan):
     if any(SIGNALS[n.signal].encoder for n in needs) and family.name in NO_ENCODER:
         return False
     lacking = {"rope_weight": family.name in ROTATES_BY_THREE}
-    lacking["saliency_first"] = family.name == "qwen2_5_vl"  # its first layers work in windows
+    lacking["saliency_first"] = family.name in ("qwen2_5_vl", "exaone4_5")  # first layers of windows
     return not any(lacking.get(n.signal) or (n.variant in ("cls", "joint") and not family.cls) for n in needs)
 
 
@@ -370,7 +373,9 @@ def check_cache(family, run, inputs, cache):
 
 def check_rows_alone(family, run, rows, inputs, out, kept, alone):
     """Law 4: a row of a padded batch keeps and says what it does by itself."""
-    for i in alone:
+    if family.moves_rows and any(need.signal == "keys" for stage in run.stages for need in stage.method.needs):
+        return
+    for i in alone if not family.counts_images else [0]:
         single = family.inputs([rows[i]], first=i)
         padding = inputs["input_ids"].shape[1] - single["input_ids"].shape[1]
         own = run.model.generate(**single, **GREEDY, **LOGITS)

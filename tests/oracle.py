@@ -40,7 +40,11 @@ def oracle_logits(
     text_model = family.text_model(model)
     seen: dict[str, Tensor] = {}
     left: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}  # stages passed -> what is alive, and where
-    handles = [text_model.register_forward_pre_hook(lambda m, a, k: _see(seen, k, length, merges), with_kwargs=True)]
+    handles = [
+        text_model.register_forward_pre_hook(
+            lambda m, a, k: _see(seen, k, length, merges, family.axes), with_kwargs=True
+        )
+    ]
 
     def hide(i: int):
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -101,12 +105,12 @@ def oracle_logits(
             handle.remove()
 
 
-def _see(seen: dict[str, Tensor], kwargs: dict, length: int, merges: dict) -> tuple[tuple, dict] | None:
+def _see(seen: dict[str, Tensor], kwargs: dict, length: int, merges: dict, axes: int) -> tuple[tuple, dict] | None:
     """Note the position ids; planes that are added after later layers are mixed like the tokens themselves."""
     given = kwargs.get("position_ids")
     given = torch.arange(length)[None] if given is None else given
     given = given[None] if given.ndim == 2 else given
-    seen["positions"] = given[1:] if len(given) == 4 else given
+    seen["positions"] = given[1:] if len(given) == axes + 1 else given
     planes = kwargs.get("deepstack_visual_embeds")
     if not planes or not merges:
         return None

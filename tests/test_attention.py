@@ -17,7 +17,8 @@ from tokenprune import Unsupported, prune
 
 pytestmark = pytest.mark.laws
 PLANS = ["fopru", "divprune+fastv"]
-WINDOWED = ("gemma3", "paligemma", "paligemma2", "mistral3")  # PaliGemma: flash itself leaves out its two-way prefix
+# PaliGemma: flash itself leaves out its two-way prefix.
+WINDOWED = ("gemma3", "paligemma", "paligemma2", "mistral3", "aya_vision", "cohere2_vision", "exaone4_5")
 
 
 def attend(q, k, v, scale, causal):

@@ -29,7 +29,7 @@ from tests.tiny import FAMILIES, Picture
 from tokenprune import Stage, Uniform, Unsupported, prune
 
 pytestmark = pytest.mark.laws
-WINDOWED = ("gemma3", "paligemma2", "mistral3")
+WINDOWED = ("gemma3", "paligemma2", "mistral3", "aya_vision", "cohere2_vision", "exaone4_5")
 BOUNDLESS = [case for case in FAMILY if case.id not in WINDOWED]
 
 

@@ -47,7 +47,7 @@ def outcome(key):
     return read_models()["types"][key]["outcome"]
 
 
-@pytest.mark.parametrize("name", ["cohere2_vision", "gemma4 bidirectional", "ernie4_5_vl_moe", "hunyuan_vl"])
+@pytest.mark.parametrize("name", ["janus", "gemma4 bidirectional", "gemma4 per-layer", "kimi_k25"])
 def test_a_type_without_a_file_is_exact(name):
     """By the conventions alone, against the full-length model with the dropped tokens masked, decoding included."""
     model, inputs = TINY[name].build(), TINY[name].inputs()
@@ -90,9 +90,9 @@ def test_the_command_lists_them():
 
 
 def test_its_first_prompt_is_compared_and_a_wrong_one_refused(monkeypatch):
-    model, inputs = TINY["cohere2_vision"].build(), TINY["cohere2_vision"].inputs()
+    model, inputs = TINY["janus"].build(), TINY["janus"].inputs()
     with torch.no_grad(), prune(model, "divprune", keep=0.5) as run:
-        with pytest.warns(UserWarning, match="not tested with model type 'cohere2_vision'.*holds"):
+        with pytest.warns(UserWarning, match="not tested with model type 'janus'.*holds"):
             model(**inputs)
         assert [len(row) for row in run.kept[0]] == [4, 8]
         with warnings.catch_warnings():
@@ -101,20 +101,20 @@ def test_its_first_prompt_is_compared_and_a_wrong_one_refused(monkeypatch):
     wrong = lambda self, model, arguments, first: arguments["input_ids"].clamp(max=0) - 1  # noqa: E731
     broken = lambda *a: wrong(*a).masked_fill(a[2]["input_ids"] == IMAGE, 0)  # noqa: E731
     monkeypatch.setattr(Generic, "blocks", broken)
-    told = r"With model type 'cohere2_vision' this pruned prompt is wrong.*layer 0"
+    told = r"With model type 'janus' this pruned prompt is wrong.*layer 0"
     with torch.no_grad(), prune(model, "divprune", keep=0.5), pytest.raises(Unsupported, match=told):
         model(**inputs)
     assert tokenprune.check(model, inputs, "divprune", keep=0.5).ok is False
 
 
 def test_what_it_cannot_know_is_refused():
-    model = TINY["cohere2_vision"].build()
+    model = TINY["janus"].build()
     assert supports(model, "divprune") is None
     assert "how its tokens lie in rows" in supports(model, "downsample")
     assert "no family file tells" in supports(model, "visionzip")
     assert "takes no stage before the vision encoder" in supports(model, "uniform", at="pixels")
     for method in ("dycoke", "visionzip"):
-        with pytest.raises(MissingSignal, match="cohere2_vision"):
+        with pytest.raises(MissingSignal, match="janus"):
             prune(model, method, keep=0.5)
 
 
@@ -128,7 +128,7 @@ def test_what_keeps_to_no_convention_is_told_apart():
 
 def test_pictures_of_a_packed_getter_are_told_apart():
     """A getter that gives one tensor for all pictures is cut by their grids."""
-    model = TINY["cohere2_vision"].build()
+    model = TINY["janus"].build()
     family = family_of(model)
     encoded = Encoded("image", {"image_grid_thw": torch.tensor([[1, 4, 6], [1, 2, 4]])}, (8,))
     assert [[part.length for part in parts] for parts in family.items(model, encoded)] == [[6], [2]]
@@ -157,9 +157,16 @@ def test_layers_that_keep_a_state_are_pruned_before_the_language_model(monkeypat
         assert not tokenprune.check(model, inputs, "divprune", keep=0.5, positions="compact").ok
 
 
+def test_what_layers_are_given_of_tokens_that_the_text_model_never_saw_is_refused():
+    model, inputs = TINY["gemma4 per-layer"].build(), TINY["gemma4 per-layer"].inputs()
+    told = r"tokens that come back have none of it.*at=1 or later"
+    with torch.no_grad(), prune(model, "lvlm_csp", keep=0.3), pytest.raises(Unsupported, match=told):
+        model(**inputs)
+
+
 def test_a_stream_needs_a_family_file():
     with pytest.raises(Unsupported, match="a stream has no first prompt that could be compared"):
-        tokenprune.stream(TINY["cohere2_vision"].build(), None, "uniform", budget=8)
+        tokenprune.stream(TINY["janus"].build(), None, "uniform", budget=8)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])

@@ -82,7 +82,7 @@ def test_grids_of_videos(video_family, tiny_models):
 
 def test_base_images_and_tiles(tiny_models):
     names = {}
-    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3"):
+    for name in ("llava", "llava_next", "internvl", "smolvlm", "idefics3", "ovis2", "aya_vision", "cohere2_vision"):
         family = FAMILIES[name]
         spans = spans_of(tiny_models(family), family.inputs([[3, Picture(4, 6), 5, Picture(3, 4), 2]]))
         names[name] = [(s.part, s.item) for s in spans]
@@ -90,6 +90,9 @@ def test_base_images_and_tiles(tiny_models):
     assert names["llava_next"] == [("base", 0), ("tile", 0), ("base", 1), ("tile", 1)]
     assert [n for n, _ in names["internvl"]] == ["tile", "tile", "base", "image"]
     assert [n for n, _ in names["smolvlm"]] == [n for n, _ in names["idefics3"]] == ["tile", "tile", "base", "base"]
+    assert names["ovis2"] == [("base", 0), ("tile", 0), ("tile", 0), ("image", 1)]
+    assert names["aya_vision"] == [("tile", 0), ("tile", 0), ("base", 0), ("base", 1)]
+    assert names["cohere2_vision"] == [("tile", 0), ("tile", 0), ("base", 0), ("image", 1)]
 
 
 def test_newlines_close_their_rows(tiny_models):
@@ -235,12 +238,12 @@ def signals(model, inputs):
 
 
 def dented(pixels, made):
-    """The pixels with one patch of 4 x 4 (or one token's patches, where they come flattened) set to something loud."""
+    """The pixels with one patch of 4 x 4 set to something loud."""
     changed = pixels.clone()
     loud = 6 * torch.randn(3, 4, 4, generator=made)
     if pixels.ndim == 2:
-        token = 4 * int(torch.randint(len(pixels) // 4, (), generator=made))
-        changed[token : token + 4] = 6 * torch.randn(4, pixels.shape[1], generator=made)
+        patch = int(torch.randint(len(pixels), (), generator=made))
+        changed[patch] = 6 * torch.randn(pixels.shape[1], generator=made)
         return changed
     flat = changed.flatten(0, -4)
     filled = flat.flatten(1).abs().amax(1).nonzero().flatten()

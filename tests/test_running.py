@@ -134,6 +134,8 @@ def test_manual_loop_without_position_ids(family, tiny_models, plan, positions):
 @ALL
 def test_prompt_lookup_keeps_what_greedy_keeps(family, tiny_models, plan):
     """Drafted tokens stand in the first forward; the query row must be the prompt's last token, not a draft."""
+    if "drafts" in family.fails:
+        pytest.skip("transformers itself fails")
     if family.name.startswith("paligemma"):
         pytest.skip("transformers counts drafts as part of PaliGemma's two-way prefix: unpruned it is not exact either")
     model, inputs = tiny_models(family), family.inputs([[3, Picture(4, 6), 5, 5]])
@@ -278,7 +280,8 @@ def test_one_picture_several_questions(family, tiny_models):
         pytest.skip("this version of transformers takes no features beside the prompt for this family")
     model, inputs = tiny_models(family), family.inputs(BATCHES["one"])
     other = family.inputs(BATCHES["one"], seed=3)
-    names = [n for n in ("pixel_values", "image_sizes", "pixel_attention_mask") if n in inputs]
+    own = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw", "image_merge_sizes")
+    names = [n for n in own if n in inputs]
     with torch.no_grad(), prune(model, "fopru" if works(family, "fopru") else "divprune", keep=0.3) as run:
         expected = model(**inputs).logits
         kept = run.kept[0][0].tolist()

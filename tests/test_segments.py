@@ -47,7 +47,7 @@ def test_where_padding_would_be_most_of_the_work_it_stays_as_it_is():
 
 
 @pytest.mark.parametrize("media", [Picture(8, 8), Video(4, 4, 4)], ids=["windows", "frames"])
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "glm4v"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "glm4v", "exaone4_5"])
 def test_a_block_calls_its_kernel_once(name, media, monkeypatch):
     model, inputs = FAMILIES[name].build(), FAMILIES[name].inputs([[1, media, 5]])
     calls, attend = [], taps._attention

@@ -1,6 +1,14 @@
 """Tiny random models of every family, and prompts for them, built from configs alone."""
 
 from tests.tiny.base import BREAK, IMAGE, VIDEO, Picture, Tiny, Video
+from tests.tiny.grids import (
+    TinyErnie45VL,
+    TinyExaone45,
+    TinyHunYuanVL,
+    TinyLightOnOcr,
+    TinyPaddleOcrVL,
+    TinyVideoLlama3,
+)
 from tests.tiny.llavas import (
     TinyLlava,
     TinyLlavaNext,
@@ -23,6 +31,7 @@ from tests.tiny.others import (
     TinySmolVLM,
 )
 from tests.tiny.qwens import TinyGlm4V, TinyGlm4VMoe, TinyGlm46V, TinyQwen2VL, TinyQwen3VL, TinyQwen3VLMoe, TinyQwen25VL
+from tests.tiny.tiles import TinyAyaVision, TinyCohere2Vision, TinyDeepseekVL, TinyGotOcr2, TinyOvis2
 
 FAMILIES: dict[str, Tiny] = {
     cls.name: cls()
@@ -51,6 +60,17 @@ FAMILIES: dict[str, Tiny] = {
         TinyMistral3,
         TinyFastVlm,
         TinyPerceptionLM,
+        TinyPaddleOcrVL,
+        TinyOvis2,
+        TinyAyaVision,
+        TinyCohere2Vision,
+        TinyLightOnOcr,
+        TinyExaone45,
+        TinyVideoLlama3,
+        TinyErnie45VL,
+        TinyHunYuanVL,
+        TinyDeepseekVL,
+        TinyGotOcr2,
     )
 }
 

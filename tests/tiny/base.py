@@ -67,12 +67,19 @@ class Tiny:
     placeholder: tuple[int, ...] = (IMAGE,)  # ids of visual tokens and of the separators between them
     has_video = False
     counts_padding = True  # a forward without position_ids counts padding as tokens
+    fails: tuple[str, ...] = ()  # ways of running in which transformers itself fails: chunks, drafts
+    moves_rows = False  # generate() counts it too, so that keys differ from those of a row alone
+    counts_images = False  # of the rows before too, so that positions differ from those of a row alone
+    axes = 3  # of position ids that are not one number a token
     beams_one_image = False  # transformers mixes up the images of a row when it expands a batch
     cls = False  # whether the vision encoder has a CLS token
 
     def build(self, attention: str = "sdpa") -> PreTrainedModel:
         torch.manual_seed(0)
-        config = self.config()
+        return self.make(self.config(), attention)
+
+    def make(self, config: Any, attention: str = "sdpa") -> PreTrainedModel:
+        """The model of a config that may differ from its own."""
         return self.model_class._from_config(config, attn_implementation=attention).eval()
 
     model_class: Any

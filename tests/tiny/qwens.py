@@ -35,6 +35,7 @@ class TinyQwen25VL(Tiny):
     placeholder = (IMAGE, VIDEO)
     has_video = True
     counts_padding = False
+    patch: tuple[int, ...] = (3 * 2 * 4 * 4,)  # values of one
 
     def config(self):
         vision = VISION | dict(hidden_size=32, intermediate_size=48, window_size=16, fullatt_block_indexes=[1])
@@ -52,11 +53,14 @@ class TinyQwen25VL(Tiny):
         images, clips = pictures(rows), videos(rows)
         if images:
             found["image_grid_thw"] = torch.tensor([[1, 2 * p.h, 2 * p.w] for p in images])
-            found["pixel_values"] = patches(found["image_grid_thw"], made)
+            found["pixel_values"] = self.patches(found["image_grid_thw"], made)
         if clips:
             found["video_grid_thw"] = torch.tensor([[v.t, 2 * v.h, 2 * v.w] for v in clips])
-            found["pixel_values_videos"] = patches(found["video_grid_thw"], made)
+            found["pixel_values_videos"] = self.patches(found["video_grid_thw"], made)
         return found
+
+    def patches(self, grids, made):
+        return torch.randn(int(grids.prod(-1).sum()), *self.patch, generator=made)
 
 
 class TinyQwen2VL(TinyQwen25VL):
@@ -153,7 +157,3 @@ class TinyGlm4VMoe(TinyGlm4V):
         first_k_dense_replace=1,
         rope_parameters=MROPE["rope_parameters"] | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5},
     )
-
-
-def patches(grids, made):
-    return torch.randn(int(grids.prod(-1).sum()), 3 * 2 * 4 * 4, generator=made)

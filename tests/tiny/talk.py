@@ -11,7 +11,7 @@ from transformers import BatchFeature, PreTrainedModel
 from tests.tiny import FAMILIES, IMAGE, Picture
 from tests.tiny.base import BOS, END, START, Tiny
 
-MARKED = ("qwen", "glm")  # their chat templates, not their processors, write the marks around an image
+MARKED = ("qwen", "glm", "paddleocr")  # their chat templates, not their processors, write the marks around an image
 WORDS = {"<s>": BOS, "[": START, "]": END, "u": 5, "a": 6, ".": 7}
 USER, ASSISTANT, STOP = (WORDS[word] for word in ("u", "a", "."))
 
@@ -67,7 +67,7 @@ def talking(family: str, layer: int | None = None, layers: int | None = None) ->
     config = tiny.config()
     config.get_text_config().num_hidden_layers = layers or 6
     torch.manual_seed(0)
-    model = tiny.model_class._from_config(config, attn_implementation="sdpa").eval()
+    model = tiny.make(config)
     with torch.no_grad():
         for i, one in enumerate(tiny.text_model(model).layers):
             if layer is not None and i != layer % config.get_text_config().num_hidden_layers:

@@ -157,9 +157,12 @@ class Ideal:
         if positions is not None:
             own = columns.expand(*positions.shape[:-2], -1, -1)
             self.short["position_ids"] = positions.expand(*own.shape[:-1], -1).gather(-1, own)
+        for name, given in found.items():  # what else goes by tokens
+            if name not in self.short and isinstance(given, Tensor) and given.shape[:2] == embeds.shape[:2]:
+                rows = torch.arange(len(columns), device=given.device)[:, None]
+                self.short[name] = given[rows, columns.to(given.device)]
         mask = found.get("visual_pos_masks")
         if mask is not None:
-            self.short["visual_pos_masks"] = mask.gather(1, columns)
             alive = stays.to(mask.device)[mask]
             planes = found.get("deepstack_visual_embeds") or []
             self.short["deepstack_visual_embeds"] = [plane[alive] for plane in planes] or None

@@ -242,7 +242,10 @@ class EncoderStages:
             until = place.block + stage.method.whole_blocks
             call.returning = Returning(rows, whole, choice.neighbours, until)
         self._take(call, stage.method, choice, watch)
-        return call.rows.shorten(whole) if call.rows.shortened else whole
+        if call.rows.shortened:
+            return call.rows.shorten(whole)
+        # In the strides it came in: products of others are rounded otherwise.
+        return x if whole is x else torch.empty_like(x).copy_(whole)
 
     def _take(self, call: EncoderCall, method: Method, choice: Choice, watch: Stopwatch) -> None:
         """What is left goes on."""

@@ -49,10 +49,12 @@ class DeepStack:
 
 @dataclass
 class Bypass:
-    """Rows that wait beside the layers: their inputs when they left, and their hidden states."""
+    """Rows that wait beside the layers: their inputs when they left, their hidden states, and whether they left before
+    the text model saw them."""
 
     inputs: LayerInputs
     hidden: Tensor
+    unseen: bool
 
 
 @dataclass
@@ -70,6 +72,8 @@ class Forward:
     asked: whether a stage so far chose with the question in view.
     encoded: the calls of the vision encoder, where stages stand before or inside it.
     width: rows that the text model was given.
+    followed: what else it was given of these rows, each with the same of the whole prompt.
+    unseen: whether there are rows again that it was not given.
     past_rows: keys that each cache layer held before this pass.
     history: (first layer, rows) from each stage on.
     """
@@ -88,6 +92,8 @@ class Forward:
     bypass: Bypass | None = None
     encoded: list[EncoderWork] = field(default_factory=list)
     width: int = 0
+    followed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    unseen: bool = False
     past_rows: dict[int, int] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     kept: list[list[Tensor]] = field(default_factory=list)
@@ -148,7 +154,7 @@ class Forward:
         choice = select(stage, self.state, reading, passed, len(self.piece.kinds), self.rankings)
         watch.stop()
         if stage.method.sets_aside:
-            self.bypass = Bypass(self.inputs, hidden)
+            self.bypass = Bypass(self.inputs, hidden, stage.at == 0)
         column = self.state.column
         self.merged.append(
             [(one.row, column[one.row, one.sources], column[one.row, one.kept], one.weights) for one in choice.merges]
@@ -191,6 +197,19 @@ class Forward:
         """The text model itself computes cos and sin for the rows that are left."""
         self.inputs = LayerInputs(self.piece, self.state.hand_over(), self.inputs.past_shift, self.inputs.moved)
 
+    def follow(self, given: Any) -> Any:
+        """What a decoder layer is given beside hidden states, a tensor [B, width, ...], for the rows that are left;
+        anything else as it is."""
+        whole = next((whole for own, whole in self.followed if own is given), None)
+        if whole is not None:
+            return self.inputs.follow(whole, self.piece.length, "column")
+        if self.unseen and self.inputs.is_of_rows(given, self.width):
+            raise Unsupported(
+                "The layers of this model are given more of every token than its hidden state, and tokens that come "
+                "back have none of it: they left before the text model saw them. Let them leave at=1 or later."
+            )
+        return self.inputs.follow(given, self.width)
+
     def _reading(self, at: int, hidden: Tensor, given: tuple[Tensor, Tensor] | None) -> Reading:
         return Reading(
             rows=self.state,
@@ -217,7 +236,7 @@ class Forward:
         state, hidden = self.state.recall(then.state, waiting, hidden, self.piece.length)
         inputs = LayerInputs(self.piece, state, then.past_shift, then.moved)
         self.inputs = inputs.shift_by(self.inputs.past_shift)
-        self.bypass = None
+        self.unseen, self.bypass = self.bypass.unseen, None
         return hidden
 
     def _merge(self, merges: list[Merge], hidden: Tensor) -> Tensor:

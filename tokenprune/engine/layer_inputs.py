@@ -169,13 +169,17 @@ class LayerInputs:
         """bool [B, K] for a layer that keeps a state, which must not see padding; None where there is none."""
         return self.state.valid if min(self.state.counts) < self.state.width else None
 
-    def follow(self, given: Any, width: int) -> Any:
-        """What the text model made for its own rows, a tensor [B, width, ...], for those that are left; anything else
-        as it is."""
-        if not isinstance(given, Tensor) or given.shape[:2] != (self.state.batch, width):
+    def is_of_rows(self, given: Any, width: int) -> bool:
+        """Whether something is a tensor [B, width, ...]."""
+        return isinstance(given, Tensor) and given.shape[:2] == (self.state.batch, width)
+
+    def follow(self, given: Any, width: int, rows: str = "native") -> Any:
+        """Of a tensor [B, width, ...] what belongs to the rows that are left; anything else as it is. rows: `native`
+        for one that the text model made for its own rows, `column` for one of the whole prompt."""
+        if not self.is_of_rows(given, width):
             return given
-        native = self.state.rows["native"].to(given.device)
-        return given[torch.arange(len(native), device=given.device)[:, None], native]
+        index = self.state.rows[rows].to(given.device)
+        return given[torch.arange(len(index), device=given.device)[:, None], index]
 
     def _padded(self, layer: PrunedLayer | None) -> bool:
         """Whether a key of a layer may be padding, which the host knows."""
@@ -219,8 +223,9 @@ def rotary(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin [B, K, e] of positions int64 [axes, B, K]. kind: as `layer_type` gives it."""
     module: Any = text_model.rotary_emb
-    if len(positions) == 1:  # M-RoPE models take one axis of ids for all three
-        positions = positions.expand(3, -1, -1) if hasattr(module, "mrope_section") else positions[0]
+    if len(positions) == 1:  # M-RoPE models take one axis of ids for all
+        sections = getattr(module, "mrope_section", None)
+        positions = positions[0] if sections is None else positions.expand(len(sections), -1, -1)
     cos, sin = module(hidden, positions, *kind)
     return cos, sin
 

@@ -47,6 +47,11 @@ def project(module: nn.Module, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> t
     return query, key, scaling, softcap
 
 
+def before_attention(layer: Any, hidden: Tensor) -> Tensor:
+    """What a decoder layer gives its attention of hidden states [B, K, d]: some have their norms behind it alone."""
+    return layer.input_layernorm(hidden) if hasattr(layer, "input_layernorm") else hidden
+
+
 def listener(forward: Forward, i: int, wanted: list[Tap], layer: Callable[[], Any]) -> Listener:
     """Runs taps in the attention of layer i. layer: gives its cache layer, once there is one."""
 
@@ -63,7 +68,7 @@ def tap_ahead(forward: Forward, i: int, wanted: list[Tap], layer: Any, hidden: T
             "A method that looks ahead into the next layer needs the whole prompt in one pass. Start a new cache."
         )
     with torch.no_grad():
-        _attend(wanted, forward, i, None, *project(layer.self_attn, layer.input_layernorm(hidden), rope))
+        _attend(wanted, forward, i, None, *project(layer.self_attn, before_attention(layer, hidden), rope))
 
 
 def tap_unrotated(forward: Forward, wanted: list[Tap], layer: Any, hidden: Tensor, rope: tuple) -> None:
@@ -74,7 +79,7 @@ def tap_unrotated(forward: Forward, wanted: list[Tap], layer: Any, hidden: Tenso
         raise Unsupported("Attention without rotation is read before its softmax.")
 
     with torch.no_grad():
-        query, key, scaling, softcap = project(layer.self_attn, layer.input_layernorm(hidden), plain)
+        query, key, scaling, softcap = project(layer.self_attn, before_attention(layer, hidden), plain)
         products = partial(_products, query, key, scaling, softcap)
         for tap in wanted:
             tap(Attention(forward.state, key, paid, products, forward.captured))

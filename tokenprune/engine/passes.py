@@ -218,6 +218,7 @@ class Passes:
             for stage in first:
                 hidden = self._run_stage(forward, stage, hidden, None)
         followed = {name: forward.inputs.follow(x, forward.width) for name, x in kwargs.items() if name not in GIVEN}
+        forward.followed = [(own, kwargs[name]) for name, own in followed.items() if own is not kwargs[name]]
         forward.width = hidden.shape[1]
         forward.hand_over()
         positions = forward.state.positions[0] if len(forward.state.positions) == 1 else forward.state.positions
@@ -336,10 +337,10 @@ class Passes:
                 forward.announce(i, layer)
             more, changed = args[1:], {}
             if not forward.state.computed:  # whatever else it is given is of the text model's own rows
-                more = tuple(forward.inputs.follow(x, forward.width) for x in more)
+                more = tuple(forward.follow(x) for x in more)
                 for name, x in kwargs.items():
                     if name not in GIVEN:
-                        changed[name] = forward.inputs.follow(x, forward.width)
+                        changed[name] = forward.follow(x)
             changed["attention_mask"] = forward.inputs.mask(i, hidden, layer) if keys else forward.inputs.padding_mask()
             if given is not None:  # some layers have no rotary embedding
                 changed["position_embeddings"] = forward.inputs.rope(i, hidden, given)

@@ -131,6 +131,7 @@ class Prompt:
                 raise Unsupported("tokenprune finds visual tokens in input_ids. Pass input_ids, not inputs_embeds.")
             if kwargs.get("image_hidden_states") is not None or not isinstance(encoded, (dict, type(None))):
                 raise Unsupported("tokenprune has to see the images encoded. Pass pixel_values, not their features.")
+            family.check_prompt(kwargs)
             columns = placeholder_columns(input_ids, family.placeholders(model).values())
             if not any(any(rows) for rows in columns.values()):
                 raise BadInput(

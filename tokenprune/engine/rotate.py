@@ -29,9 +29,9 @@ def check_rotation(text_model: Any) -> None:
     module, config = text_model.layers[0].self_attn, text_model.config
     weight = next(module.parameters())
     hidden = torch.randn(1, 2, config.hidden_size, generator=torch.Generator().manual_seed(0)).to(weight)
-    axes = 3 if hasattr(text_model.rotary_emb, "mrope_section") else 1
+    axes = len(getattr(text_model.rotary_emb, "mrope_section", [0]))
     before = torch.tensor([[5, 900]] * axes, device=weight.device)
-    after = before - torch.tensor([[3, 700], [1, 20], [0, 650]][:axes], device=weight.device)
+    after = before - torch.tensor([[3, 700], [1, 20], [0, 650], [2, 300]][:axes], device=weight.device)
     keys = []
     taps.install()
     try:

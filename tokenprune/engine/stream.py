@@ -107,6 +107,11 @@ class Stream:
             raise Unsupported("A stream needs layers of full attention; this model has sliding windows.")
         if type(self.family).blocks is not Family.blocks:
             raise Unsupported(f"{self.family.name} cannot follow a stream. {MASKED_AHEAD}")
+        if len(getattr(self.text_model.rotary_emb, "mrope_section", ())) > 3:
+            raise Unsupported(
+                f"{self.family.name} numbers the rows and columns of every picture from 0 and counts the pictures, "
+                "which a stream cannot follow. Prune whole prompts instead."
+            )
         _check_plain(method)
         self.budget, self.recent, self.slack, self.positions = budget, recent, slack, positions
         self.remember = remember

@@ -28,6 +28,7 @@ NO_CLASS_TOKEN = without(
     "saliency_first:cls",
     "saliency_early:cls",
 )
+THREE_AXES = {"rope_weight": "it rotates by three axes of position ids."}
 ENCODER_SIGNALS = ("saliency", "saliency_first", "saliency_early", "vision_keys", "vision_features", "entropy")
 
 
@@ -159,6 +160,9 @@ class Family(ABC):
     def check(self, model: PreTrainedModel) -> None:  # noqa: B027
         """Raise `Unsupported` for a model of this family that cannot be pruned."""
 
+    def check_prompt(self, arguments: dict[str, Any]) -> None:  # noqa: B027
+        """Raise `Unsupported` for images or videos that cannot be pruned; arguments: of the base model's forward."""
+
     def base(self, model: PreTrainedModel) -> Any:
         """The module whose forward puts visual features into the prompt."""
         return model.base_model
@@ -262,7 +266,7 @@ def attention_of(layer: nn.Module) -> nn.Module:
 
 def mlp_of(layer: nn.Module) -> nn.Module:
     """The MLP of an encoder layer, under any of its names."""
-    return next(getattr(layer, name) for name in ("mlp", "feed_forward") if hasattr(layer, name))
+    return next(getattr(layer, name) for name in ("mlp", "feed_forward", "ffn") if hasattr(layer, name))
 
 
 def key_projection(attention: nn.Module) -> nn.Module:
@@ -272,8 +276,10 @@ def key_projection(attention: nn.Module) -> nn.Module:
 
 def head_mean(attention: Any, projected: Tensor) -> Tensor:
     """Keys [..., e], mean over heads, from the output of `key_projection`."""
-    parts = projected.chunk(3, dim=-1)[1] if hasattr(attention, "qkv") else projected
-    return parts.unflatten(-1, (attention.num_heads, -1)).mean(-2)
+    if hasattr(attention, "qkv"):
+        queries = attention.num_heads * attention.head_dim  # keys and values may have fewer heads
+        projected = projected[..., queries:].chunk(2, dim=-1)[0]
+    return projected.unflatten(-1, (-1, attention.head_dim)).mean(-2)
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:

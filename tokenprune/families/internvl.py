@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import groupby
 from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenprune.families.base import IMAGENET_STD, Span, encoder_layers, feature_layer
+from tokenprune.families.layout import name_tiles
 from tokenprune.families.square import Square
 
 
@@ -34,19 +33,3 @@ class InternVL(Square):
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
         layers = encoder_layers(self.tower(model, media))
         return layers, feature_layer(layers, model.config.vision_feature_layer)
-
-
-def name_tiles(spans: list[Span]) -> list[Span]:
-    """Make spans that touch each other one item, and name them `tile`, the last of them `base`."""
-
-    def picture(pair: tuple[int, Span]) -> tuple[int, int]:
-        number, span = pair
-        return span.row, span.columns[0] - number * span.count
-
-    named = []
-    for number, (_, group) in enumerate(groupby(enumerate(spans), key=picture)):
-        tiles = [replace(span, item=number) for _, span in group]
-        if len(tiles) > 1:
-            tiles = [replace(t, part="tile") for t in tiles[:-1]] + [replace(tiles[-1], part="base")]
-        named += tiles
-    return named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import groupby
 
 from torch import Tensor
 
@@ -55,6 +56,41 @@ def lay_out(items: list[list[Part]], rows: list[list[int]], media: str) -> list[
                     spans.append((_span(part, rows[row][at : at + part.length], row, media, number), i))
                     at += part.length
     return spans
+
+
+def name_tiles(spans: list[Span], gap: int = 0, base: int = -1) -> list[Span]:
+    """Make spans one picture that have `gap` tokens between them, and call them tiles; of several number `base` shows
+    the whole picture."""
+
+    def picture(pair: tuple[int, Span]) -> tuple[int, int]:
+        number, span = pair
+        return span.row, span.columns[0] - number * (span.count + gap)
+
+    named = []
+    for number, (_, group) in enumerate(groupby(enumerate(spans), key=picture)):
+        tiles = [replace(span, item=number, part="tile") for _, span in group]
+        tiles[base] = replace(tiles[base], part="base" if len(tiles) > 1 else "image")
+        named += tiles
+    return named
+
+
+def name_marked_tiles(spans: list[Span], input_ids: Tensor) -> list[Span]:
+    """The same where a token before each tells them apart (row 1 column 2, ...): a picture ends with the whole of it,
+    so the one before the last span of a row stands before whole views.
+
+    input_ids: int64 [B, L].
+    """
+    ids = input_ids.tolist()
+    marks = [ids[s.row][s.columns[0] - 1] if s.columns[0] else None for s in spans]
+    whole = {span.row: mark for span, mark in zip(spans, marks, strict=True)}
+    tiled = {span.row for span, mark in zip(spans, marks, strict=True) if mark != whole[span.row]}
+    named, item = [], 0
+    for span, mark in zip(spans, marks, strict=True):
+        ends = mark == whole[span.row]
+        part = "image" if span.row not in tiled else "base" if ends else "tile"
+        named.append(replace(span, part=part, item=item))
+        item += ends
+    return named
 
 
 def as_frames(spans: list[Span]) -> list[list[int]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, Encoded, EncoderBlocks, Family, Groups, Part
+from tokenprune.families.base import CLIP_STD, NO_CLASS_TOKEN, THREE_AXES, Encoded, EncoderBlocks, Family, Groups, Part
 
 
 class Qwen2VL(Family):
@@ -18,10 +18,14 @@ class Qwen2VL(Family):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features", "video": "get_video_features"}
     pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
-    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | {"rope_weight": "it rotates by three axes of position ids."}
+    missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | THREE_AXES
+
+    def merge(self, model: PreTrainedModel, encoded: Encoded) -> int:
+        """Patches along one side of a token."""
+        return model.config.vision_config.spatial_merge_size
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
-        merge = model.config.vision_config.spatial_merge_size
+        merge = self.merge(model, encoded)
         return [[Part((t, h // merge, w // merge), encoded.media)] for t, h, w in self._grids(encoded).tolist()]
 
     def encoder(self, model: PreTrainedModel, media: str) -> tuple[nn.ModuleList, int]:
@@ -33,7 +37,7 @@ class Qwen2VL(Family):
 
     def pool_patches(self, model: PreTrainedModel, encoded: Encoded, calls: list[Tensor]) -> list[list[Tensor]]:
         """The encoder holds the merge**2 patches of a token side by side; their mean is the token's."""
-        unit = model.config.vision_config.spatial_merge_size**2
+        unit = self.merge(model, encoded) ** 2
         merged = torch.cat([call.flatten(0, 1) for call in calls]).unflatten(0, (-1, unit)).mean(1)
         grids = self._grids(encoded)
         merged = self.in_order(model, merged, grids)
@@ -52,7 +56,7 @@ class Qwen2VL(Family):
 
     def groups(self, model: PreTrainedModel, encoded: Encoded, rows: tuple[int, int]) -> Groups:
         """Every frame is a segment. The patches of a group lie side by side."""
-        merge = model.config.vision_config.spatial_merge_size
+        merge = self.merge(model, encoded)
         grids = self._grids(encoded)
         count = rows[0] * rows[1] // merge**2
         held = self.in_order(model, torch.arange(count), grids)

@@ -66,8 +66,7 @@ def received_attention(
     mask: [N or 1, 1, queries, keys] as kernels take it (bool: True is seen; float: added), or None. focus: float
     [N, queries], how much each query counts; default: all alike. float32 [N, keys].
     """
-    if key.shape[1] != query.shape[1]:
-        raise Unsupported("The vision encoder shares keys between heads, which the saliency signal cannot read yet.")
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # shared between heads
     total = key.new_zeros(key.shape[0], key.shape[2], dtype=torch.float32)
     focus = total.new_ones(1, query.shape[2]) if focus is None else focus
     for start in range(0, query.shape[2], chunk):
