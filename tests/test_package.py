@@ -46,8 +46,9 @@ ALLOWED = {
     },
     "cli": {
         *("errors", "signals", "methods", "engine", "recipes", "api", "scenes", "chat", "media", "bench"),
-        *("checking", "evaluation", "explain", "catalogue", "demo", "plan", "cli"),
+        *("checking", "evaluation", "explain", "catalogue", "demo", "plan", "serving", "cli"),
     },
+    "serving": {"errors", "methods", "engine", "chat", "media", "plan", "serving"},
 }
 
 

@@ -15,8 +15,8 @@ from tokenprune import BadInput, Unsupported, stream
 from tokenprune.engine.template import Template
 
 WINDOWS = ("gemma3", "paligemma2", "mistral3", "aya_vision", "cohere2_vision", "exaone4_5")
-REFUSED = (*WINDOWS, "paligemma", "hunyuan_vl")  # images that see both ways; positions that do not go on
-UNTURNED = ("glm4v", "glm46v", "ernie4_5_vl_moe")  # their keys are rotated pair by pair
+REFUSED = (*WINDOWS, "paligemma", "hunyuan_vl", "ernie4_5_vl_moe")  # images that see both ways; positions; experts
+UNTURNED = ("glm4v", "glm46v")  # their keys are rotated pair by pair
 STREAMING = [name for name in FAMILIES if name not in (*REFUSED, *UNTURNED)]
 SIZES = [(3, 4), (4, 3)]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import typer
 from torch import nn
-from torch.utils.data import DataLoader
 
+from eval.worlds import batches
 from eval.worlds.base import Settings
 from eval.worlds.batches import Batches
 from eval.worlds.clips.world import CLIPS
@@ -16,14 +18,22 @@ from eval.worlds.remember import remembered
 from eval.worlds.train import change, join
 
 
-def test_workers_take_batches_in_turns():
-    batches = Batches(CLIPS, CLIPS.make_tokenizer(), "train", 1, start=3)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=2))
-    for number in range(3, 7):
-        found, own = next(loader), batches.batch(number)
-        assert found.shared == own.shared
-        assert torch.equal(found.pixels, own.pixels)
-        assert torch.equal(found.packs[0].ids, own.packs[0].ids)
+def test_workers_take_batches_in_turns(monkeypatch):
+    """As a loader has them; real processes would be forks of one that has threads."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    own = Batches(CLIPS, CLIPS.make_tokenizer(), "train", 1, start=3)
+    workers = []
+    for number in range(2):
+        monkeypatch.setattr(batches, "get_worker_info", lambda number=number: SimpleNamespace(id=number, num_workers=2))
+        workers.append(iter(own))
+        workers[-1] = [next(workers[-1]) for _ in range(2)]
+    monkeypatch.setattr(batches, "get_worker_info", lambda: None)
+    alone = iter(own)
+    for found in (workers[0][0], workers[1][0], workers[0][1], workers[1][1]):
+        expected = next(alone)
+        assert found.shared == expected.shared
+        assert torch.equal(found.pixels, expected.pixels)
+        assert torch.equal(found.packs[0].ids, expected.packs[0].ids)
 
 
 def test_settings_are_changed_by_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -111,6 +112,11 @@ class Stream:
             raise Unsupported(
                 f"{self.family.name} numbers the rows and columns of every picture from 0 and counts the pictures, "
                 "which a stream cannot follow. Prune whole prompts instead."
+            )
+        if "moe_mm_token_type_ids" in inspect.signature(self.text_model.forward).parameters:
+            raise Unsupported(
+                f"{self.family.name} has experts for visual tokens, and no test has seen a stream tell it which those "
+                "are. Prune whole prompts instead."
             )
         _check_plain(method)
         self.budget, self.recent, self.slack, self.positions = budget, recent, slack, positions

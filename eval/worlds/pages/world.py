@@ -22,7 +22,7 @@ from eval.worlds.pages.text import CHARACTERS
 from tokenprune import scenes
 from tokenprune.methods.registry import all_methods
 
-KEEPS = (0.5, 0.25, 0.1, 0.05)
+KEEPS = (0.5, 0.25, 0.1)
 READ_CLS = (  # which this encoder does not have, so they read what tokens receive
     *("agile_ratio", "agilepruner", "fastervlm", "hired", "holov", "prumerge", "todre", "visionzip", "vispruner"),
     "vscan",
@@ -43,7 +43,7 @@ class Pages(World):
     """Fields say which character's centre lies in a token, which one follows in the same token, and where it is;
     flags tell that a word ends there, and that it is of the heading."""
 
-    name, title = "pages", "Pages: every method at keep 50, 25, 10 and 5 %"
+    name, title = "pages", "Pages: every method at keep 50, 25 and 10 %"
     media, model, seed = "image", scenes.PAGES_MODEL, 1127
     shape, tokens = (272, 288, 3), 18 * 17
     ask, judged_at_once = ASK, 20
