@@ -231,7 +231,7 @@ def test_what_cannot_stream_is_refused(talker, tiny_models):
         stream(model, processor, positions="new")
     with pytest.raises(Unsupported, match="Hunyuan-VL numbers the rows and columns of every picture from 0"):
         stream(FAMILIES["hunyuan_vl"].build(), None, "uniform", budget=8)
-    with pytest.raises(Unsupported, match="ERNIE 4.5 VL has experts for visual tokens"):
+    with pytest.raises(Unsupported, match=r"ERNIE 4\.5 VL has experts for visual tokens"):
         stream(FAMILIES["ernie4_5_vl_moe"].build(), None, "uniform", budget=8)
     for family in ("gemma3", "paligemma"):
         with pytest.raises(Unsupported, match=r"sliding windows|both directions"):
