@@ -211,6 +211,15 @@ def test_a_request_may_choose_within_the_budget(chat):
                 ask(**plan)
 
 
+def test_a_failure_of_the_server_is_told_and_does_not_stop_it(chat, address, client, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(Chat, "batch", lambda *_: 1 / 0)
+        with pytest.raises(openai.InternalServerError, match="ZeroDivisionError; its log has more"):
+            complete(client)
+    assert 'tokenprune_requests_total{status="500"} 1.0' in httpx.get(f"{address}/metrics").text
+    assert complete(client).choices[0].message.content == alone(chat, scenes.QUESTION)
+
+
 def test_unpruned_is_the_baseline(chat):
     with served(chat, Plan()) as address:
         found = httpx.post(

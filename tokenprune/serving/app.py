@@ -155,6 +155,11 @@ def build_app(server: Server, most_bytes: int) -> FastAPI:
         server.figures.count(None, error.status_code, 0.0)
         return refusal(str(error.detail), error.status_code, "invalid_request_error")
 
+    @app.exception_handler(Exception)
+    async def failed(_: HttpRequest, error: Exception) -> Response:
+        server.figures.count(None, 500, 0.0)
+        return refusal(f"The server failed with a {type(error).__name__}; its log has more.", 500, "server_error")
+
     @app.post("/v1/chat/completions")
     async def completions(body: dict[str, Any]) -> Response:
         return await server.complete(body)
