@@ -16,6 +16,7 @@ from tests.draw import cases
 from tests.tiny import FAMILIES
 from tests.tiny.saved import PROCESSORS, save
 from tokenprune import scenes
+from tokenprune.families.registry import all_families
 from tokenprune.methods.registry import all_methods
 from tokenprune.recipes import recipe_names
 
@@ -119,7 +120,7 @@ def test_list_of_one_method(command):
         "arXiv 2412.04467",
         "--merge-in projected  what is mixed",
         "one of projected, encoder",
-        "6 of 17: InternVL, LLaVA-1.5",
+        f"6 of {len(all_families())}: InternVL, LLaVA-1.5",
         "visionzip source=received",
         "visionzip_64: llava-1.5-7b; average_percent 94.0",
         f"{100 * right:.1f} % at keep 0.25",

@@ -19,7 +19,7 @@ from tokenprune.engine.cache import BUCKET
 pytestmark = pytest.mark.laws
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 PLANS = ("divprune", "fastv", "divprune+fastv", "four stages")
-WINDOWED = ("gemma3", "paligemma2", "mistral3")
+WINDOWED = ("gemma3", "paligemma2", "mistral3", "aya_vision", "cohere2_vision", "exaone4_5")
 STATIC = GREEDY | LOGITS | {"cache_implementation": "static"}
 
 

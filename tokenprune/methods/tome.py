@@ -74,7 +74,7 @@ class ToMe(BudgetMethod):
         x, k, n = view["vision_keys" if inside else "features"].float(), self.budget(view), view.count
         index = view.first(n).index
         weights: torch.Tensor | None = None
-        sizes = view["vision_sizes"] if inside else torch.ones(view.spans, n, device=x.device)
+        sizes = view["vision_sizes"].float() if inside else torch.ones(view.spans, n, device=x.device)
         while index.shape[1] > k:
             count = index.shape[1]
             stays, share = bipartite(unit_rows(x), min(count - k, (count + 1) // 2), sizes)
