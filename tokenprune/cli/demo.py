@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tokenprune.cli.listen import check_port
 from tokenprune.errors import BadInput
 
 out = Console()
@@ -36,15 +36,3 @@ def demo(
     session = Session(model, frames, max_new_tokens)
     out.print(f"http://{escape(host)}:{port}  (ctrl-c stops it)", highlight=False)
     serve(session, host, port)
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise `BadInput` where nobody can listen, before a model is loaded."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BadInput(
-                f"Cannot listen on {host}:{port} ({error.strerror}). Give another --port or --host."
-            ) from error

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tokenprune.cli.demo import check_port
+from tokenprune.cli.listen import check_port
 from tokenprune.cli.parse import read_plan
 from tokenprune.errors import BadInput
 

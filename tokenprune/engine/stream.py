@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -108,16 +107,8 @@ class Stream:
             raise Unsupported("A stream needs layers of full attention; this model has sliding windows.")
         if type(self.family).blocks is not Family.blocks:
             raise Unsupported(f"{self.family.name} cannot follow a stream. {MASKED_AHEAD}")
-        if len(getattr(self.text_model.rotary_emb, "mrope_section", ())) > 3:
-            raise Unsupported(
-                f"{self.family.name} numbers the rows and columns of every picture from 0 and counts the pictures, "
-                "which a stream cannot follow. Prune whole prompts instead."
-            )
-        if "moe_mm_token_type_ids" in inspect.signature(self.text_model.forward).parameters:
-            raise Unsupported(
-                f"{self.family.name} has experts for visual tokens, and no test has seen a stream tell it which those "
-                "are. Prune whole prompts instead."
-            )
+        if self.family.no_stream:
+            raise Unsupported(f"{self.family.name} {self.family.no_stream} Prune whole prompts instead.")
         _check_plain(method)
         self.budget, self.recent, self.slack, self.positions = budget, recent, slack, positions
         self.remember = remember

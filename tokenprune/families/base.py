@@ -140,6 +140,7 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     getters: ClassVar[dict[str, str]] = {"image": "get_image_features"}  # media -> method of the base model
     missing: ClassVar[dict[str, str]] = {}  # "signal" or "signal:variant" -> why this family cannot give it
+    no_stream: ClassVar[str] = ""  # why a stream of frames cannot follow it, as what its name does
     conditions: ClassVar[dict[str, str]] = {}  # the same for signals that only some of its models give
     pixel_std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)  # what its processors divide brightness by
     projects: ClassVar[bool] = False  # whether its projector takes the features of tokens one by one

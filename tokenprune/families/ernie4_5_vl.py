@@ -16,6 +16,7 @@ class Ernie45VL(Qwen2VL):
 
     name: ClassVar[str] = "ERNIE 4.5 VL"
     model_types: ClassVar[tuple[str, ...]] = ("ernie4_5_vl_moe",)
+    no_stream: ClassVar[str] = "has experts for visual tokens, and no test has seen a stream tell it which those are."
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         frames = self._frames(model, encoded)

@@ -20,6 +20,9 @@ class HunYuanVL(Raster):
     model_types: ClassVar[tuple[str, ...]] = ("hunyuan_vl",)
     pixel_std: ClassVar[tuple[float, float, float]] = CLIP_STD
     missing: ClassVar[dict[str, str]] = NO_CLASS_TOKEN | {"rope_weight": "it rotates by four axes of position ids."}
+    no_stream: ClassVar[str] = (
+        "numbers the rows and columns of every picture from 0 and counts the pictures, which a stream cannot follow."
+    )
 
     def items(self, model: PreTrainedModel, encoded: Encoded) -> list[list[Part]]:
         whole = [part for parts in super().items(model, encoded) for part in parts]
